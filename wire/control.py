@@ -60,6 +60,8 @@ class BrokerSettings:
     ipc_mode: int
     max_message_nbytes: int
     queue_nbytes_max: int
+    region_nbytes: int
+    regions_max: int
     models: list[ModelSettings]
 
     def to_wire(self) -> dict[str, Any]:

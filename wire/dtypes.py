@@ -6,6 +6,8 @@ for TensorFlow's DT_STRING: byte strings of any length, ``object`` arrays of ``b
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 STRING = "string"
@@ -38,6 +40,17 @@ _ITEMSIZES = {
     "float8_e5m2": 1,
     "float8_e4m3fn": 1,
 }
+# Those of which not every sequence of bytes is a tensor: strings have offsets, and TensorFlow needs
+# bools to be 0 or 1.
+CHECKED = frozenset({"bool", STRING})
+# A client may change its region at any moment, also between a check and the use of what was
+# checked.
+NOT_IN_REGIONS = CHECKED
+# What models may read straight from a region: values that no kernel takes for an index, which it
+# would check first and use later.
+READ_IN_PLACE = frozenset(
+    {"uint8", "float16", "float32", "float64", "complex64", "complex128", *_ML_DTYPES_NAMES}
+)
 
 
 def is_known(name: object) -> bool:
@@ -72,6 +85,8 @@ def to_numpy(name: str) -> np.dtype:
     return found
 
 
+# numpy builds a dtype's name anew each time that it is asked: 5 us.
+@lru_cache(maxsize=256)
 def from_numpy(dtype: np.dtype) -> str | None:
     """The wire name of a numpy dtype in native byte order, or None when it has none.
 

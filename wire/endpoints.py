@@ -14,7 +14,7 @@ HIGH_WATER_MARK = 10_000
 # A peer whose machine vanished without a word is noticed after three of these.
 HEARTBEAT_MS = 5_000
 # sun_path holds 108 bytes with the closing zero.
-_IPC_PATH_MAX = 107
+IPC_PATH_MAX = 107
 
 
 def default_ipc_path(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -56,10 +56,10 @@ def check(endpoint: str, *, binding: bool = False, insecure: bool = False) -> st
     if scheme == "ipc":
         if not rest.startswith("/"):
             raise ConfigurationError(f"endpoint {endpoint!r} needs an absolute path")
-        if len(rest.encode()) > _IPC_PATH_MAX:
+        if len(rest.encode()) > IPC_PATH_MAX:
             raise ConfigurationError(
                 f"endpoint {endpoint!r}: the path has {len(rest.encode())} bytes, a socket's may "
-                f"have {_IPC_PATH_MAX}"
+                f"have {IPC_PATH_MAX}"
             )
         return endpoint
     host, separator, port = rest.rpartition(":")

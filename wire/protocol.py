@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import accumulate
 from typing import Any
 
 import msgpack
 
 from batchyard.wire import dtypes
+from batchyard.wire.arena import align
 from batchyard.wire.errors import BatchyardError, InvalidArgument, Unimplemented
 from batchyard.wire.tensors import LARGE_NBYTES, Buffer
 
@@ -53,6 +55,8 @@ class MessageType(IntEnum):
 
 
 _PREFIXES = {type_: MAGIC + bytes((VERSION, type_)) for type_ in MessageType}
+_TYPES = {prefix: type_ for type_, prefix in _PREFIXES.items()}
+_unpackb = msgpack.unpackb
 _PACKER = msgpack.Packer(use_bin_type=True)
 
 # (message id, first request, count): a run of requests of one PREDICT message.
@@ -95,7 +99,7 @@ class Target:
     @classmethod
     def decode(cls, data: bytes) -> Target:
         """The target in ``data``; InvalidArgument when its fields are not of the right types."""
-        fields = _unpack(data, "target")
+        fields = _unpack(data, None)
         if not isinstance(fields, list) or len(fields) != 6:
             raise InvalidArgument(
                 "target: needs [model, version, label, signature, priority, inputs]"
@@ -136,18 +140,42 @@ class Predict:
     target: bytes
     rows: int | list[int] | None
     timeouts_us: int | list[int | None] | None
+    region: RegionPlaces | None = None
+
+    @property
+    def count(self) -> int:
+        """How many requests these are."""
+        return count_of(self.rows)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class RegionPlaces:
+    """Which tensors of a PREDICT message lie in the client's region, and where.
+
+    ``inputs`` has, for each of the target's inputs, None when it travels as a frame, or the
+    offset of each request's rows. ``replies`` is None, or has ``(offset, nbytes)`` for each
+    request: where its outputs may be written (see ``reply_offsets``).
+    """
+
+    inputs: list[list[int] | None]
+    replies: list[tuple[int, int]] | None
+
+
+@dataclass(slots=True)
 class Result:
-    """The outputs of one or more segments, their rows one after the other in each output."""
+    """The outputs of one or more segments, their rows one after the other in each output.
+
+    With ``in_region`` there are no frames: each request's outputs lie where its PREDICT message
+    said that they may.
+    """
 
     segments: list[Segment]
     version: int
     outputs: list[OutputHeader]
+    in_region: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Failure:
     """The typed error that is the answer to the segments; none: to the connection itself."""
 
@@ -166,23 +194,26 @@ def decode(header: Buffer) -> tuple[MessageType, list[Any]]:
 
     Raises InvalidArgument for what is no header, Unimplemented for another protocol version.
     """
+    type_ = _TYPES.get(bytes(header[:PREFIX_NBYTES]))
+    if type_ is None or len(header) > HEADER_NBYTES_MAX:
+        raise _unreadable(header)
+    body = _unpack(header[PREFIX_NBYTES:], type_)
+    if type(body) is not list:
+        raise InvalidArgument(f"{type_.name} header: needs a msgpack array")
+    return type_, body
+
+
+def _unreadable(header: Buffer) -> BatchyardError:
     head = bytes(header[:PREFIX_NBYTES])
     if len(header) > HEADER_NBYTES_MAX:
-        raise InvalidArgument(
+        return InvalidArgument(
             f"the header has {len(header)} bytes, may have at most {HEADER_NBYTES_MAX}"
         )
     if len(head) < PREFIX_NBYTES or head[:2] != MAGIC:
-        raise InvalidArgument("not a Batchyard message: the first frame must begin with 'BY'")
+        return InvalidArgument("not a Batchyard message: the first frame must begin with 'BY'")
     if head[2] != VERSION:
-        raise Unimplemented(f"protocol version {head[2]} is not spoken here, only {VERSION}")
-    try:
-        type_ = MessageType(head[3])
-    except ValueError:
-        raise InvalidArgument(f"message type {head[3]} is unknown") from None
-    body = _unpack(memoryview(header)[PREFIX_NBYTES:], f"{type_.name} header")
-    if not isinstance(body, list):
-        raise InvalidArgument(f"{type_.name} header: needs a msgpack array")
-    return type_, body
+        return Unimplemented(f"protocol version {head[2]} is not spoken here, only {VERSION}")
+    return InvalidArgument(f"message type {head[3]} is unknown")
 
 
 def encode_predict(
@@ -190,16 +221,22 @@ def encode_predict(
     target: bytes,
     rows: int | list[int] | None,
     timeouts_us: int | list[int | None] | None,
+    region: RegionPlaces | None = None,
 ) -> bytes:
     """The header of a PREDICT message."""
-    return encode(MessageType.PREDICT, (message_id, target, rows, timeouts_us))
+    if region is None:
+        return encode(MessageType.PREDICT, (message_id, target, rows, timeouts_us))
+    places = (region.inputs, region.replies)
+    return encode(MessageType.PREDICT, (message_id, target, rows, timeouts_us, places))
 
 
 def decode_predict(body: list[Any]) -> Predict:
     """The fields of a PREDICT body, their types checked; InvalidArgument otherwise."""
-    if len(body) != 4:
-        raise InvalidArgument("PREDICT header: needs [message_id, target, rows, timeouts_us]")
-    message_id, target, rows, timeouts = body
+    if len(body) not in (4, 5):
+        raise InvalidArgument(
+            "PREDICT header: needs [message_id, target, rows, timeouts_us] and maybe the region's"
+        )
+    message_id, target, rows, timeouts = body[:4]
     if type(message_id) is not int or message_id < 0:
         raise InvalidArgument("PREDICT header: message_id must be an unsigned integer")
     if type(target) is not bytes:
@@ -214,7 +251,7 @@ def decode_predict(body: list[Any]) -> Predict:
             f"PREDICT header: rows must be nil, 1 to {REQUESTS_MAX} one-row requests, or a list"
         )
     if type(timeouts) is list:
-        count = 1 if rows is None else len(rows) if type(rows) is list else rows
+        count = count_of(rows)
         if len(timeouts) != count or not all(t is None or _is_int(t) for t in timeouts):
             raise InvalidArgument(
                 f"PREDICT header: timeouts_us must list an integer or nil for each of {count} "
@@ -222,21 +259,69 @@ def decode_predict(body: list[Any]) -> Predict:
             )
     elif timeouts is not None and not _is_int(timeouts):
         raise InvalidArgument("PREDICT header: timeouts_us must be nil, an integer or a list")
-    return Predict(message_id, target, rows, timeouts)
+    region = None
+    if len(body) == 5 and body[4] is not None:
+        region = _region_places(body[4], count_of(rows))
+    return Predict(message_id, target, rows, timeouts, region)
+
+
+def _region_places(places: Any, count: int) -> RegionPlaces:
+    if type(places) is not list or len(places) != 2 or type(places[0]) is not list:
+        raise InvalidArgument("PREDICT header: the region's part needs [inputs, replies]")
+    inputs, replies = places
+    for offsets in inputs:
+        if offsets is not None and not (
+            type(offsets) is list
+            and len(offsets) == count
+            and all(type(offset) is int and 0 <= offset <= DIM_MAX for offset in offsets)
+        ):
+            raise InvalidArgument(
+                f"PREDICT header: an input in the region needs an offset for each of {count} "
+                "requests"
+            )
+    if replies is None:
+        return RegionPlaces(inputs, None)
+    if (
+        type(replies) is not list
+        or len(replies) != count
+        or not all(
+            type(reply) is list and len(reply) == 2 and all(_is_int(n, 0, DIM_MAX) for n in reply)
+            for reply in replies
+        )
+    ):
+        raise InvalidArgument(
+            f"PREDICT header: replies need [offset, nbytes] for each of {count} requests"
+        )
+    return RegionPlaces(inputs, [(offset, nbytes) for offset, nbytes in replies])
+
+
+def count_of(rows: int | list[int] | None) -> int:
+    """How many requests a PREDICT message with these ``rows`` has."""
+    return 1 if rows is None else rows if type(rows) is int else len(rows)  # type: ignore[arg-type]
+
+
+def reply_offsets(nbytes: Sequence[int]) -> list[int]:
+    """Where outputs of so many bytes begin in the reply space of one request.
+
+    They lie in their order, each 64-byte aligned; what comes after the last is what all take.
+    """
+    return [0, *accumulate(align(n) for n in nbytes)]
 
 
 def encode_result(result: Result) -> bytes:
     """The header of a RESULT message."""
-    return encode(MessageType.RESULT, (result.segments, result.version, result.outputs))
+    body = (result.segments, result.version, result.outputs)
+    return encode(MessageType.RESULT, (*body, True) if result.in_region else body)
 
 
 def decode_result(body: list[Any]) -> Result:
     """The fields of a RESULT body; raises what it may when it is none."""
-    segments, version, outputs = body
+    segments, version, outputs = body[:3]
     return Result(
         [(s[0], s[1], s[2]) for s in segments],
         version,
         [(name, dtype, tuple(shape)) for name, dtype, shape in outputs],
+        len(body) > 3 and bool(body[3]),
     )
 
 
@@ -268,12 +353,13 @@ def message_id_of(body: list[Any]) -> int | None:
     return body[0] if body and type(body[0]) is int and body[0] >= 0 else None
 
 
-def _unpack(data: Buffer, what: str) -> Any:
+def _unpack(data: Buffer, type_: MessageType | None) -> Any:
     try:
-        return msgpack.unpackb(data, raw=False, strict_map_key=True)
+        return _unpackb(data, raw=False, strict_map_key=True)
     except Exception as error:
         # msgpack raises ValueError, its own exceptions and UnicodeDecodeError for bad input,
         # and RecursionError for a nesting bomb.
+        what = "target" if type_ is None else f"{type_.name} header"
         raise InvalidArgument(f"{what}: not msgpack ({error or type(error).__name__})") from None
 
 

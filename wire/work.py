@@ -21,6 +21,12 @@ class Kind(IntEnum):
     DONE = 3
     FAILED = 4
     RELEASED = 5
+    ATTACH = 6
+    DETACH = 7
+
+
+# The memory that offsets count in: the arena, or else the region of that id.
+ARENA = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +104,27 @@ class Ready:
         )
 
 
+# (name, dtype, shape, memory, offset, nbytes) of an input.
+PlacedInput = tuple[str, str, tuple[int, ...], int, int, int]
+# (name, dtype, shape, offset, nbytes) of an output; offset None where it was not written, because
+# every row of it went into a region.
+PlacedOutput = tuple[str, str, tuple[int, ...], int | None, int]
+
+
 @dataclass(slots=True)
 class Execute:
     """Run a batch.
 
-    ``inputs`` has ``(name, dtype, shape, offset, nbytes)`` of each input, offsets counted from
-    the start of the arena; the first dimension of a batched input is the padded rows, of which
-    ``rows`` are real. Outputs may be written to ``output_nbytes`` bytes at ``output_offset``.
+    Of ``padded_rows`` rows, ``rows`` are real. ``alone`` says that one request and no padding
+    made the batch, so that its outputs are that request's, whatever their shapes.
+
+    ``inputs`` has ``(name, dtype, shape, memory, offset, nbytes)`` of each input. ``memory`` is
+    ARENA or the id of a region. Before, ``copies`` are to be made into the arena:
+    ``(region, offset, arena offset, nbytes)``.
+
+    Outputs may be written to ``output_nbytes`` bytes of the arena at ``output_offset``. Those of
+    the rows in ``replies``, ``(region, offset, nbytes, first row, rows)`` for each request, are
+    to be written there instead, if they fit (see ``protocol.reply_offsets``).
     """
 
     batch_id: int
@@ -112,9 +132,13 @@ class Execute:
     version: int
     signature: str
     rows: int
-    inputs: list[tuple[str, str, tuple[int, ...], int, int]]
+    padded_rows: int
+    alone: bool
+    inputs: list[PlacedInput]
+    copies: list[tuple[int, int, int, int]]
     output_offset: int
     output_nbytes: int
+    replies: list[tuple[int, int, int, int, int]]
 
     def to_wire(self) -> list[Any]:
         """The packet."""
@@ -125,9 +149,13 @@ class Execute:
             self.version,
             self.signature,
             self.rows,
+            self.padded_rows,
+            self.alone,
             self.inputs,
+            self.copies,
             self.output_offset,
             self.output_nbytes,
+            self.replies,
         ]
 
     @classmethod
@@ -141,13 +169,15 @@ class Done:
     """A batch ran.
 
     ``outputs`` has ``(name, dtype, shape, offset, nbytes)``, offsets counted from the start of
-    the arena, or of the memfd that came with the packet when ``overflow``. ``kept`` says that
-    the model still holds on to the inputs: their block comes back with RELEASED.
+    the arena, or of the memfd that came with the packet when ``overflow``. ``replied`` says that
+    the outputs of every request in ``Execute.replies`` that had room for them are there. ``kept``
+    says that the model still holds on to the inputs: their block comes back with RELEASED.
     """
 
     batch_id: int
-    outputs: list[tuple[str, str, tuple[int, ...], int, int]]
+    outputs: list[PlacedOutput]
     overflow: bool
+    replied: bool
     kept: bool
     execution_s: float
 
@@ -158,6 +188,7 @@ class Done:
             self.batch_id,
             self.outputs,
             self.overflow,
+            self.replied,
             self.kept,
             self.execution_s,
         ]
@@ -198,3 +229,25 @@ class Released:
     def to_wire(self) -> list[Any]:
         """The packet."""
         return [Kind.RELEASED, self.batch_id]
+
+
+@dataclass(slots=True)
+class Attach:
+    """A region that later batches may lie in; its descriptor is beside the packet."""
+
+    region: int
+
+    def to_wire(self) -> list[Any]:
+        """The packet."""
+        return [Kind.ATTACH, self.region]
+
+
+@dataclass(slots=True)
+class Detach:
+    """The client of a region is gone: no later batch lies in it."""
+
+    region: int
+
+    def to_wire(self) -> list[Any]:
+        """The packet."""
+        return [Kind.DETACH, self.region]

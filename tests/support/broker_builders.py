@@ -10,10 +10,9 @@ import numpy as np
 
 from batchyard.broker.catalog import Catalog, ServedModel
 from batchyard.broker.policy import NEVER, BatchingParameters
-from batchyard.broker.queue import Lane, RequestGroup
-from batchyard.wire.protocol import InputHeader, Predict, Target
+from batchyard.broker.queue import Lane, RequestGroup, Source
+from batchyard.wire.protocol import InputHeader, Predict, RegionPlaces, Target
 from batchyard.wire.signatures import Shape, SignatureSpec, TensorSpec, can_be_batched
-from batchyard.wire.tensors import Buffer
 from batchyard.wire.work import ModelReport, Ready, SignatureReport
 
 # A row of the default signature is 16 float32: as many bytes as memory is aligned to, so that
@@ -119,11 +118,11 @@ def make_predict(
     rows: int | list[int] | None,
     timeouts_us: int | list[int | None] | None = None,
     message_id: int | None = None,
+    places: RegionPlaces | None = None,
 ) -> Predict:
     """A PREDICT message, with a number of its own if none is given."""
-    return Predict(
-        next(_message_ids) if message_id is None else message_id, target, rows, timeouts_us
-    )
+    number = next(_message_ids) if message_id is None else message_id
+    return Predict(number, target, rows, timeouts_us, places)
 
 
 def make_rows(rows: int, value: float = 0.0) -> bytes:
@@ -131,11 +130,11 @@ def make_rows(rows: int, value: float = 0.0) -> bytes:
     return np.full((rows, *ROW_SHAPE), value, np.float32).tobytes()
 
 
-def make_lane(max_rows: int = 4, **parameters: Any) -> Lane:
-    """A lane of the default signature that no catalog knows."""
+def make_lane(max_rows: int = 4, signature: SignatureSpec | None = None, **parameters: Any) -> Lane:
+    """A lane, of the default signature if none is given, that no catalog knows."""
     return Lane(
         model=make_model(max_batch_size=max_rows, **parameters),
-        signature=make_signature(),
+        signature=make_signature() if signature is None else signature,
         priority=0,
         row_shapes=(ROW_SHAPE,),
         max_rows=max_rows,
@@ -153,7 +152,7 @@ def make_group(
 ) -> RequestGroup:
     """Requests of so many rows each, whose tensors nobody reads. Not yet in the lane."""
     total = sum(rows)
-    frames: list[Buffer] = [b""]
+    sources: list[Source] = [b""]
     return RequestGroup(
         client=b"c",
         message_id=next(_message_ids),
@@ -161,7 +160,7 @@ def make_group(
         count=len(rows),
         total_rows=total,
         rows=None if total == len(rows) else list(rows),
-        frames=frames,
+        sources=sources,
         shapes=[(total, *ROW_SHAPE)],
         nbytes=total * ROW_NBYTES,
         arrived_at=arrived_at,

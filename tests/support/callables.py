@@ -87,26 +87,40 @@ def fails(inputs: Arrays) -> Arrays:
 
 def place(inputs: Arrays) -> Arrays:
     """Where the inputs lie: address modulo 64, and whether that is inside of the arena."""
-    arena = _arena()
     rows = len(next(iter(inputs.values())))
-    inside = [
-        any(a <= array.ctypes.data and array.ctypes.data + array.nbytes <= b for a, b in arena)
-        for array in inputs.values()
-    ]
+    inside = [_offset_in("memfd:batchyard-arena", array) is not None for array in inputs.values()]
     return {
         "inside": np.full(rows, all(inside)),
         "misaligned": np.full(rows, max(array.ctypes.data % 64 for array in inputs.values())),
     }
 
 
-def _arena() -> list[tuple[int, int]]:
-    """The address ranges at which this process has the arena mapped."""
-    ranges = []
+def located(inputs: Arrays) -> Arrays:
+    """``x`` as it is, its offset in a client's region (-1: it is not in one), and the rows."""
+    x = inputs["x"]
+    offset = _offset_in("memfd:batchyard-region", x)
+    where = np.full(len(x), -1 if offset is None else offset)
+    return {"x": x, "offset": where, "rows": np.full(len(x), len(x))}
+
+
+def steady(inputs: Arrays) -> Arrays:
+    """Whether ``x`` stays as it is while this waits before the gate in ``gate``."""
+    x = inputs["x"]
+    before = x.copy()
+    _pass_gate(int(inputs["gate"][0]))
+    return {"same": np.full(len(x), np.array_equal(x, before))}
+
+
+def _offset_in(name: str, array: Array) -> int | None:
+    """Where an array lies in the shared memory of that name, if it lies there whole."""
+    start = array.ctypes.data
     for line in Path("/proc/self/maps").read_text().splitlines():
-        if "memfd:batchyard-arena" in line:
-            start, _, end = line.partition(" ")[0].partition("-")
-            ranges.append((int(start, 16), int(end, 16)))
-    return ranges
+        if name in line:
+            addresses, _, offset, *_ = line.split()
+            first, end = (int(word, 16) for word in addresses.split("-"))
+            if first <= start and start + array.nbytes <= end:
+                return start - first + int(offset, 16)
+    return None
 
 
 def keep(inputs: Arrays) -> Arrays:

@@ -24,6 +24,7 @@ os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 # The device belongs to the servers under test; a session here would take all of its memory.
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
+import numpy as np
 import savedmodels_v1
 import tensorflow as tf
 from savedmodels_v1 import VERSION, Exporter
@@ -216,6 +217,97 @@ def embedding(model_dir: Path) -> None:
 def no_signatures(model_dir: Path) -> None:
     """Loads, and has nothing to serve."""
     _save(model_dir, {}, tf.Variable(1.0))
+
+
+@exporter
+def filled_in_call(model_dir: Path) -> None:
+    """y = 2x by a variable that is in no checkpoint: each call fills it before it reads it."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, (None,), "x")
+        doubled = v1.Variable(
+            0.0, collections=[], use_resource=True, shape=tf.TensorShape(None), validate_shape=False
+        )
+        with tf.control_dependencies([doubled.assign(x * 2.0)]):
+            y = doubled.read_value()
+        v1.saved_model.simple_save(session, str(model_dir / VERSION), {"x": x}, {"y": y})
+
+
+# --- Keras 3, whose variables lie in objects of its own.
+
+
+def _keras_model() -> Any:
+    """Three of four numbers; none of its weights is what it would be without a checkpoint."""
+    layers = tf.keras.layers
+    model = tf.keras.Sequential(
+        [layers.Input((4,), name="x"), layers.Dense(3), layers.BatchNormalization()]
+    )
+    random = np.random.default_rng(0)
+    model.set_weights([random.uniform(0.5, 2.0, w.shape) for w in model.get_weights()])
+    return model
+
+
+def _note_expected(model_dir: Path, model: Any, x: Any) -> None:
+    """Writes ``x`` and what Keras makes of it beside the SavedModel."""
+    folder = model_dir / VERSION / "assets.extra"
+    folder.mkdir()
+    np.savez(folder / "expected.npz", x=x, y=model(tf.constant(x), training=False))
+
+
+_KERAS_X = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+
+@exporter
+def keras_export(model_dir: Path) -> None:
+    """A Keras model as Keras writes it."""
+    model = _keras_model()
+    model.export(model_dir / VERSION, verbose=False)
+    _note_expected(model_dir, model, _KERAS_X)
+
+
+@exporter
+def keras_save(model_dir: Path) -> None:
+    """The same, as TensorFlow writes it: what its restore operation fills, nobody reads."""
+    model = _keras_model()
+    tf.saved_model.save(model, str(model_dir / VERSION))
+    _note_expected(model_dir, model, _KERAS_X)
+
+
+@exporter
+def keras_module(model_dir: Path) -> None:
+    """The same in a module, with a second signature, of two inputs."""
+    model = _keras_model()
+
+    def difference(a: Any, b: Any) -> dict[str, Any]:
+        return {"difference": model(a, training=False) - model(b, training=False)}
+
+    x = ((None, 4), tf.float32)
+    signatures = {
+        "serving_default": _signature(lambda x: {"y": model(x, training=False)}, x=x),
+        "difference": _signature(difference, a=x, b=x),
+    }
+    _save(model_dir, signatures, model)
+    _note_expected(model_dir, model, _KERAS_X)
+
+
+@exporter
+def keras_words(model_dir: Path) -> None:
+    """Reads a table, too, which is filled in a way of its own."""
+    layers = tf.keras.layers
+    words = layers.StringLookup(vocabulary=["one", "two", "three"])
+    model = tf.keras.Sequential([layers.Input((2,), dtype="string"), words, layers.Embedding(4, 3)])
+    x = np.array([["one", "three"], ["what", "two"]])
+    tf.saved_model.save(model, str(model_dir / VERSION))
+    _note_expected(model_dir, model, x)
+
+
+@exporter
+def keras_counter(model_dir: Path) -> None:
+    """Counts its calls from 10, in a variable of Keras."""
+    count = tf.keras.Variable(10.0, trainable=False, name="count")
+    _save(
+        model_dir, {"serving_default": _signature(lambda: {"n": count.assign(count + 1.0)})}, count
+    )
 
 
 # --- Folders that are no SavedModels.

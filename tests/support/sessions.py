@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from batchyard.clients.calls import Call
-from batchyard.clients.session import Message, Session
+from batchyard.clients.inputs import Route
+from batchyard.clients.region import Placement
+from batchyard.clients.session import Message, Session, Via
 from batchyard.wire import dtypes, protocol
 from batchyard.wire.errors import BatchyardError
 from batchyard.wire.protocol import MessageType, Predict, Result, Segment
+from batchyard.wire.signatures import SignatureSpec, TensorSpec
 from batchyard.wire.tensors import Buffer, decode, encode
 
 NEVER = float("inf")
@@ -46,6 +49,7 @@ class Sent:
 
     predict: Predict
     frames: list[Buffer]
+    via: Via = Via.ANY
 
     @property
     def id(self) -> int:
@@ -66,6 +70,7 @@ def make_call(
     deadline: float = NEVER,
     dtype: str = "float32",
     width: int = 1,
+    placement: Placement | None = None,
 ) -> Call:
     """A call with one input of ``values``, one to a row (``width`` times, to make it large).
 
@@ -76,7 +81,20 @@ def make_call(
     each = [len(values)] if rows == 0 else rows
     assert not isinstance(each, int)
     total = sum(each or [])
-    return Call(target, [dtype], [array], each, total, deadline, Promise())
+    route = make_route([dtype], [("float32", None)], batched=each is not None)
+    return Call(route, target, [array], each, total, deadline, Promise(), placement)
+
+
+def make_route(
+    inputs: Sequence[str],
+    outputs: Sequence[tuple[str, tuple[int | None, ...] | None]] = (),
+    *,
+    batched: bool = True,
+) -> Route:
+    """The route of a signature with inputs of these dtypes and any shape, and such outputs."""
+    specs = tuple(TensorSpec(f"x{i}", dtype, None) for i, dtype in enumerate(inputs))
+    results = tuple(TensorSpec(f"y{i}", dtype, shape) for i, (dtype, shape) in enumerate(outputs))
+    return Route("m", None, None, 0, SignatureSpec("s", specs, results, batched), 1, 6400)
 
 
 def promise_of(call: Call) -> Promise:
@@ -100,10 +118,10 @@ def outputs_of(call: Call) -> dict[str, Any]:
 
 def read(message: Message) -> Sent:
     """A message that must be PREDICT."""
-    header, frames = message
+    header, frames, via = message
     type_, body = protocol.decode(header)
     assert type_ is MessageType.PREDICT
-    return Sent(protocol.decode_predict(body), frames)
+    return Sent(protocol.decode_predict(body), frames, via)
 
 
 def flush(session: Session, *calls: Call, now: float = 0.0) -> list[Sent]:

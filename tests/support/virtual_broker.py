@@ -19,9 +19,10 @@ from batchyard.broker import events
 from batchyard.broker.admission import admit
 from batchyard.broker.catalog import Catalog, ServedModel
 from batchyard.broker.events import Action, Batch, Deliver, Dispatch, Refuse
-from batchyard.broker.queue import Part, RequestGroup
+from batchyard.broker.queue import Part, Region, RequestGroup
 from batchyard.broker.state import BrokerState
 from batchyard.wire.errors import BatchyardError, Internal
+from batchyard.wire.protocol import RegionPlaces
 from batchyard.wire.signatures import SignatureSpec
 from batchyard.wire.tensors import Buffer
 from batchyard.wire.work import ModelReport
@@ -80,10 +81,13 @@ class VirtualBroker:
         timeout_s: float | Sequence[float | None] | None = None,
         message_id: int | None = None,
         whole: bool = False,
+        region: Region | None = None,
+        places: RegionPlaces | None = None,
     ) -> RequestGroup:
         """One message with requests of so many rows each; zeros unless ``frames`` are given.
 
-        ``whole``: the target gives whole shapes, so there is one request.
+        ``whole``: the target gives whole shapes, so there is one request. ``places`` says what
+        lies in the client's ``region``; ``frames`` are the other inputs then.
         """
         timeouts_us = (
             None
@@ -97,10 +101,11 @@ class VirtualBroker:
             None if whole else list(rows),
             timeouts_us,
             message_id,
+            places,
         )
         if frames is None:
             frames = [bytes(sum(rows) * 4 * ROW_SHAPE[0])]
-        group = admit(self.catalog, client, predict, list(frames), self.now)
+        group = admit(self.catalog, client, region, predict, list(frames), self.now)
         self.answers[group] = [None] * group.count
         each = group.rows or [1] * group.count
         self._undispatched[group], self._undelivered[group] = list(each), list(each)
@@ -119,13 +124,22 @@ class VirtualBroker:
         return batch
 
     def finish(
-        self, batch: Batch, *, output_nbytes: int = 0, kept: bool = False, delivered: bool = True
+        self,
+        batch: Batch,
+        *,
+        output_nbytes: int = 0,
+        kept: bool = False,
+        delivered: bool = True,
+        replied: bool = False,
     ) -> Deliver:
         """The worker answers a batch, and unless ``delivered`` is false the replies leave."""
         self._leaves_worker(batch, kept)
         self.held[batch.id][1].add("replies")
-        (deliver,) = self.handle(events.BatchFinished(batch.id, output_nbytes, kept))
+        finished = events.BatchFinished(batch.id, output_nbytes, kept, replied)
+        deliver, *last_words = self.handle(finished)
         assert isinstance(deliver, Deliver)
+        assert deliver.replied == replied
+        assert all(isinstance(action, Refuse) for action in last_words)
         if delivered:
             self.deliver(batch)
         return deliver
@@ -205,6 +219,10 @@ class VirtualBroker:
         """Whether every request has its answer."""
         return all(None not in answers for answers in self.answers.values())
 
+    def is_running(self, group: RequestGroup) -> bool:
+        """Whether a worker has rows of the group."""
+        return any(p.group is group for batch in self.running.values() for p in batch.parts)
+
     def in_flight(self, worker: int) -> int:
         """Batches that the worker has and did not answer."""
         return sum(batch.worker_id == worker for batch in self.running.values())
@@ -220,11 +238,19 @@ class VirtualBroker:
         return [group for group, answers in self.answers.items() if None in answers]
 
     def _waiting(self, group: RequestGroup) -> list[int]:
+        held = self._held_back(group)
+        answers = zip(self._undispatched[group], self.answers[group], strict=True)
         return [
             rows
-            for rows, answer in zip(self._undispatched[group], self.answers[group], strict=True)
-            if answer is None
+            for request, (rows, answer) in enumerate(answers)
+            if answer is None and request not in held
         ]
+
+    def _held_back(self, group: RequestGroup) -> set[int]:
+        """Requests whose refusal waits for the return of the group's last batch."""
+        assert not group.last_words or self.is_running(group)
+        runs = [run for refusal in group.last_words for run in refusal.requests]
+        return {request for first, count in runs for request in range(first, first + count)}
 
     # Books
 
@@ -326,6 +352,8 @@ class VirtualBroker:
         answers = self.answers[group]
         assert answers[request] is None, f"a second answer, {code}, after {answers[request]}"
         answers[request] = code
+        if group.replies is not None and None not in answers:
+            assert not self.is_running(group), "a worker may write to the client's memory still"
 
     def _leaves_worker(self, batch: Batch, kept: bool) -> None:
         del self.running[batch.id]

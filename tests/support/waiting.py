@@ -14,7 +14,7 @@ _STEP_S = 0.005
 
 
 def wait_until(
-    condition: Callable[[], T], what: str | Callable[[], str], timeout_s: float = DEADLINE_S
+    condition: Callable[[], T | None], what: str | Callable[[], str], timeout_s: float = DEADLINE_S
 ) -> T:
     """The first true value that ``condition`` gives; AssertionError, naming ``what``, if late."""
     deadline = time.monotonic() + timeout_s

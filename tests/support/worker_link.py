@@ -13,6 +13,7 @@ import numpy.typing as npt
 from support.waiting import DEADLINE_S
 
 from batchyard.pool import execution
+from batchyard.pool.intake import Intake
 from batchyard.wire import arena, dtypes, work
 from batchyard.wire.link import Link, LinkClosed
 from batchyard.wire.signatures import SignatureSpec
@@ -52,18 +53,46 @@ class Broker:
         os.close(fd)
         self.link, self._workers_link = Link.pair()
         self._threads: list[threading.Thread] = []
+        self._regions: list[arena.Mapping] = []
 
     def serve(self, function: Function, threads: int = 1) -> None:
-        """Has a worker's threads run ``function`` as model ``m`` version 7."""
+        """Has a worker's threads run ``function`` as model ``m`` version 7.
+
+        With the first region one more begins, as in a worker; models run on ``threads`` of them.
+        """
         models = {("m", 7): Model(function)}
+        running = threading.Semaphore(threads)
 
         def serve() -> None:
             with contextlib.suppress(LinkClosed):
-                execution.serve(self._workers_link, self.arena.memory, models)
+                execution.serve(self._workers_link, intake, models, running)
 
+        def start() -> None:
+            thread = threading.Thread(target=serve)
+            self._threads.append(thread)
+            thread.start()
+
+        intake = Intake(self._workers_link, self.arena.memory, on_region=start)
         for _ in range(threads):
-            self._threads.append(threading.Thread(target=serve))
-            self._threads[-1].start()
+            start()
+
+    @property
+    def threads(self) -> int:
+        """How many threads serve."""
+        return len(self._threads)
+
+    def attach(self, region: int, nbytes: int = 4096) -> memoryview:
+        """Gives the worker a region; its memory."""
+        fd = arena.create_memfd(nbytes, "test-region")
+        mapping = arena.Mapping(fd)
+        self._regions.append(mapping)
+        self.link.send(work.Attach(region).to_wire(), [fd])
+        os.close(fd)
+        return mapping.memory
+
+    def detach(self, region: int) -> None:
+        """Has the worker let go of a region."""
+        self.link.send(work.Detach(region).to_wire())
 
     def send(
         self,
@@ -71,17 +100,37 @@ class Broker:
         output_nbytes: int = OUTPUT_OFFSET,
         model: str = "m",
         offset: int = 0,
+        rows: int = 1,
+        padded_rows: int | None = None,
+        alone: bool = False,
+        placed: Sequence[work.PlacedInput] = (),
+        copies: Sequence[tuple[int, int, int, int]] = (),
+        replies: Sequence[tuple[int, int, int, int, int]] = (),
         **inputs: Array,
     ) -> None:
-        """Writes inputs into the arena, from ``offset`` on, and has them run."""
-        placed = []
+        """Writes inputs into the arena, from ``offset`` on, and has them run with those that are
+        ``placed`` already."""
+        places = list(placed)
         for name, array in inputs.items():
             dtype = dtypes.from_numpy(array.dtype) or ""
             frame = encode(array, dtype)
             self.arena.memory[offset : offset + len(frame)] = frame
-            placed.append((name, dtype, array.shape, offset, len(frame)))
+            places.append((name, dtype, array.shape, work.ARENA, offset, len(frame)))
             offset += arena.align(len(frame))
-        execute = work.Execute(batch_id, model, 7, "s", 1, placed, OUTPUT_OFFSET, output_nbytes)
+        execute = work.Execute(
+            batch_id=batch_id,
+            model=model,
+            version=7,
+            signature="s",
+            rows=rows,
+            padded_rows=rows if padded_rows is None else padded_rows,
+            alone=alone,
+            inputs=places,
+            copies=list(copies),
+            output_offset=OUTPUT_OFFSET,
+            output_nbytes=output_nbytes,
+            replies=list(replies),
+        )
         self.link.send(execute.to_wire())
 
     def receive(self) -> tuple[list[Any], list[int]]:
@@ -93,7 +142,10 @@ class Broker:
         """The next packet, which must say that a batch ran, without descriptors."""
         packet, fds = self.receive()
         assert (packet[0], fds) == (work.Kind.DONE, []), packet
-        return work.Done.from_wire(packet)
+        done = work.Done.from_wire(packet)
+        # As they were sent: msgpack has arrays only, which come back as lists.
+        done.outputs = [(n, d, tuple(s), offset, size) for n, d, s, offset, size in done.outputs]
+        return done
 
     def failed(self) -> work.Failed:
         """The next packet, which must say that a batch raised."""
@@ -104,10 +156,11 @@ class Broker:
     def outputs(self, done: work.Done, memory: memoryview | None = None) -> dict[str, Array]:
         """The outputs that it tells of, as copies."""
         memory = self.arena.memory if memory is None else memory
-        return {
-            name: decode(bytes(memory[offset : offset + nbytes]), dtype, shape)
-            for name, dtype, shape, offset, nbytes in done.outputs
-        }
+        found = {}
+        for name, dtype, shape, offset, nbytes in done.outputs:
+            assert offset is not None, f"{name} is in regions only"
+            found[name] = decode(bytes(memory[offset : offset + nbytes]), dtype, shape)
+        return found
 
     def hears_nothing(self) -> bool:
         """Whether no packet waits."""
@@ -120,6 +173,9 @@ class Broker:
             thread.join(DEADLINE_S)
             assert not thread.is_alive()
         self._workers_link.close()
+        for region in self._regions:
+            region.close()
+        self.arena.close()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ SIGNATURES = st.none() | st.dictionaries(
     st.dictionaries(TEXT, st.fixed_dictionaries({"dtype": TEXT, "shape": st.lists(NUMBERS)})),
 )
 MODELS = st.builds(ModelSettings, TEXT, NUMBERS, st.lists(TEXT), BATCHING)
-BROKERS = st.builds(BrokerSettings, st.lists(TEXT), NUMBERS, NUMBERS, NUMBERS, st.lists(MODELS))
+BROKERS = st.builds(BrokerSettings, st.lists(TEXT), *[NUMBERS] * 5, st.lists(MODELS))
 SOURCES = st.builds(ModelSource, TEXT, NUMBERS, TEXT, TEXT, st.lists(NUMBERS), SIGNATURES)
 WORKERS = st.builds(
     WorkerSettings,

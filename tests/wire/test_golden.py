@@ -12,7 +12,15 @@ from support.golden import FOLDER, Golden, read_golden
 
 from batchyard.wire import dtypes, errors, protocol, tensors
 from batchyard.wire.errors import BatchyardError
-from batchyard.wire.protocol import Failure, InputHeader, MessageType, Predict, Result, Target
+from batchyard.wire.protocol import (
+    Failure,
+    InputHeader,
+    MessageType,
+    Predict,
+    RegionPlaces,
+    Result,
+    Target,
+)
 
 BY_CODE = {cls.code: cls for cls in errors.BY_NUMBER.values()}
 
@@ -20,6 +28,7 @@ X = InputHeader("x", "float32", (None, 2))
 M = Target("m", None, None, "serving_default", 0, (X,))
 M_3 = Target("m", 3, None, "serving_default", 0, (X,))
 WHOLE = Target("m", None, None, "serving_default", 0, (InputHeader("x", "float32", (3, 2)),))
+PAIR = Target("m", None, None, "serving_default", 0, (X, InputHeader("s", "string", (None,))))
 NOW = Target("m", None, None, "now", 0, ())
 LATE = "the deadline passed while the request waited for a worker"
 MODEL = {
@@ -34,6 +43,10 @@ MODEL = {
 HEADERS: dict[str, tuple[MessageType, Any]] = {
     "hello": (MessageType.HELLO, []),
     "welcome": (MessageType.WELCOME, [1790000000000000000, 1 << 30]),
+    "welcome_with_local_name": (
+        MessageType.WELCOME,
+        [1790000000000000000, 1 << 30, "batchyard-0f"],
+    ),
     "predict_one_request": (MessageType.PREDICT, Predict(7, WHOLE.encode(), None, None)),
     "predict_one_row_each": (MessageType.PREDICT, Predict(8, M.encode(), 3, 2000)),
     "predict_rows_of_each": (
@@ -41,6 +54,24 @@ HEADERS: dict[str, tuple[MessageType, Any]] = {
         Predict(1 << 40, M_3.encode(), [2, 1, 300], [1_000_000, None, -5]),
     ),
     "predict_no_inputs": (MessageType.PREDICT, Predict((1 << 64) - 1, NOW.encode(), None, 5)),
+    "predict_in_region": (
+        MessageType.PREDICT,
+        Predict(
+            11,
+            M.encode(),
+            [2, 1],
+            None,
+            RegionPlaces([[4096, 0]], [(8192, 64), (8256, 64)]),
+        ),
+    ),
+    "predict_in_region_and_in_a_frame": (
+        MessageType.PREDICT,
+        Predict(12, PAIR.encode(), 1, None, RegionPlaces([[1 << 40], None], None)),
+    ),
+    "predict_reply_in_region": (
+        MessageType.PREDICT,
+        Predict(13, M.encode(), 1, 5, RegionPlaces([None], [(0, 1 << 40)])),
+    ),
     "result": (MessageType.RESULT, Result([(8, 0, 2)], 1, [("y", "float32", (2, 10))])),
     "result_of_two_messages": (
         MessageType.RESULT,
@@ -51,6 +82,10 @@ HEADERS: dict[str, tuple[MessageType, Any]] = {
         ),
     ),
     "result_scalar": (MessageType.RESULT, Result([(10, 0, 1)], 1, [("y", "int64", ())])),
+    "result_in_region": (
+        MessageType.RESULT,
+        Result([(11, 0, 2)], 1, [("y", "float32", (3, 10))], in_region=True),
+    ),
     "cancel": (MessageType.CANCEL, [(8, 2, 1), (9, 0, 0)]),
     "cancel_nothing": (MessageType.CANCEL, []),
     "error": (MessageType.ERROR, Failure([(8, 3, 2)], 4, LATE)),
@@ -145,7 +180,11 @@ def encoded(type_: MessageType, message: Any) -> bytes:
     """The header frame of what ``typed`` gives."""
     if isinstance(message, Predict):
         return protocol.encode_predict(
-            message.message_id, message.target, message.rows, message.timeouts_us
+            message.message_id,
+            message.target,
+            message.rows,
+            message.timeouts_us,
+            message.region,
         )
     if isinstance(message, Result):
         return protocol.encode_result(message)

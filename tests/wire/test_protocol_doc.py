@@ -95,7 +95,7 @@ def client(server: Server) -> Iterator[DocumentedClient]:
 
 def test_welcome(client: DocumentedClient) -> None:
     client.send(HELLO, [])
-    type_, (epoch, max_message_nbytes), tensors = client.receive()
+    type_, (epoch, max_message_nbytes, *_), tensors = client.receive()
     assert (type_, max_message_nbytes, tensors) == (WELCOME, 1 << 30, [])
     assert client.query("stats")["broker"]["epoch"] == epoch
 

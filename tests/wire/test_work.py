@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,17 +14,19 @@ from batchyard.wire import dtypes
 from batchyard.wire.link import Link
 from batchyard.wire.signatures import SignatureSpec, TensorSpec
 from batchyard.wire.work import (
+    Attach,
+    Detach,
     Done,
     Execute,
     Failed,
     Kind,
     ModelReport,
+    PlacedInput,
     Ready,
     Released,
     SignatureReport,
 )
 
-Place = tuple[str, str, tuple[int, ...], int, int]
 TEXT = st.text(max_size=6)
 NUMBERS = st.integers(0, 1 << 60)
 SECONDS = st.floats(0, 1e6)
@@ -47,11 +50,35 @@ REPORTS = st.builds(
     SECONDS,
 )
 READY = st.builds(Ready, TEXT, st.lists(REPORTS, max_size=2).map(tuple))
-PLACES = st.lists(
-    st.tuples(TEXT, DTYPES, st.lists(NUMBERS, max_size=3).map(tuple), NUMBERS, NUMBERS), max_size=3
+SHAPES = st.lists(NUMBERS, max_size=3).map(tuple)
+INPUTS = st.lists(st.tuples(TEXT, DTYPES, SHAPES, NUMBERS, NUMBERS, NUMBERS), max_size=3)
+OUTPUTS = st.lists(st.tuples(TEXT, DTYPES, SHAPES, st.none() | NUMBERS, NUMBERS), max_size=3)
+COPIES = st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS), max_size=3)
+REPLIES = st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS), max_size=3)
+EXECUTE = st.builds(
+    Execute,
+    batch_id=NUMBERS,
+    model=TEXT,
+    version=NUMBERS,
+    signature=TEXT,
+    rows=NUMBERS,
+    padded_rows=NUMBERS,
+    alone=st.booleans(),
+    inputs=INPUTS,
+    copies=COPIES,
+    output_offset=NUMBERS,
+    output_nbytes=NUMBERS,
+    replies=REPLIES,
 )
-EXECUTE = st.builds(Execute, NUMBERS, TEXT, NUMBERS, TEXT, NUMBERS, PLACES, NUMBERS, NUMBERS)
-DONE = st.builds(Done, NUMBERS, PLACES, st.booleans(), st.booleans(), SECONDS)
+DONE = st.builds(
+    Done,
+    batch_id=NUMBERS,
+    outputs=OUTPUTS,
+    overflow=st.booleans(),
+    replied=st.booleans(),
+    kept=st.booleans(),
+    execution_s=SECONDS,
+)
 FAILED = st.builds(Failed, NUMBERS, NUMBERS, TEXT, st.booleans())
 SHARES_LINK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 
@@ -70,7 +97,7 @@ def carried(ends: tuple[Link, Link], packet: list[Any]) -> list[Any]:
     return received
 
 
-def as_tuples(places: Any) -> list[Place]:
+def as_tuples(places: Any) -> list[Any]:
     """Places as they were sent: msgpack has arrays only, which come back as lists."""
     return [(name, dtype, tuple(shape), *where) for name, dtype, shape, *where in places]
 
@@ -90,6 +117,8 @@ def test_execute(ends: tuple[Link, Link], execute: Execute) -> None:
     assert packet[0] == Kind.EXECUTE
     received = Execute.from_wire(packet)
     received.inputs = as_tuples(received.inputs)
+    received.copies = [(r, o, t, n) for r, o, t, n in received.copies]
+    received.replies = [(r, o, n, first, rows) for r, o, n, first, rows in received.replies]
     assert received == execute
 
 
@@ -115,9 +144,27 @@ def test_released(ends: tuple[Link, Link]) -> None:
     assert carried(ends, Released(7).to_wire()) == [Kind.RELEASED, 7]
 
 
+def test_a_region_comes_with_its_descriptor_and_goes_without(ends: tuple[Link, Link]) -> None:
+    ours, theirs = ends
+    fd = os.memfd_create("test-region")
+    try:
+        ours.send(Attach(5).to_wire(), [fd])
+        packet, (received,) = theirs.receive()
+        assert packet == [Kind.ATTACH, 5]
+        assert os.path.samestat(os.fstat(fd), os.fstat(received))
+        os.close(received)
+    finally:
+        os.close(fd)
+    assert carried(ends, Detach(5).to_wire()) == [Kind.DETACH, 5]
+
+
 def test_a_batch_of_many_inputs_fits(ends: tuple[Link, Link]) -> None:
     """Longer than a packet of the socket may be."""
-    places: list[Place] = [(f"input-{i}", "float32", (64, 224), i, 64) for i in range(5000)]
-    execute = Execute(1, "m", 1, "s", 64, places, 0, 0)
+    places: list[PlacedInput] = [
+        (f"input-{i}", "float32", (64, 224), 0, i, 64) for i in range(5000)
+    ]
+    copies = [(1, 64 * i, 128 * i, 64) for i in range(5000)]
+    execute = Execute(1, "m", 1, "s", 64, 64, False, places, copies, 0, 0, [])
     received = Execute.from_wire(carried(ends, execute.to_wire()))
     assert as_tuples(received.inputs) == places
+    assert [tuple(copy) for copy in received.copies] == copies

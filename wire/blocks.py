@@ -8,13 +8,12 @@ were touched already: a page touched for the first time costs about 0.4 us.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from batchyard.wire.arena import align
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """``nbytes`` bytes of the arena from ``offset``; both multiples of 64."""
 
     offset: int
@@ -31,19 +30,35 @@ class BlockAllocator:
         self._offsets: list[int] = [0]
         self._sizes: list[int] = [nbytes]
 
-    def allocate(self, nbytes: int) -> Block | None:
-        """A block of at least ``nbytes`` bytes, or None when no free extent is that large."""
+    def allocate(self, nbytes: int, start: int = 0) -> Block | None:
+        """A block of at least ``nbytes`` bytes, or None when no free extent is that large.
+
+        The first that lies behind ``start``, a multiple of 64; else the first of all.
+        """
         want = align(max(nbytes, 1))
+        found = self._take(want, start)
+        return self._take(want, 0) if found is None and start else found
+
+    def _take(self, want: int, start: int) -> Block | None:
         for i, size in enumerate(self._sizes):
-            if size >= want:
-                offset = self._offsets[i]
-                if size == want:
-                    del self._offsets[i], self._sizes[i]
-                else:
-                    self._offsets[i] += want
-                    self._sizes[i] -= want
-                self.used_nbytes += want
-                return Block(offset, want)
+            first = self._offsets[i]
+            offset = first if first >= start else start
+            after = first + size - offset - want
+            if after < 0:
+                continue
+            if offset > first:
+                # What lies before stays free.
+                self._sizes[i] = offset - first
+                if after:
+                    self._offsets.insert(i + 1, offset + want)
+                    self._sizes.insert(i + 1, after)
+            elif after:
+                self._offsets[i] += want
+                self._sizes[i] = after
+            else:
+                del self._offsets[i], self._sizes[i]
+            self.used_nbytes += want
+            return Block(offset, want)
         return None
 
     def free(self, block: Block) -> None:

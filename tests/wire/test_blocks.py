@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchyard.broker.blocks import Block, BlockAllocator
 from batchyard.wire.arena import ALIGNMENT, align
+from batchyard.wire.blocks import Block, BlockAllocator
 
 UNITS = 32
 ARENA_NBYTES = UNITS * ALIGNMENT
