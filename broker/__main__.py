@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import sys
 from typing import Any
 
 from batchyard.broker.catalog import Catalog, ServedModel
 from batchyard.broker.front import Front
+from batchyard.broker.local_front import LocalFront
 from batchyard.broker.loop import BrokerLoop
 from batchyard.broker.policy import BatchingParameters
 from batchyard.broker.state import BrokerState
@@ -42,11 +44,16 @@ def _serve(supervisor: Link) -> int:
     for model in settings.models:
         catalog.add(_served(model))
     front = Front(settings.max_message_nbytes)
+    epoll = select.epoll()
+    local_front = LocalFront(epoll, settings.region_nbytes, settings.regions_max)
     try:
         endpoints = [front.bind(endpoint, settings.ipc_mode) for endpoint in settings.bind]
+        local_front.listen(settings.bind, settings.ipc_mode)
         supervisor.send([control.Kind.LISTENING, endpoints])
         state = BrokerState(catalog, arena.nbytes, settings.queue_nbytes_max)
-        loop = BrokerLoop(state, front, arena, supervisor, settings.max_message_nbytes)
+        loop = BrokerLoop(
+            state, front, local_front, epoll, arena, supervisor, settings.max_message_nbytes
+        )
         try:
             loop.run()
         finally:
@@ -55,6 +62,8 @@ def _serve(supervisor: Link) -> int:
         supervisor.send([control.Kind.FAILED, control.EXIT_CONFIGURATION, str(error)])
         return control.EXIT_CONFIGURATION
     finally:
+        local_front.close()
+        epoll.close()
         front.close()
     return control.EXIT_OK
 

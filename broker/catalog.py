@@ -39,6 +39,9 @@ class ServedModel:
     # How many batches had so many rows.
     batch_rows: Counter[int] = field(default_factory=Counter)
     queued_rows: int = 0
+    # Whether it holds on to inputs after it ran, so that what a client may write to again must
+    # not be shown to it in place.
+    keeps_inputs: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +55,27 @@ class Route:
     lane: Lane
     order: tuple[int, ...]
     shapes: tuple[tuple[int | None, ...], ...]
+    # The shapes of one row.
+    row_shapes: list[tuple[int, ...]] = field(default_factory=list)
+    # Bytes of a row of each input, None for an input whose bytes have to be looked at; None for
+    # all when the message does not count rows.
+    row_nbytes: tuple[int | None, ...] | None = None
+    # Whether the message has the signature's order.
+    in_order: bool = False
+
+    def __post_init__(self) -> None:
+        self.in_order = self.order == tuple(range(len(self.order)))
+        self.row_shapes = [tuple(dim or 0 for dim in shape[1:]) for shape in self.shapes]
+        if not self.lane.signature.batched or any(shape[0] is not None for shape in self.shapes):
+            return
+        self.row_nbytes = tuple(
+            None
+            if spec.dtype in dtypes.CHECKED
+            # Rows without bytes have rules of their own.
+            else element_count([dim or 0 for dim in shape[1:]]) * dtypes.itemsize(spec.dtype)
+            or None
+            for spec, shape in zip(self.lane.signature.inputs, self.shapes, strict=True)
+        )
 
 
 class Catalog:
@@ -77,6 +101,8 @@ class Catalog:
             model.signatures[spec.name] = spec
             model.output_row_nbytes[spec.name] = signature.output_row_nbytes or 0
         model.stateful = report.stateful
+        # A variable may take an input's memory for its own.
+        model.keeps_inputs = model.keeps_inputs or report.stateful
         # At the end: a stateful model keeps to the worker that it is on.
         model.workers.append(worker_id)
         model.state = "AVAILABLE"

@@ -1,13 +1,16 @@
 """What the broker's state machine is told (events, facts in the past tense) and what it wants
-done (actions, commands)."""
+done (actions, commands).
+
+They are not to be changed; frozen dataclasses would cost twice as much to make.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from batchyard.broker.blocks import Block
 from batchyard.broker.layout import BatchLayout
 from batchyard.broker.queue import Lane, Part, RequestGroup
+from batchyard.wire.blocks import Block
 from batchyard.wire.errors import BatchyardError
 from batchyard.wire.protocol import Segment
 from batchyard.wire.work import Ready
@@ -28,18 +31,30 @@ class Batch:
     # Why the block cannot be given to another batch yet.
     holders: set[str] = field(default_factory=set)
 
+    # Whether one whole request, and no padding, made it: its outputs are as they are.
+    alone: bool = False
+
+    def __post_init__(self) -> None:
+        part = self.parts[0]
+        self.alone = (
+            len(self.parts) == 1
+            and part.count == 1
+            and part.first not in part.group.split
+            and self.rows == self.layout.padded_rows
+        )
+
 
 # Events
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestsArrived:
     """A message that passed admission."""
 
     group: RequestGroup
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestsCancelled:
     """A client gave requests up."""
 
@@ -47,14 +62,14 @@ class RequestsCancelled:
     segments: list[Segment]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ClientLeft:
     """A client closed its connection and wants no answers."""
 
     client: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WorkerReady:
     """A worker has loaded its models."""
 
@@ -63,16 +78,18 @@ class WorkerReady:
     ready: Ready
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchFinished:
-    """A worker ran a batch. ``kept``: the model still reads the inputs."""
+    """A worker ran a batch. ``kept``: the model still reads the inputs. ``replied``: outputs of
+    requests whose reply space has room for them are there."""
 
     batch_id: int
     output_nbytes: int
     kept: bool
+    replied: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchFailed:
     """A batch raised in the worker."""
 
@@ -81,40 +98,40 @@ class BatchFailed:
     kept: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InputsReleased:
     """The model let go of a batch's inputs."""
 
     batch_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchDelivered:
     """No reply reads the batch's outputs any more."""
 
     batch_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WorkerLost:
     """A worker's link closed: it answers nothing more, but may still write."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WorkerReaped:
     """A lost worker's process is gone: it writes nothing more."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DrainStarted:
     """Take no more requests, finish those that were taken."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TimePassed:
     """Look at the clock, and at everything that arrived since."""
 
@@ -138,25 +155,27 @@ Event = (
 # Actions
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Dispatch:
     """Copy the batch's rows into its block and hand it to its worker."""
 
     batch: Batch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Deliver:
     """Answer the batch's parts with its outputs, then tell ``BatchDelivered``.
 
-    ``parts`` pairs each part that someone waits for with its first row in the batch.
+    ``parts`` pairs each part that someone waits for with its first row in the batch. With
+    ``replied`` those whose group has ``replies`` have their outputs there, where they fit.
     """
 
     batch: Batch
     parts: list[tuple[Part, int]]
+    replied: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Refuse:
     """Answer requests of a group with an error. ``requests`` are runs ``(first, count)``."""
 

@@ -11,8 +11,10 @@ from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.protocol import LARGE_FRAME_NBYTES
 from batchyard.wire.tensors import Buffer
 
+# As a plain number: with zmq's own flags each look would build two of them.
+_POLLIN = int(zmq.POLLIN)
 # What was answered still goes out when the broker stops, to those who read.
-_LINGER_MS = 2_000
+LINGER_S = 2.0
 
 
 class Front:
@@ -29,7 +31,9 @@ class Front:
         socket.setsockopt(zmq.MAXMSGSIZE, max_message_nbytes)
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
-        socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        # Whether there was nothing when last asked, and the socket was left alone since.
+        self._looked = False
+        socket.setsockopt(zmq.LINGER, int(LINGER_S * 1000))
 
     def bind(self, endpoint: str, ipc_mode: int) -> str:
         """Binds and returns the endpoint with its real port. Raises ConfigurationError."""
@@ -50,9 +54,15 @@ class Front:
         """Becomes readable when something may have changed; ``has_input`` says what."""
         return int(self._socket.getsockopt(zmq.FD))
 
+    def look_again(self) -> None:
+        """The descriptor is readable."""
+        self._looked = False
+
     def has_input(self) -> bool:
         """Whether a message waits. The descriptor alone does not tell: it is edge-triggered."""
-        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        if not self._looked:
+            self._looked = not int(self._socket.getsockopt(zmq.EVENTS)) & _POLLIN
+        return not self._looked
 
     def receive(self) -> tuple[bytes, Buffer, list[Buffer]] | None:
         """The next message as (client, header, frames); None when there is none.
@@ -83,6 +93,8 @@ class Front:
         zmq.ZMQError (EHOSTUNREACH) when it is gone.
         """
         send = self._socket.send
+        # Sending takes note of what arrived meanwhile: the descriptor will not tell of it.
+        self._looked = False
         send(client, zmq.SNDMORE | zmq.NOBLOCK)
         if not frames:
             send(header, zmq.NOBLOCK)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import zmq
@@ -19,9 +19,12 @@ from batchyard.broker import events
 from batchyard.broker.admission import admit
 from batchyard.broker.front import Front
 from batchyard.broker.gather import gather
+from batchyard.broker.local_front import LocalClient, LocalFront
 from batchyard.broker.queries import answer
-from batchyard.broker.replies import Output, failures, replies
+from batchyard.broker.queue import Region
+from batchyard.broker.replies import Output, failures, replies, reply_places
 from batchyard.broker.state import BrokerState
+from batchyard.broker.worker_link import WorkerLink
 from batchyard.wire import control, log, protocol, work
 from batchyard.wire.arena import Mapping
 from batchyard.wire.errors import (
@@ -32,11 +35,14 @@ from batchyard.wire.errors import (
     from_wire,
 )
 from batchyard.wire.link import Link, LinkClosed
+from batchyard.wire.local import LocalClosed
 from batchyard.wire.protocol import MessageType
 from batchyard.wire.tensors import Buffer
 
 # Messages read from clients before workers get a turn.
 _DRAIN_MAX = 256
+# Looks at all descriptors before batches are formed of what they brought.
+_ROUNDS_MAX = 8
 # Turns that a draining broker still refuses what arrives, when it has answered all it accepted.
 _DRAIN_TURNS = 4
 # Zero-copy replies are looked after this often while there are any.
@@ -44,21 +50,9 @@ _TRACKER_POLL_S = 0.001
 # Above this share of the arena replies are copied out of it, so that clients who do not read
 # cannot hold all of it.
 _ZERO_COPY_ARENA_SHARE = 0.5
+_TIME_PASSED = events.TimePassed()
 # Below this, epoll's own resolution of a millisecond would be too coarse.
 _FINE_TIMEOUT_S = 0.05
-
-
-@dataclass(slots=True, eq=False)
-class WorkerLink:
-    """A worker's link, and packets that did not fit into it yet."""
-
-    id: int
-    pid: int
-    device: str
-    concurrent_batches: int
-    link: Link
-    state: str = "STARTING"
-    unsent: deque[list[Any]] = field(default_factory=deque)
 
 
 class BrokerLoop:
@@ -68,6 +62,8 @@ class BrokerLoop:
         self,
         state: BrokerState,
         front: Front,
+        local_front: LocalFront,
+        epoll: select.epoll,
         arena: Mapping,
         supervisor: Link,
         max_message_nbytes: int,
@@ -81,32 +77,60 @@ class BrokerLoop:
         self.max_message_nbytes = max_message_nbytes
         self.replies_dropped = 0
         self._front = front
+        self._local_front = local_front
         self._supervisor = supervisor
-        self._epoll = select.epoll()
-        self._links: dict[int, WorkerLink] = {}
+        self._epoll = epoll
+        self._handlers: dict[int, Callable[[int], None]] = {}
         self._tracked: list[tuple[list[zmq.MessageTracker], int]] = []
         self._outputs: dict[int, list[Output]] = {}
+        # Local clients that do not read.
+        self._stuck: list[bytes] = []
         self._idle_turns = 0
         self._running = True
 
     def run(self) -> None:
         """Serves. Returns when it is time for the process to exit."""
         self._supervisor.set_blocking(False)
-        supervisor_fd = self._supervisor.fileno()
-        self._epoll.register(self._front.fileno(), select.EPOLLIN)
-        self._epoll.register(supervisor_fd, select.EPOLLIN)
+        self._handle(self._front.fileno(), lambda _: self._front.look_again())
+        self._handle(self._supervisor.fileno(), lambda _: self._serve_supervisor())
+        for fd in self._local_front.listener_filenos():
+            self._handle(fd, partial(self._accept_local, fd))
         while self._running:
-            for fd, mask in self._wait():
-                if fd in self._links:
-                    self._serve_worker(self._links[fd], mask)
-                elif fd == supervisor_fd:
-                    self._serve_supervisor()
-            self._serve_clients()
-            self._settle_replies()
-            self._apply(events.TimePassed())
+            self.turn()
             if self._is_drained():
                 self._supervisor.send([control.Kind.DRAINED])
                 self._running = False
+
+    def _handle(self, fd: int, handler: Callable[[int], None]) -> None:
+        """Has ``handler`` called with epoll's mask whenever ``fd`` is ready."""
+        self._handlers[fd] = handler
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def _forget(self, fd: int) -> None:
+        del self._handlers[fd]
+        self._epoll.unregister(fd)
+
+    def turn(self) -> None:
+        """Waits for something to do, and does all of it."""
+        ready = self._wait()
+        # Until nothing more is there, or others have waited for their batches long enough: what
+        # arrived together can leave together.
+        for _ in range(_ROUNDS_MAX):
+            for fd, mask in ready:
+                # An earlier one of them may have ended a later one.
+                if fd in self._handlers:
+                    self._handlers[fd](mask)
+            if self._front.has_input():
+                self._serve_clients()
+            ready = self._epoll.poll(0)
+            if not ready:
+                break
+        if self._tracked:
+            self._settle_replies()
+        if not self.state.is_quiet:
+            self._apply(_TIME_PASSED)
+        if self._stuck:
+            self._drop_stuck()
 
     def _is_drained(self) -> bool:
         """Whether all is answered, also what had reached the socket.
@@ -120,10 +144,9 @@ class BrokerLoop:
         return not self._front.has_input() or self._idle_turns > _DRAIN_TURNS
 
     def close(self) -> None:
-        """Closes what the loop opened."""
-        self._epoll.close()
+        """Closes the links to workers."""
         for worker in self.workers.values():
-            worker.link.close()
+            worker.close()
 
     def _wait(self) -> list[tuple[int, int]]:
         if self._front.has_input():
@@ -149,26 +172,68 @@ class BrokerLoop:
             if message is None:
                 return
             client, header, frames = message
-            try:
-                type_, body = protocol.decode(header)
-            except BatchyardError as error:
-                self._send_error(client, [], error)
-                continue
-            try:
-                self._serve_message(client, type_, body, frames)
-            except BatchyardError as error:
-                # Of other messages the first field is no id to blame.
-                names_id = type_ in (MessageType.PREDICT, MessageType.QUERY)
-                message_id = protocol.message_id_of(body) if names_id else None
-                if type_ is MessageType.QUERY and message_id is not None:
-                    reply = [message_id, error.number, error.message, None]
-                    self._send(client, protocol.encode(MessageType.ANSWER, reply), [])
-                else:
-                    segments = [] if message_id is None else [(message_id, 0, 0)]
-                    self._send_error(client, segments, error)
+            self._serve_message(client, None, header, frames)
+
+    def _accept_local(self, fd: int, _: int) -> None:
+        client = self._local_front.accept(fd, self._welcome())
+        if client is not None:
+            self._handle(client.fileno(), partial(self._serve_local, client))
+
+    def _serve_local(self, client: LocalClient, mask: int) -> None:
+        try:
+            if mask & select.EPOLLOUT:
+                self._local_front.flush(client)
+            if mask & ~select.EPOLLOUT:
+                message = client.socket.receive()
+                if message is not None:
+                    self._serve_message(client.key, client.region, *message)
+        except LocalClosed:
+            self._lose_local(client)
+
+    def _drop_stuck(self) -> None:
+        """Closes clients that let their answers pile up: better than answers that never come."""
+        while self._stuck:
+            client = self._local_front.find(self._stuck.pop())
+            if client is not None:
+                log.warning("client_dropped", reason="it does not read its answers")
+                self._lose_local(client)
+
+    def _lose_local(self, client: LocalClient) -> None:
+        self._apply(events.ClientLeft(client.key))
+        if client.region is not None:
+            for worker in self.workers.values():
+                worker.detach(client.region.id)
+        self._forget(client.fileno())
+        self._local_front.drop(client)
 
     def _serve_message(
-        self, client: bytes, type_: MessageType, body: list[Any], frames: list[Buffer]
+        self, client: bytes, region: Region | None, header: Buffer, frames: list[Buffer]
+    ) -> None:
+        try:
+            type_, body = protocol.decode(header)
+        except BatchyardError as error:
+            self._send_error(client, [], error)
+            return
+        try:
+            self._serve_decoded(client, region, type_, body, frames)
+        except BatchyardError as error:
+            # Of other messages the first field is no id to blame.
+            names_id = type_ in (MessageType.PREDICT, MessageType.QUERY)
+            message_id = protocol.message_id_of(body) if names_id else None
+            if type_ is MessageType.QUERY and message_id is not None:
+                reply = [message_id, error.number, error.message, None]
+                self._send(client, protocol.encode(MessageType.ANSWER, reply), [])
+            else:
+                segments = [] if message_id is None else [(message_id, 0, 0)]
+                self._send_error(client, segments, error)
+
+    def _serve_decoded(
+        self,
+        client: bytes,
+        region: Region | None,
+        type_: MessageType,
+        body: list[Any],
+        frames: list[Buffer],
     ) -> None:
         if type_ is MessageType.PREDICT:
             predict = protocol.decode_predict(body)
@@ -178,11 +243,11 @@ class BrokerLoop:
                     f"the message has {sum(map(len, frames))} bytes of tensors, may have at most "
                     f"{self.max_message_nbytes} (max_message_mb under [broker])"
                 )
-            group = admit(self.state.catalog, client, predict, frames, time.monotonic())
+            now = time.monotonic()
+            group = admit(self.state.catalog, client, region, predict, frames, now)
             self._apply(events.RequestsArrived(group))
         elif type_ is MessageType.HELLO:
-            welcome = [self.epoch, self.max_message_nbytes]
-            self._send(client, protocol.encode(MessageType.WELCOME, welcome), [])
+            self._send(client, self._welcome(), [])
         elif type_ is MessageType.CANCEL:
             segments = protocol.decode_segments(body)
             self._apply(events.RequestsCancelled(client, segments))
@@ -194,6 +259,10 @@ class BrokerLoop:
         else:
             raise InvalidArgument(f"{type_.name} is for clients, not for the broker")
 
+    def _welcome(self) -> bytes:
+        welcome = [self.epoch, self.max_message_nbytes, self._local_front.name]
+        return protocol.encode(MessageType.WELCOME, welcome)
+
     def _send_error(
         self, client: bytes, segments: list[protocol.Segment], error: BatchyardError
     ) -> None:
@@ -202,6 +271,10 @@ class BrokerLoop:
     def _send(
         self, client: bytes, header: bytes, frames: list[Buffer], zero_copy: bool = False
     ) -> list[zmq.MessageTracker]:
+        if self._local_front.knows(client):
+            if not self._local_front.send(client, header, frames):
+                self._stuck.append(client)
+            return []
         try:
             return self._front.send(client, header, frames, zero_copy)
         except zmq.Again:
@@ -221,13 +294,11 @@ class BrokerLoop:
     def _serve_worker(self, worker: WorkerLink, mask: int) -> None:
         try:
             if mask & select.EPOLLOUT:
-                self._flush(worker)
-            while mask & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
-                try:
-                    packet, fds = worker.link.receive()
-                except BlockingIOError:
-                    return
-                self._serve_packet(worker, packet, fds)
+                worker.flush()
+            if mask & ~select.EPOLLOUT:
+                self._serve_packet(worker, *worker.link.receive())
+        except BlockingIOError:
+            return
         except LinkClosed:
             self._lose(worker)
 
@@ -263,12 +334,13 @@ class BrokerLoop:
             os.close(fds[0])
             memory = overflow.memory
         outputs = [
-            Output(name, dtype, tuple(shape), memory[offset : offset + nbytes])
+            Output(name, dtype, tuple(shape), memory[offset or 0 : (offset or 0) + nbytes])
             for name, dtype, shape, offset, nbytes in done.outputs
         ]
         output_nbytes = sum(output[4] for output in done.outputs)
         self._outputs[done.batch_id] = outputs
-        self._apply(events.BatchFinished(done.batch_id, output_nbytes, done.kept))
+        finished = events.BatchFinished(done.batch_id, output_nbytes, done.kept, done.replied)
+        self._apply(finished)
         self._outputs.pop(done.batch_id, None)
         if overflow is not None:
             # Unmapped when the last reply that reads it has gone out.
@@ -279,33 +351,10 @@ class BrokerLoop:
         fd = worker.link.fileno()
         if fd < 0:
             return
-        self._epoll.unregister(fd)
-        del self._links[fd]
-        worker.link.close()
-        worker.unsent.clear()
+        self._forget(fd)
+        worker.close()
         worker.state = "FAILED"
         self._apply(events.WorkerLost(worker.id))
-
-    def _hand_over(self, worker: WorkerLink, packet: list[Any]) -> None:
-        if not worker.unsent:
-            try:
-                worker.link.send(packet)
-                return
-            except BlockingIOError:
-                self._epoll.modify(worker.link.fileno(), select.EPOLLIN | select.EPOLLOUT)
-            except LinkClosed:
-                # Its end of file is on the way, and then the batch is answered.
-                return
-        worker.unsent.append(packet)
-
-    def _flush(self, worker: WorkerLink) -> None:
-        while worker.unsent:
-            try:
-                worker.link.send(worker.unsent[0])
-            except BlockingIOError:
-                return
-            worker.unsent.popleft()
-        self._epoll.modify(worker.link.fileno(), select.EPOLLIN)
 
     # Supervisor
 
@@ -331,9 +380,9 @@ class BrokerLoop:
         _, worker_id, pid, device, concurrent_batches = packet
         link = Link.from_fd(fd)
         link.set_blocking(False)
-        worker = WorkerLink(worker_id, pid, device, concurrent_batches, link)
-        self.workers[worker_id] = self._links[link.fileno()] = worker
-        self._epoll.register(link.fileno(), select.EPOLLIN)
+        worker = WorkerLink(worker_id, pid, device, concurrent_batches, link, self._epoll)
+        self.workers[worker_id] = worker
+        self._handle(link.fileno(), partial(self._serve_worker, worker))
 
     # Actions
 
@@ -352,7 +401,7 @@ class BrokerLoop:
         worker = self.workers[batch.worker_id]
         layout = batch.layout
         try:
-            inputs = gather(self.arena.memory, batch)
+            gathered = gather(self.arena.memory, batch)
         except (BatchyardError, MemoryError) as error:
             self._apply(events.BatchFailed(batch.id, _typed(error), kept=False))
             return
@@ -362,11 +411,18 @@ class BrokerLoop:
             version=batch.lane.model.version,
             signature=batch.lane.signature.name,
             rows=batch.rows,
-            inputs=inputs,
+            padded_rows=layout.padded_rows,
+            alone=batch.alone,
+            inputs=gathered.inputs,
+            copies=gathered.copies,
             output_offset=batch.block.offset + layout.output_offset,
             output_nbytes=layout.output_nbytes,
+            replies=reply_places(batch),
         )
-        self._hand_over(worker, execute.to_wire())
+        for part in batch.parts:
+            if part.group.region is not None:
+                self._local_front.attach(worker, part.group.client)
+        worker.send(execute.to_wire(), [])
 
     def _deliver(self, deliver: events.Deliver) -> None:
         batch = deliver.batch
@@ -386,8 +442,6 @@ class BrokerLoop:
 
     def _settle_replies(self) -> None:
         """Gives back the blocks of batches whose replies have left."""
-        if not self._tracked:
-            return
         waiting = []
         for trackers, batch_id in self._tracked:
             if all(tracker.done for tracker in trackers):

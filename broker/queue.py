@@ -8,18 +8,20 @@ rows of a single large one; lanes hold parts, batches are made of parts.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchyard.broker.policy import NEVER
+from batchyard.wire.dtypes import STRING
 from batchyard.wire.protocol import OutputHeader
 from batchyard.wire.signatures import SignatureSpec
 from batchyard.wire.tensors import Buffer
 
 if TYPE_CHECKING:
     from batchyard.broker.catalog import ServedModel
+    from batchyard.broker.layout import BatchLayout
 
 
 @dataclass(slots=True, eq=False)
@@ -41,14 +43,38 @@ class SplitRequest:
         return not self.rows_left
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """Memory that a client shares with the server. The client may write to it at any moment."""
+
+    id: int
+    memory: memoryview
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RegionRows:
+    """An input that lies in a region: the rows of request i begin at ``offsets[i]``."""
+
+    region: Region
+    offsets: list[int]
+
+
+# Most groups need no set of their own.
+_NONE: frozenset[int] = frozenset()
+# Where an input lies until its batch is made: in a frame of the message, or in a region.
+Source = Buffer | RegionRows
+
+
 @dataclass(slots=True, eq=False)
 class RequestGroup:
     """The requests of one message, all for one lane.
 
     ``rows`` lists the rows of each request; None when each has one (or, in a lane that is not
-    batched, when there is only one request). ``frames`` has one buffer for each of the
-    signature's inputs, ``shapes`` its whole shape. Deadlines are in the broker's clock;
-    ``deadlines`` is None when all share ``earliest_deadline``.
+    batched, when there is only one request). ``sources`` has one for each of the signature's
+    inputs, ``shapes`` its whole shape. ``region`` is the client's when the message speaks of it;
+    ``replies`` then may say where in it each request's outputs may be written
+    (offset, nbytes). Deadlines are in the broker's clock; ``deadlines`` is None when all share
+    ``earliest_deadline``.
     """
 
     client: bytes
@@ -57,19 +83,25 @@ class RequestGroup:
     count: int
     total_rows: int
     rows: list[int] | None
-    frames: list[Buffer]
+    sources: list[Source]
     shapes: list[tuple[int, ...]]
     nbytes: int
     arrived_at: float
+    region: Region | None = None
+    replies: list[tuple[int, int]] | None = None
     earliest_deadline: float = NEVER
     deadlines: list[float] | None = None
     # How the group fares: requests without an answer, and rows that still wait in the lane.
     unanswered: int = 0
     queued_rows: int = 0
+    # Parts of it that are on workers, and refusals (actions) that wait for their return: workers
+    # may write to its reply space until then.
+    running: int = 0
+    last_words: tuple[Any, ...] = ()
     # Requests that were answered, of a group of which others were not.
-    answered: set[int] = field(default_factory=set)
+    answered: set[int] | frozenset[int] = _NONE
     # Requests that were refused while a batch may hold rows of them: nobody wants those rows.
-    dropped: set[int] = field(default_factory=set)
+    dropped: set[int] | frozenset[int] = _NONE
     split: dict[int, SplitRequest] = field(default_factory=dict)
     _row_starts: list[int] | None = None
 
@@ -85,27 +117,40 @@ class RequestGroup:
             self._row_starts = [0, *accumulate(self.rows)]
         return self._row_starts[request]
 
+    def mark_answered(self, requests: Iterable[int]) -> None:
+        """Requests have their answer, while others have not."""
+        if not isinstance(self.answered, set):
+            self.answered = set()
+        self.answered.update(requests)
+
+    def mark_dropped(self, requests: Iterable[int]) -> None:
+        """Requests were refused."""
+        if not isinstance(self.dropped, set):
+            self.dropped = set()
+        self.dropped.update(requests)
+
     def was_told(self, request: int) -> bool:
         """Whether the replies answered a large request themselves: its pieces did not fit."""
         split = self.split.get(request)
         return split is not None and split.failed
 
-    def parts(self, max_rows: int) -> Iterator[Part]:
+    def parts(self, max_rows: int) -> list[Part]:
         """The group as parts; requests of more than ``max_rows`` rows are parts of their own."""
         if self.rows is None or max(self.rows) <= max_rows:
-            yield Part(self, 0, self.count, 0, self.total_rows)
-            return
+            return [Part(self, 0, self.count, 0, self.total_rows)]
+        parts: list[Part] = []
         first = 0
         for request, rows in enumerate(self.rows):
             if rows <= max_rows:
                 continue
             if first < request:
-                yield self._run(first, request)
+                parts.append(self._run(first, request))
             self.split[request] = SplitRequest(rows)
-            yield self._run(request, request + 1)
+            parts.append(self._run(request, request + 1))
             first = request + 1
         if first < self.count:
-            yield self._run(first, self.count)
+            parts.append(self._run(first, self.count))
+        return parts
 
     def _run(self, first: int, stop: int) -> Part:
         start = self.row_start(first)
@@ -201,21 +246,29 @@ class Lane:
     output_row_nbytes: int
     parts: deque[Part] = field(default_factory=deque)
     queued_rows: int = 0
+    # Rows that may wait; beyond, requests are refused.
+    max_queued_rows: int = field(init=False)
+    # Layouts of batches of so many rows, where rows are all that they depend on.
+    layouts: dict[int, BatchLayout] = field(default_factory=dict)
+    # Whether all rows have the same bytes.
+    has_fixed_rows: bool = field(init=False)
     # Of the parts that have deadlines those that no later part is ahead of, so that the first has
     # the earliest of all (a sliding window's minimum).
     _earliest: deque[tuple[float, Part]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        parameters = self.model.parameters
+        batch = parameters.max_batch_size if self.signature.batched else 1
+        self.max_queued_rows = parameters.max_enqueued_batches * batch
+        self.has_fixed_rows = self.signature.batched and not (
+            any(spec.dtype == STRING for spec in self.signature.inputs)
+            or any(None in shape for shape in self.row_shapes)
+        )
 
     @property
     def earliest_deadline(self) -> float:
         """The earliest deadline of what waits."""
         return self._earliest[0][0] if self._earliest else NEVER
-
-    @property
-    def max_queued_rows(self) -> int:
-        """Rows that may wait; beyond, requests are refused."""
-        parameters = self.model.parameters
-        batch = parameters.max_batch_size if self.signature.batched else 1
-        return parameters.max_enqueued_batches * batch
 
     @property
     def oldest_arrival(self) -> float:
@@ -236,7 +289,8 @@ class Lane:
         """Puts a group at the end."""
         for part in group.parts(self.max_rows):
             self.parts.append(part)
-            self._note_deadline(part)
+            if group.earliest_deadline < NEVER:
+                self._note_deadline(part)
         self.queued_rows += group.total_rows
 
     def take(self, max_rows: int) -> list[Part]:
@@ -247,7 +301,8 @@ class Lane:
             part = self.parts[0]
             if part.rows <= room:
                 self.parts.popleft()
-                self._forget_deadline(part)
+                if self._earliest:
+                    self._forget_deadline(part)
             else:
                 head = part.take(room)
                 if head is None:
@@ -267,7 +322,10 @@ class Lane:
 
     def learn_output_nbytes(self, nbytes: int, rows: int) -> None:
         """Notes what the outputs of ``rows`` rows took; one large answer is slowly forgotten."""
-        self.output_row_nbytes = max(-(-nbytes // rows), self.output_row_nbytes * 7 // 8)
+        known = self.output_row_nbytes
+        self.output_row_nbytes = max(-(-nbytes // rows), known * 7 // 8)
+        if self.output_row_nbytes != known:
+            self.layouts.clear()
 
     def remove_dropped(self) -> list[Part]:
         """Takes out and returns the requests that were dropped, of all groups."""

@@ -6,17 +6,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from batchyard.broker.events import Deliver
+from batchyard.broker.events import Batch, Deliver
 from batchyard.broker.queue import Part, SplitRequest
 from batchyard.wire import dtypes
 from batchyard.wire.errors import BatchyardError, InvalidArgument
-from batchyard.wire.protocol import OutputHeader, Result, encode_error, encode_result
+from batchyard.wire.protocol import (
+    OutputHeader,
+    Result,
+    encode_error,
+    encode_result,
+    reply_offsets,
+)
 from batchyard.wire.tensors import Buffer, element_count, join_strings, slice_frame
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Output:
-    """One output of a batch, where the worker wrote it. ``data`` is a view of shared memory."""
+    """One output of a batch, where the worker wrote it. ``data`` is a view of shared memory, empty
+    when all of it went into regions."""
 
     name: str
     dtype: str
@@ -24,13 +31,28 @@ class Output:
     data: memoryview
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
     """A message to a client; ``frames`` may be views of the batch's outputs."""
 
     client: bytes
     header: bytes
     frames: list[Buffer]
+
+
+def reply_places(batch: Batch) -> list[tuple[int, int, int, int, int]]:
+    """Where in regions outputs may be written, as ``wire.work.Execute`` wants it."""
+    places: list[tuple[int, int, int, int, int]] = []
+    row = 0
+    for part in batch.parts:
+        group = part.group
+        if group.replies is not None and group.region is not None and part.first not in group.split:
+            for request in range(part.first, part.first + part.count):
+                start = row + group.row_start(request) - part.row_start
+                rows = group.row_start(request + 1) - group.row_start(request)
+                places.append((group.region.id, *group.replies[request], start, rows))
+        row += part.rows
+    return places
 
 
 def replies(deliver: Deliver, outputs: list[Output]) -> Iterator[Reply]:
@@ -41,13 +63,24 @@ def replies(deliver: Deliver, outputs: list[Output]) -> Iterator[Reply]:
     """
     batch = deliver.batch
     by_client: dict[bytes, list[tuple[Part, int]]] = {}
+    in_regions: dict[bytes, list[tuple[Part, int]]] = {}
     pieces: list[tuple[Part, int]] = []
     for part, row in deliver.parts:
-        if part.first in part.group.split:
+        group = part.group
+        if part.first in group.split:
             pieces.append((part, row))
+        elif deliver.replied and group.replies is not None:
+            written, others = part.divide(_without_room(deliver, part, outputs))
+            _add(in_regions, written, part, row)
+            _add(by_client, others, part, row)
+        elif group.client in by_client:
+            by_client[group.client].append((part, row))
         else:
-            by_client.setdefault(part.group.client, []).append((part, row))
-    yield from _piece_replies(deliver, pieces, outputs)
+            by_client[group.client] = [(part, row)]
+    if pieces:
+        yield from _piece_replies(deliver, pieces, outputs)
+    for client, placed in in_regions.items():
+        yield Reply(client, _written_header(deliver, placed, outputs), [])
     error = _objection(deliver, outputs)
     version = batch.lane.model.version
     for client, placed in by_client.items():
@@ -59,11 +92,50 @@ def replies(deliver: Deliver, outputs: list[Output]) -> Iterator[Reply]:
         yield Reply(client, encode_result(Result(segments, version, headers)), frames)
 
 
+def _add(
+    by_client: dict[bytes, list[tuple[Part, int]]], runs: list[Part], part: Part, row: int
+) -> None:
+    """Notes runs of a part, which begins at ``row`` of the batch, for its client."""
+    if runs:
+        placed = by_client.setdefault(part.group.client, [])
+        placed += [(run, row + run.row_start - part.row_start) for run in runs]
+
+
+def _without_room(deliver: Deliver, part: Part, outputs: list[Output]) -> set[int]:
+    """The requests of a part whose reply space is too small: nothing was written there."""
+    group = part.group
+    if deliver.batch.alone:
+        row_nbytes = [element_count(o.shape) * dtypes.itemsize(o.dtype) for o in outputs]
+    else:
+        row_nbytes = [element_count(o.shape[1:]) * dtypes.itemsize(o.dtype) for o in outputs]
+    without = set()
+    for request in range(part.first, part.first + part.count):
+        rows = group.row_start(request + 1) - group.row_start(request)
+        times = 1 if deliver.batch.alone else rows
+        _, room = group.replies[request] if group.replies is not None else (0, 0)
+        if reply_offsets([nbytes * times for nbytes in row_nbytes])[-1] > room:
+            without.add(request)
+    return without
+
+
+def _written_header(
+    deliver: Deliver, placed: list[tuple[Part, int]], outputs: list[Output]
+) -> bytes:
+    """The header for requests whose outputs the worker wrote into their client's region."""
+    segments = [(part.group.message_id, part.first, part.count) for part, _ in placed]
+    headers = [(output.name, output.dtype, output.shape) for output in outputs]
+    if not deliver.batch.alone:
+        rows = sum(part.rows for part, _ in placed)
+        headers = [(name, dtype, (rows, *shape[1:])) for name, dtype, shape in headers]
+    version = deliver.batch.lane.model.version
+    return encode_result(Result(segments, version, headers, in_region=True))
+
+
 def _objection(deliver: Deliver, outputs: list[Output]) -> BatchyardError | None:
     """Why outputs cannot be given back by rows, if they cannot."""
     lane = deliver.batch.lane
     rows = deliver.batch.layout.padded_rows
-    if not lane.signature.batched or _is_alone(deliver):
+    if not lane.signature.batched or deliver.batch.alone:
         return None
     for output in outputs:
         if not output.shape or output.shape[0] != rows:
@@ -75,23 +147,11 @@ def _objection(deliver: Deliver, outputs: list[Output]) -> BatchyardError | None
     return None
 
 
-def _is_alone(deliver: Deliver) -> bool:
-    """Whether one whole request, and no padding, made the batch: its outputs are as they are."""
-    batch = deliver.batch
-    part = batch.parts[0]
-    return (
-        len(batch.parts) == 1
-        and part.count == 1
-        and part.first not in part.group.split
-        and batch.rows == batch.layout.padded_rows
-    )
-
-
 def _cut(
     deliver: Deliver, placed: list[tuple[Part, int]], outputs: list[Output]
 ) -> tuple[list[OutputHeader], list[Buffer]]:
     """The rows of one client's parts out of every output."""
-    if not deliver.batch.lane.signature.batched or _is_alone(deliver):
+    if not deliver.batch.lane.signature.batched or deliver.batch.alone:
         return [(o.name, o.dtype, o.shape) for o in outputs], [o.data for o in outputs]
     runs = _join_runs(placed)
     rows = sum(stop - start for start, stop in runs)

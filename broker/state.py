@@ -16,11 +16,11 @@ from itertools import count
 from typing import Any
 
 from batchyard.broker import events, policy
-from batchyard.broker.blocks import Block, BlockAllocator
-from batchyard.broker.catalog import Catalog, ServedModel
+from batchyard.broker.catalog import Catalog
 from batchyard.broker.events import Action, Batch, Deliver, Dispatch, Event, Refuse
 from batchyard.broker.layout import BatchLayout, plan_layout
 from batchyard.broker.queue import Lane, Part, RequestGroup
+from batchyard.wire.blocks import Block, BlockAllocator
 from batchyard.wire.errors import (
     BatchyardError,
     Cancelled,
@@ -72,6 +72,8 @@ class BrokerState:
         # For what was ripe then only a block that comes back, or a change of what waits, can
         # help, and neither needs a clock.
         self._short_of_memory_at: float | None = None
+        # When the next lane that a worker has room for is ripe, if that is known.
+        self._ripe_next: float | None = None
         self._batch_ids = count(1)
         self._deadlines: list[tuple[float, int, RequestGroup]] = []
         self._settled_deadlines = 0
@@ -97,6 +99,7 @@ class BrokerState:
         Batches are formed on ``TimePassed`` only: the loop tells it once it has drained its
         sockets, so that what arrived together can leave together.
         """
+        self._ripe_next = None
         return list(self._handlers[type(event)](event, now))
 
     def next_wakeup(self) -> float:
@@ -104,15 +107,23 @@ class BrokerState:
 
         Lanes that are ripe and wait for a worker or for memory have no time of their own.
         """
-        wakeup = self._deadlines[0][0] if self._deadlines else policy.NEVER
-        short_at = self._short_of_memory_at
-        for lane in self._waiting:
-            ripe_at = policy.ripe_at(lane)
-            if short_at is not None and ripe_at <= short_at:
-                continue
-            if self._can_dispatch(lane):
-                wakeup = min(wakeup, ripe_at)
-        return wakeup
+        wakeup = self._ripe_next
+        if wakeup is None:
+            short_at = self._short_of_memory_at
+            wakeup = policy.NEVER
+            for lane in self._waiting:
+                ripe_at = policy.ripe_at(lane)
+                if short_at is not None and ripe_at <= short_at:
+                    continue
+                if ripe_at < wakeup and self._worker_for(lane) is not None:
+                    wakeup = ripe_at
+            self._ripe_next = wakeup
+        return min(wakeup, self._deadlines[0][0]) if self._deadlines else wakeup
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing waits, so that ``TimePassed`` would change nothing."""
+        return not self._waiting and not self._deadlines
 
     @property
     def is_idle(self) -> bool:
@@ -180,6 +191,9 @@ class BrokerState:
         groups = [g for (client, _), g in self.groups.items() if client == event.client]
         self._refuse([(g, range(g.count)) for g in groups], Cancelled("the client left"))
         # Nobody is there to be told.
+        for group in groups:
+            group.last_words = ()
+            self._forget_if_answered(group)
         return []
 
     def _worker_ready(self, event: events.WorkerReady, now: float) -> Iterable[Action]:
@@ -206,13 +220,15 @@ class BrokerState:
                 parts.append((run, row + run.row_start - part.row_start))
                 self._count_answers(run)
             row += part.rows
-        yield Deliver(batch, parts)
+        yield Deliver(batch, parts, event.replied)
+        yield from self._left_worker(batch)
 
     def _batch_failed(self, event: events.BatchFailed, now: float) -> Iterable[Action]:
         batch = self._came_back(event.batch_id, event.kept)
         if batch is not None:
             self._free_if_unheld(batch)
             yield from self._fail(batch, event.error)
+            yield from self._left_worker(batch)
 
     def _fail(self, batch: Batch, error: BatchyardError) -> Iterable[Action]:
         return self._refuse([(part.group, _requests_of(part)) for part in batch.parts], error)
@@ -229,7 +245,18 @@ class BrokerState:
         batch.holders.remove(WORKER)
         if kept:
             batch.holders.add(MODEL)
+            batch.lane.model.keeps_inputs = True
         return batch
+
+    def _left_worker(self, batch: Batch) -> Iterable[Action]:
+        """Nobody writes any more to the reply space of the batch's requests."""
+        for part in batch.parts:
+            group = part.group
+            group.running -= 1
+            if group.replies is not None and not group.running:
+                yield from group.last_words
+                group.last_words = ()
+                self._forget_if_answered(group)
 
     def _worker_lost(self, event: events.WorkerLost, now: float) -> Iterable[Action]:
         self.catalog.worker_lost(event.worker_id)
@@ -243,6 +270,7 @@ class BrokerState:
             yield from self._fail(
                 batch, Unavailable(f"worker {worker.id} ({worker.device}) died while it ran this")
             )
+            yield from self._left_worker(batch)
         for batch in self.batches.values():
             if batch.worker_id == worker.id and MODEL in batch.holders:
                 batch.holders.add(UNREAPED)
@@ -267,10 +295,11 @@ class BrokerState:
         if self._deadlines and self._deadlines[0][0] <= now:
             yield from self._expire(now)
         self._short_of_memory_at = None
-        while True:
-            lane, worker = self._choose(now)
-            if lane is None or worker is None:
+        while self._waiting:
+            chosen = self._choose(now)
+            if chosen is None:
                 return
+            lane, worker = chosen
             parts, layout = self._form(lane)
             if layout is None:
                 yield from self._refuse_too_large(lane, parts)
@@ -300,32 +329,33 @@ class BrokerState:
             late = [(part.group, _requests_of(part)) for part in expired]
             yield from self._refuse(late, error)
 
-    def _choose(self, now: float) -> tuple[Lane | None, WorkerState | None]:
+    def _choose(self, now: float) -> tuple[Lane, WorkerState] | None:
         """The most urgent lane that can go out now, and the worker that gets its batch."""
-        best: tuple[Lane | None, WorkerState | None] = (None, None)
-        best_urgency: tuple[int, float, float] | None = None
+        best: tuple[Lane, WorkerState] | None = None
+        next_at = policy.NEVER
         for lane in self._waiting:
-            if policy.ripe_at(lane) > now:
+            ripe_at = policy.ripe_at(lane)
+            if ripe_at > now:
+                if ripe_at < next_at and self._worker_for(lane) is not None:
+                    next_at = ripe_at
                 continue
-            urgency = policy.urgency(lane)
-            if best_urgency is not None and urgency >= best_urgency:
+            if best is not None and policy.urgency(lane) >= policy.urgency(best[0]):
                 continue
-            if not self._can_dispatch(lane):
-                continue
-            best = lane, policy.choose_worker(lane, self._workers_of(lane.model))
-            best_urgency = urgency
+            worker = self._worker_for(lane)
+            if worker is not None:
+                best = lane, worker
+        # With nothing to dispatch, nothing changes before that.
+        self._ripe_next = next_at if best is None else None
         return best
 
-    def _can_dispatch(self, lane: Lane) -> bool:
+    def _worker_for(self, lane: Lane) -> WorkerState | None:
+        """The worker that would get the lane's next batch; None when it has to wait."""
         model = lane.model
         threads = model.parameters.num_batch_threads
         if threads is not None and model.in_execution >= threads:
-            return False
-        return policy.choose_worker(lane, self._workers_of(model)) is not None
-
-    def _workers_of(self, model: ServedModel) -> list[WorkerState]:
+            return None
         ids = model.workers[:1] if model.stateful else model.workers
-        return [self.workers[worker_id] for worker_id in ids]
+        return policy.choose_worker(lane, [self.workers[worker_id] for worker_id in ids])
 
     def _form(self, lane: Lane) -> tuple[list[Part], BatchLayout | None]:
         """Takes the lane's next batch; no layout when its first request fits into no arena."""
@@ -333,7 +363,7 @@ class BrokerState:
         while True:
             parts = lane.take(max_rows)
             rows = sum(part.rows for part in parts)
-            layout = plan_layout(lane, parts, rows)
+            layout = plan_layout(lane, _by_client(parts), rows)
             if layout.output_offset > self.allocator.nbytes:
                 lane.give_back(parts)
                 least = parts[0].least_rows
@@ -365,17 +395,24 @@ class BrokerState:
         block: Block,
         now: float,
     ) -> Batch:
-        if len(parts) > 1:
-            # One client's rows side by side: its reply is then one slice of each output.
-            parts.sort(key=lambda part: part.group.client)
         batch = Batch(
-            next(self._batch_ids), lane, parts, layout.rows, layout, block, worker.id, now, {WORKER}
+            next(self._batch_ids),
+            lane,
+            _by_client(parts),
+            layout.rows,
+            layout,
+            block,
+            worker.id,
+            now,
+            {WORKER},
         )
         self.batches[batch.id] = worker.batches[batch.id] = batch
         model = lane.model
         model.in_execution += 1
         model.batches += 1
         model.batch_rows[layout.rows] += 1
+        for part in parts:
+            part.group.running += 1
         self._left_queue(parts)
         return batch
 
@@ -401,8 +438,8 @@ class BrokerState:
                 return
         group.unanswered -= part.count
         if group.unanswered:
-            group.answered.update(_requests_of(part))
-        else:
+            group.mark_answered(_requests_of(part))
+        elif not group.last_words:
             self._forget(group)
 
     def _refuse(self, refusals: Iterable[Refusal], error: BatchyardError) -> list[Action]:
@@ -417,19 +454,31 @@ class BrokerState:
             refused = [request for request in requests if request not in group.answered]
             if not refused:
                 continue
-            group.answered.update(refused)
-            group.dropped.update(refused)
+            group.mark_answered(refused)
+            group.mark_dropped(refused)
             group.unanswered -= len(refused)
-            if not group.unanswered:
+            # A client takes its reply space back with the last answer to a message: so a refusal
+            # waits until no worker may write there.
+            waits = group.replies is not None and group.running > 0
+            if not group.unanswered and not waits:
                 self._forget(group)
             if group.queued_rows:
                 lanes[group.lane] = None
             told = [request for request in refused if not group.was_told(request)]
-            if told:
-                actions.append(Refuse(group, _runs(told), error))
+            if not told:
+                continue
+            refusal = Refuse(group, _runs(told), error)
+            if waits:
+                group.last_words = (*group.last_words, refusal)
+            else:
+                actions.append(refusal)
         for lane in lanes:
             self._left_queue(lane.remove_dropped())
         return actions
+
+    def _forget_if_answered(self, group: RequestGroup) -> None:
+        if not group.unanswered and self.groups.get((group.client, group.message_id)) is group:
+            self._forget(group)
 
     def _forget(self, group: RequestGroup) -> None:
         """Every request of a group is answered."""
@@ -455,6 +504,15 @@ class BrokerState:
             del self.batches[batch.id]
             self.allocator.free(batch.block)
             self._short_of_memory_at = None
+
+
+def _by_client(parts: list[Part]) -> list[Part]:
+    """One client's rows side by side: its reply is then one slice of each output."""
+    return sorted(parts, key=_client_of) if len(parts) > 1 else parts
+
+
+def _client_of(part: Part) -> bytes:
+    return part.group.client
 
 
 def _requests_of(part: Part) -> range:

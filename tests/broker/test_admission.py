@@ -55,7 +55,7 @@ def admitted(
     timeouts_us: int | list[int | None] | None = None,
 ) -> RequestGroup:
     predict = make_predict(make_target(*inputs), rows, timeouts_us, message_id=7)
-    return admit(catalog, b"client", predict, list(frames), 100.0)
+    return admit(catalog, b"client", None, predict, list(frames), 100.0)
 
 
 def test_a_message_becomes_a_group_with_its_frames_in_the_signatures_order() -> None:
@@ -64,7 +64,7 @@ def test_a_message_becomes_a_group_with_its_frames_in_the_signatures_order() -> 
     assert (group.client, group.message_id, group.arrived_at) == (b"client", 7, 100.0)
     assert (group.count, group.total_rows, group.rows) == (2, 3, [1, 2])
     assert group.shapes == [(3, 2), (3,)]
-    assert group.frames == frames[::-1]
+    assert group.sources == frames[::-1]
     assert group.nbytes == sum(map(len, frames))
     assert (group.unanswered, group.queued_rows) == (2, 3)
 
@@ -94,7 +94,7 @@ def test_ones_that_were_left_out_stay_left_out() -> None:
 def test_a_request_that_is_never_batched_counts_as_one_row() -> None:
     fixed = admitted(make_catalog(FIXED), (("x", "float32", (3, 2)),), [floats(6)], None)
     assert (fixed.count, fixed.total_rows, fixed.rows, fixed.shapes) == (1, 1, None, [(3, 2)])
-    nothing = admit(make_catalog(NOTHING), b"c", make_predict(NO_INPUTS, None), [], 0.0)
+    nothing = admit(make_catalog(NOTHING), b"c", None, make_predict(NO_INPUTS, None), [], 0.0)
     assert (nothing.count, nothing.total_rows, nothing.shapes) == (1, 1, [])
 
 
@@ -102,7 +102,7 @@ def test_an_open_signature_takes_what_comes() -> None:
     inputs = (("q", "bfloat16", (2, 3)), ("p", "string", (2,)))
     group = admitted(make_catalog(OPEN), inputs, [bytes(12), strings(b"a", b"b")], None)
     assert group.shapes == [(2,), (2, 3)]
-    assert group.frames[1] == bytes(12)
+    assert group.sources[1] == bytes(12)
 
 
 # Deadlines: from what is left, in microseconds, to the broker's clock
@@ -129,13 +129,13 @@ def test_each_request_may_have_its_own_timeout() -> None:
 # Refusals
 
 WRONG: dict[str, tuple[Inputs, list[Buffer], int | list[int] | None, list[str]]] = {
-    "no frames": ((A, B), [], 1, ["has 0 tensor frames, needs 2", "one for each input"]),
-    "missing frame": ((A, B), [floats(2)], 1, ["has 1 tensor frames, needs 2"]),
+    "no frames": ((A, B), [], 1, ["has 0 tensor frames", "needs 2 together", "one for each input"]),
+    "missing frame": ((A, B), [floats(2)], 1, ["has 1 tensor frames", "needs 2 together"]),
     "surplus frame": (
         (A, B),
         [floats(2), strings(b""), b""],
         1,
-        ["has 3 tensor frames, needs 2"],
+        ["has 3 tensor frames", "needs 2 together"],
     ),
     "truncated frame": (
         (A, B),
@@ -230,7 +230,7 @@ def test_a_wrong_message_is_an_invalid_argument(name: str) -> None:
 
 def test_what_the_catalog_refuses_is_refused() -> None:
     with pytest.raises(NotFound, match="no version 2"):
-        admit(make_catalog(), b"c", make_predict(make_target(version=2), 1), [b""], 0.0)
+        admit(make_catalog(), b"c", None, make_predict(make_target(version=2), 1), [b""], 0.0)
     with pytest.raises(InvalidArgument, match="misses input 'b'"):
         admitted(make_catalog(PAIR), (A,), [floats(2)], 1)
 
@@ -294,8 +294,8 @@ def test_whatever_comes_is_taken_whole_or_refused_with_a_typed_error(
     catalog = make_catalog(OPEN if is_open else PAIR)
     predict = make_predict(make_target(*inputs), rows)
     try:
-        group = admit(catalog, b"c", predict, frames, 0.0)
+        group = admit(catalog, b"c", None, predict, frames, 0.0)
     except InvalidArgument:
         return
-    assert len(group.frames) == len(group.shapes) == len(frames)
+    assert len(group.sources) == len(group.shapes) == len(frames)
     assert all(shape[0] == group.total_rows > 0 for shape in group.shapes)

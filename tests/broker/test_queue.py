@@ -34,16 +34,16 @@ def filled(lane: Lane, *groups: RequestGroup) -> Lane:
 
 def test_a_group_is_one_part_when_every_request_fits_into_a_batch() -> None:
     lane = make_lane(max_rows=4)
-    assert runs(list(make_group(lane, 1, 1, 1, 1, 1, 1).parts(4))) == [(0, 6, 0, 6)]
-    assert runs(list(make_group(lane, 2, 4, 1).parts(4))) == [(0, 3, 0, 7)]
+    assert runs(make_group(lane, 1, 1, 1, 1, 1, 1).parts(4)) == [(0, 6, 0, 6)]
+    assert runs(make_group(lane, 2, 4, 1).parts(4)) == [(0, 3, 0, 7)]
 
 
 def test_a_request_larger_than_a_batch_is_a_part_of_its_own() -> None:
     group = make_group(make_lane(), 1, 2, 9, 5, 3)
-    assert runs(list(group.parts(4))) == [(0, 2, 0, 3), (2, 1, 3, 9), (3, 1, 12, 5), (4, 1, 17, 3)]
+    assert runs(group.parts(4)) == [(0, 2, 0, 3), (2, 1, 3, 9), (3, 1, 12, 5), (4, 1, 17, 3)]
     assert {request: split.rows_left for request, split in group.split.items()} == {2: 9, 3: 5}
     alone = make_group(make_lane(), 5)
-    assert runs(list(alone.parts(4))) == [(0, 1, 0, 5)]
+    assert runs(alone.parts(4)) == [(0, 1, 0, 5)]
     assert set(alone.split) == {0}
 
 
@@ -57,7 +57,7 @@ def test_rows_start_where_the_requests_before_end() -> None:
 
 
 def test_a_part_gives_as_many_whole_requests_as_fit() -> None:
-    part = next(make_group(make_lane(), 2, 3, 1, 4).parts(4))
+    (part,) = make_group(make_lane(), 2, 3, 1, 4).parts(4)
     taken = part.take(5)
     assert taken is not None
     assert (run_of(taken), run_of(part)) == ((0, 2, 0, 5), (2, 2, 5, 5))
@@ -77,7 +77,7 @@ def test_a_large_request_gives_any_number_of_its_rows() -> None:
 
 
 def test_a_part_is_divided_into_runs_of_wanted_and_unwanted_requests() -> None:
-    part = next(make_group(make_lane(), 1, 2, 1, 3, 1).parts(4))
+    (part,) = make_group(make_lane(), 1, 2, 1, 3, 1).parts(4)
     stay, go = part.divide({1, 2, 4})
     assert (runs(stay), runs(go)) == ([(0, 1, 0, 1), (3, 1, 4, 3)], [(1, 2, 1, 3), (4, 1, 7, 1)])
     assert runs(part.divide(range(9))[1]) == [(0, 5, 0, 8)]
@@ -97,8 +97,7 @@ def test_a_piece_of_a_large_request_is_never_divided() -> None:
 
 def test_a_lane_bounds_what_waits_by_batches() -> None:
     assert make_lane(max_rows=4, max_enqueued_batches=3).max_queued_rows == 12
-    single = make_lane(max_rows=4, max_enqueued_batches=3)
-    single.signature = make_signature((), ())
+    single = make_lane(max_rows=4, signature=make_signature((), ()), max_enqueued_batches=3)
     assert single.max_queued_rows == 3
 
 
@@ -150,12 +149,12 @@ def test_removed_requests_leave_wherever_they_are() -> None:
     other, group = make_group(lane, 1, 1), make_group(lane, 1, 9, 1, 2, deadline=5.0)
     filled(lane, other, group)
     lane.take(1)
-    group.dropped.update({1, 3})
+    group.mark_dropped({1, 3})
     assert runs(lane.remove_dropped()) == [(1, 1, 1, 9), (3, 1, 11, 2)]
     assert (lane.queued_rows, lane.earliest_deadline) == (3, 5.0)
     assert runs(list(lane.parts)) == [(1, 1, 1, 1), (0, 1, 0, 1), (2, 1, 10, 1)]
     assert lane.remove_dropped() == []
-    group.dropped.update(range(4))
+    group.mark_dropped(range(4))
     lane.remove_dropped()
     assert (lane.queued_rows, lane.earliest_deadline) == (1, NEVER)
 
@@ -254,7 +253,7 @@ def test_every_row_leaves_once_in_order_and_requests_stay_whole(
         elif name == "remove" and groups:
             assert isinstance(value, int)
             assert isinstance(more, set)
-            groups[value % len(groups)].dropped.update(more)
+            groups[value % len(groups)].mark_dropped(more)
             leave(lane.remove_dropped())
         elif name == "expire":
             assert isinstance(value, int)

@@ -2,8 +2,9 @@
 
 ``VirtualBroker`` checks after each event that no request is answered twice, that a batch has
 each row once, in order and no more rows than allowed, that no block is handed out while a
-worker, a reply, a model or a lost worker's process may still touch it, and that what the
-broker counts is what there is. Here is added that nothing waits without a reason, and that in
+worker, a reply, a model or a lost worker's process may still touch it, that the last answer of a
+message with reply space comes when no worker has its rows any more, and that what the broker
+counts is what there is. Here is added that nothing waits without a reason, and that in
 the end every request is answered and all memory is back.
 """
 
@@ -21,12 +22,14 @@ from support.broker_builders import (
     make_signature,
     make_target,
 )
+from support.virtual_arena import make_region
 from support.virtual_broker import VirtualBroker
 
 from batchyard.broker import events
 from batchyard.broker.policy import padded_rows, ripe_at
 from batchyard.broker.queue import Lane
 from batchyard.wire.errors import Unavailable
+from batchyard.wire.protocol import RegionPlaces
 from batchyard.wire.tensors import encode_strings
 
 ARENA_NBYTES = 24 * ROW_NBYTES
@@ -49,6 +52,8 @@ REPORTS = {
     )
     for name in MODELS
 }
+
+REGIONS = {client: make_region(1 << 14, i) for i, client in enumerate([b"1", b"2", b"3"], 1)}
 
 clients = st.sampled_from([b"1", b"2", b"3"])
 timeouts = st.none() | st.sampled_from([0.0, 0.001, 0.003, 0.008, 0.02])
@@ -80,6 +85,8 @@ class BrokerMachine(RuleBasedStateMachine):
         timeout=timeouts,
         each=st.none() | st.lists(timeouts, min_size=4, max_size=4),
         priority=st.sampled_from([0, 0, 0, 1]),
+        replies=st.booleans(),
+        in_region=st.booleans(),
     )
     def ask(
         self,
@@ -89,10 +96,21 @@ class BrokerMachine(RuleBasedStateMachine):
         timeout: float | None,
         each: list[float | None] | None,
         priority: int,
+        replies: bool,
+        in_region: bool,
     ) -> None:
         target = make_target(model=model, priority=priority)
         timeout_s = timeout if each is None else each[: len(rows)]
-        self._ask(model, *rows, target=target, client=client, timeout_s=timeout_s)
+        more: dict[str, Any] = {}
+        if replies or in_region:
+            # Side by side, so that batches of one message may be read in place.
+            ends = [ROW_NBYTES * sum(rows[:i]) for i in range(len(rows))]
+            spaces = [(8192 + end, 64) for end in ends]
+            places = RegionPlaces([ends if in_region else None], spaces if replies else None)
+            more = {"region": REGIONS[client], "places": places}
+            if in_region:
+                more["frames"] = []
+        self._ask(model, *rows, target=target, client=client, timeout_s=timeout_s, **more)
 
     @rule(client=clients, rows=st.integers(1, 4), timeout=timeouts)
     def ask_single(self, client: bytes, rows: int, timeout: float | None) -> None:
@@ -139,11 +157,16 @@ class BrokerMachine(RuleBasedStateMachine):
         self.broker.start_worker(*(REPORTS[name] for name in models), concurrent_batches=room)
 
     @precondition(lambda self: self.broker.running)
-    @rule(which=some, kept=st.booleans(), row_nbytes=st.sampled_from([0, 0, 4, 64, 400]))
-    def batch_finished(self, which: int, kept: bool, row_nbytes: int) -> None:
+    @rule(
+        which=some,
+        kept=st.sampled_from([False, False, True]),
+        row_nbytes=st.sampled_from([0, 0, 4, 64, 400]),
+        replied=st.booleans(),
+    )
+    def batch_finished(self, which: int, kept: bool, row_nbytes: int, replied: bool) -> None:
         batch = self._pick(self.broker.running, which)
         nbytes = row_nbytes * batch.layout.padded_rows
-        self.broker.finish(batch, output_nbytes=nbytes, kept=kept, delivered=False)
+        self.broker.finish(batch, output_nbytes=nbytes, kept=kept, delivered=False, replied=replied)
         self.undelivered[batch.id] = batch
         if kept:
             self.kept[batch.id] = batch

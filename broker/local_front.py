@@ -1,0 +1,212 @@
+"""The front for clients on this machine: their Unix sockets, and a region for each of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from batchyard.broker.front import LINGER_S
+from batchyard.broker.queue import Region
+from batchyard.broker.worker_link import WorkerLink
+from batchyard.wire import local, log
+from batchyard.wire.arena import Mapping, create_memfd
+from batchyard.wire.endpoints import HIGH_WATER_MARK
+from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.local import INLINE_NBYTES, LocalClosed, LocalSocket, TooLong
+from batchyard.wire.tensors import Buffer
+
+# Longer than any identity that a client of the ZeroMQ front can claim: those have up to 255 bytes.
+_KEY_NBYTES = 256
+
+
+@dataclass(slots=True, eq=False)
+class LocalClient:
+    """A connected client. ``key`` stands for it where a ZeroMQ identity stands for others."""
+
+    key: bytes
+    socket: LocalSocket
+    region: Region | None = None
+    region_fd: int = -1
+    mapping: Mapping | None = None
+    # Answers that the socket did not take yet: header, frames, and the memfd that has the frames.
+    unsent: deque[tuple[Buffer, Sequence[Buffer], int | None]] = field(default_factory=deque)
+
+    def fileno(self) -> int:
+        """The socket's descriptor, for a poller."""
+        return self.socket.fileno()
+
+
+class LocalFront:
+    """Made, used and closed by one thread, whose ``epoll`` it tells when clients do not read."""
+
+    def __init__(self, epoll: select.epoll, region_nbytes: int, regions_max: int) -> None:
+        """At most ``regions_max`` clients get a region, of ``region_nbytes`` bytes, if that is
+        not 0; others send their tensors through the socket."""
+        # The abstract name, for those who find the server by another way than its ipc path.
+        self.name = f"batchyard-{secrets.token_hex(16)}"
+        self._epoll = epoll
+        self._region_nbytes = region_nbytes
+        self._regions_max = regions_max
+        self._clients: dict[bytes, LocalClient] = {}
+        self._listeners: dict[int, socket.socket] = {}
+        self._paths: list[str] = []
+        self._ids = count(1)
+        self._buffer = local.receive_buffer()
+
+    def listen(self, endpoints: Sequence[str], ipc_mode: int) -> None:
+        """Listens beside each ipc endpoint, and at the abstract name. Raises ConfigurationError."""
+        paths = [path for endpoint in endpoints if (path := local.socket_path(endpoint))]
+        for address in [f"\0{self.name}", *paths]:
+            try:
+                listener = local.listen(address, ipc_mode)
+            except OSError as error:
+                raise ConfigurationError(f"cannot bind {address}: {error.strerror}") from error
+            self._listeners[listener.fileno()] = listener
+        self._paths = paths
+
+    def listener_filenos(self) -> list[int]:
+        """Descriptors that clients knock at: then ``accept`` is to be called."""
+        return list(self._listeners)
+
+    def accept(self, fd: int, welcome: bytes) -> LocalClient | None:
+        """Lets a client in, if it may, and gives it ``welcome`` and a region."""
+        listener = self._listeners[fd]
+        try:
+            sock, _ = listener.accept()
+        except OSError as error:
+            # It is gone again, or there are no descriptors left.
+            log.warning("local_client_not_accepted", reason=error)
+            return None
+        sock.setblocking(False)
+        client = LocalClient(b"", LocalSocket(sock, self._buffer))
+        name = listener.getsockname()
+        if isinstance(name, bytes) and client.socket.peer_uid() not in (0, os.geteuid()):
+            # Unlike a path, an abstract name has no mode that says who may connect.
+            client.socket.close()
+            return None
+        number = next(self._ids)
+        client.key = number.to_bytes(_KEY_NBYTES, "big")
+        self._make_region(client, number)
+        try:
+            if client.region is None:
+                client.socket.send(welcome, [])
+            else:
+                client.socket.send_aside(welcome, [], client.region_fd)
+        except LocalClosed:
+            self._release(client)
+            return None
+        self._clients[client.key] = client
+        return client
+
+    def _make_region(self, client: LocalClient, number: int) -> None:
+        regions = sum(other.region is not None for other in self._clients.values())
+        if not self._region_nbytes or regions >= self._regions_max:
+            return
+        try:
+            fd = create_memfd(self._region_nbytes, "batchyard-region")
+        except OSError as error:
+            log.warning("region_not_made", reason=error)
+            return
+        try:
+            client.mapping = Mapping(fd)
+        except OSError as error:
+            os.close(fd)
+            log.warning("region_not_made", reason=error)
+            return
+        client.region_fd = fd
+        client.region = Region(number, client.mapping.memory)
+
+    def knows(self, key: bytes) -> bool:
+        """Whether ``key`` is a client of this front."""
+        return key in self._clients
+
+    def find(self, key: bytes) -> LocalClient | None:
+        """The client of that key, if it is still there."""
+        return self._clients.get(key)
+
+    def attach(self, worker: WorkerLink, key: bytes) -> None:
+        """Has a worker map a client's region, before the first batch that lies in it."""
+        client = self._clients[key]
+        if client.region is not None:
+            worker.attach(client.region.id, client.region_fd)
+
+    def send(self, key: bytes, header: Buffer, frames: Sequence[Buffer]) -> bool:
+        """Sends to a client; False when it does not read, and has to go.
+
+        Frames may change afterwards: what is not sent at once is copied.
+        """
+        client = self._clients[key]
+        fd: int | None = None
+        if frames and sum(map(len, frames)) > INLINE_NBYTES:
+            fd = local.memfd_of(frames)
+        try:
+            if not client.unsent and _push(client, header, frames, fd):
+                return True
+        except LocalClosed as error:
+            if fd is not None:
+                os.close(fd)
+            # Else its end of file is on the way.
+            return not isinstance(error, TooLong)
+        if fd is None:
+            frames = [bytes(frame) for frame in frames]
+        client.unsent.append((header, frames, fd))
+        self._epoll.modify(client.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        return len(client.unsent) < HIGH_WATER_MARK
+
+    def flush(self, client: LocalClient) -> None:
+        """Sends what waited, as far as the socket takes it. Raises LocalClosed."""
+        while client.unsent:
+            if not _push(client, *client.unsent[0]):
+                return
+            client.unsent.popleft()
+        self._epoll.modify(client.socket.fileno(), select.EPOLLIN)
+
+    def drop(self, client: LocalClient) -> None:
+        """A client is gone, or has to go; its memory is free at once."""
+        del self._clients[client.key]
+        self._release(client)
+
+    def _release(self, client: LocalClient) -> None:
+        client.socket.close()
+        for _, _, fd in client.unsent:
+            if fd is not None:
+                os.close(fd)
+        client.unsent.clear()
+        if client.mapping is not None:
+            client.mapping.close()
+            os.close(client.region_fd)
+
+    def close(self) -> None:
+        """Closes everything; what waits to be sent goes out first, to those who read."""
+        until = time.monotonic() + LINGER_S
+        for client in list(self._clients.values()):
+            with contextlib.suppress(LocalClosed):
+                poll = select.poll()
+                poll.register(client.fileno(), select.POLLOUT)
+                while client.unsent and (left := until - time.monotonic()) > 0:
+                    poll.poll(left * 1e3)
+                    self.flush(client)
+            self.drop(client)
+        for listener in self._listeners.values():
+            listener.close()
+        for path in self._paths:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _push(client: LocalClient, header: Buffer, frames: Sequence[Buffer], fd: int | None) -> bool:
+    """Whether the socket took a message; then its memfd is closed."""
+    if fd is None:
+        return client.socket.send(header, frames)
+    if not client.socket.send_aside(header, frames, fd):
+        return False
+    os.close(fd)
+    return True
