@@ -234,6 +234,14 @@ class Broker(_Section):
     max_queue_mb: Positive = Field(
         4096, description="Tensors that may wait, in MiB; beyond, RESOURCE_EXHAUSTED."
     )
+    region_mb: Annotated[int, Field(ge=0, le=1_048_576)] = Field(
+        256,
+        description="Shared memory of each client on this machine, for its large tensors, in MiB. "
+        "Taken as it is used. 0: such tensors go through sockets.",
+    )
+    max_regions: NotNegative = Field(
+        64, description="Clients that have such memory at once; others use sockets."
+    )
 
     @model_validator(mode="after")
     def _endpoints_can_be_bound(self) -> Broker:

@@ -1,4 +1,4 @@
-"""One batch in a worker: views of shared memory in, outputs into shared memory."""
+"""One batch in a worker: views of shared memory in, the model, outputs into shared memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import select
+import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -13,48 +14,83 @@ from typing import Any
 
 import numpy as np
 
+from batchyard.pool.intake import Assignment, Intake
+from batchyard.pool.outputs import place
 from batchyard.pool.runtimes.base import Array, LoadedModel
-from batchyard.wire import arena, dtypes, work
-from batchyard.wire.errors import BatchyardError, Internal, InvalidArgument, ResourceExhausted
+from batchyard.wire import dtypes, work
+from batchyard.wire.errors import BatchyardError, Internal, ResourceExhausted
 from batchyard.wire.link import Link, LinkClosed
-from batchyard.wire.tensors import decode_strings, encode_strings
+from batchyard.wire.tensors import decode_strings
 
 Models = Mapping[tuple[str, int], LoadedModel]
-# What an output takes in the packet: name, dtype, shape, offset, nbytes.
-Placed = tuple[str, str, tuple[int, ...], int, int]
 # How often models are asked to let go of inputs while nothing runs: soon, then seldom.
 _FIRST_PAUSE_S = 0.01
 _LAST_PAUSE_S = 1.0
+# How long a batch may hold on to inputs in a client's region before the client is answered.
+_REGION_PATIENCE_S = 0.1
 
 
-def serve(link: Link, memory: memoryview, models: Models) -> None:
-    """Runs batches that come over the link until it closes. Several threads may do so at once."""
+def serve(link: Link, intake: Intake, models: Models, running: threading.Semaphore) -> None:
+    """Runs batches that come over the link until it closes. Several threads may do so at once.
+
+    ``running`` bounds how many models run at once: a thread more gathers the next batch meanwhile.
+    """
     kept_inputs: list[weakref.ref[Array]] = []
     while True:
         kept_inputs = _wait(link, kept_inputs, models)
-        packet, _ = link.receive()
-        execute = work.Execute.from_wire(packet)
-        answer, fds, inputs = _run(execute, memory, models)
-        kept = inputs()
-        if kept is not None:
-            # It may only be a cycle that the garbage collector has not come to, or what waits
-            # for the next call: while the arena is full, nothing else would see to it.
-            del kept
-            _let_go(models)
-            gc.collect()
-            kept = inputs()
+        assignment = intake.next()
+        batch_id = assignment.execute.batch_id
+        answer, fds, inputs = _run(assignment, models, running)
+        in_region = bool(assignment.regions)
+        del assignment
+        kept = _kept(inputs, models, _REGION_PATIENCE_S if in_region else 0.0)
         # Whether somebody still reads the block: a variable that took the tensor's memory, a
         # callable that stored its argument. The broker must not give it away yet.
-        answer.kept = kept is not None
+        answer.kept = bool(kept)
         link.send(answer.to_wire(), fds)
         for fd in fds:
             os.close(fd)
-        if kept is not None:
+        if kept:
             # Only now: RELEASED must not overtake DONE.
-            released = work.Released(execute.batch_id).to_wire()
-            weakref.finalize(kept, _tell, link, released).atexit = False
-            kept_inputs.append(inputs)
+            released = work.Released(batch_id).to_wire()
+            kept_inputs += _tell_when_released(link, released, kept)
             del kept
+
+
+def _kept(inputs: Sequence[weakref.ref[Array]], models: Models, patience_s: float) -> list[Array]:
+    """The inputs' memory that something still reads, after models were asked to let go."""
+    if not any(reference() is not None for reference in inputs):
+        return []
+    # It may only be a cycle that the garbage collector has not come to, or what waits for the
+    # next call: while the arena is full, nothing else would see to it.
+    until = time.monotonic() + patience_s
+    while True:
+        _let_go(models)
+        gc.collect()
+        kept = [array for reference in inputs if (array := reference()) is not None]
+        if not kept or time.monotonic() >= until:
+            return kept
+        del kept
+        # Whoever holds it does so on another thread.
+        time.sleep(_FIRST_PAUSE_S)
+
+
+def _tell_when_released(
+    link: Link, packet: list[Any], kept: Sequence[Array]
+) -> list[weakref.ref[Array]]:
+    left = len(kept)
+
+    def released() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            # There may be nobody left to be told.
+            with contextlib.suppress(LinkClosed, OSError):
+                link.send(packet)
+
+    for array in kept:
+        weakref.finalize(array, released).atexit = False
+    return [weakref.ref(array) for array in kept]
 
 
 def _wait(
@@ -75,40 +111,52 @@ def _let_go(models: Models) -> None:
         model.let_go()
 
 
-def _tell(link: Link, packet: list[Any]) -> None:
-    with contextlib.suppress(LinkClosed):
-        link.send(packet)
-
-
 def _run(
-    execute: work.Execute, memory: memoryview, models: Models
-) -> tuple[work.Done | work.Failed, list[int], weakref.ref[Array]]:
-    """The answer, descriptors to send beside it, and a reference that dies with the inputs."""
-    # All views of the inputs are views of this array: when nothing holds them, it is gone.
-    base = np.frombuffer(memory, np.uint8)
-    reference = weakref.ref(base)
+    assignment: Assignment, models: Models, running: threading.Semaphore
+) -> tuple[work.Done | work.Failed, list[int], list[weakref.ref[Array]]]:
+    """The answer, descriptors to send beside it, and references that die with the inputs."""
+    execute = assignment.execute
+    # All views of the inputs are views of these arrays: when nothing holds them, they are gone.
+    references = [weakref.ref(m) for m in (assignment.arena, *assignment.regions.values())]
     batch_id = execute.batch_id
     try:
+        _gather(assignment)
         inputs = {
-            name: _view(base, dtype, shape, offset, nbytes)
-            for name, dtype, shape, offset, nbytes in execute.inputs
+            name: _view(assignment.memory(memory), dtype, shape, offset, nbytes)
+            for name, dtype, shape, memory, offset, nbytes in execute.inputs
         }
-        started = time.perf_counter()
-        model = models[execute.model, execute.version]
-        outputs = model.run(execute.signature, inputs)
-        execution_s = time.perf_counter() - started
-        placed, fds = _place(outputs, execute, memory)
-        done = work.Done(batch_id, placed, bool(fds), False, execution_s)
-        return done, fds, reference
+        with running:
+            started = time.perf_counter()
+            model = models[execute.model, execute.version]
+            outputs = model.run(execute.signature, inputs)
+            execution_s = time.perf_counter() - started
+        placed, fds, replied = place(outputs, assignment)
+        done = work.Done(batch_id, placed, bool(fds), replied, False, execution_s)
+        return done, fds, references
     except BatchyardError as error:
-        return work.Failed(batch_id, error.number, error.message, False), [], reference
+        return work.Failed(batch_id, error.number, error.message, False), [], references
     except MemoryError as error:
         message = f"model {execute.model!r}: the worker has no memory left {error}".rstrip()
-        return work.Failed(batch_id, ResourceExhausted.number, message, False), [], reference
+        return work.Failed(batch_id, ResourceExhausted.number, message, False), [], references
     except BaseException as error:
         # SystemExit too: whatever a model raises is the answer to its batch.
         message = f"model {execute.model!r}: {type(error).__name__}: {error}"
-        return work.Failed(batch_id, Internal.number, message, False), [], reference
+        return work.Failed(batch_id, Internal.number, message, False), [], references
+
+
+def _gather(assignment: Assignment) -> None:
+    """Copies rows from clients' regions into the block, side by side."""
+    execute = assignment.execute
+    needed = {copy[0] for copy in execute.copies} | {reply[0] for reply in execute.replies}
+    needed.update(place[3] for place in execute.inputs)
+    if len(needed - {work.ARENA}) > len(assignment.regions):
+        raise ResourceExhausted("the worker could not map a client's shared memory")
+    for region, offset, target, nbytes in execute.copies:
+        # Not by memoryview: numpy lets other threads run meanwhile.
+        np.copyto(
+            assignment.arena[target : target + nbytes],
+            assignment.regions[region][offset : offset + nbytes],
+        )
 
 
 def _view(base: Array, dtype: str, shape: Sequence[int], offset: int, nbytes: int) -> Array:
@@ -116,58 +164,3 @@ def _view(base: Array, dtype: str, shape: Sequence[int], offset: int, nbytes: in
         count = int(np.prod(shape, dtype=np.int64))
         return decode_strings(base[offset : offset + nbytes].data, count).reshape(shape)
     return np.ndarray(tuple(shape), dtypes.to_numpy(dtype), base, offset)
-
-
-def _place(
-    outputs: Sequence[tuple[str, Array]], execute: work.Execute, memory: memoryview
-) -> tuple[list[Placed], list[int]]:
-    """Writes outputs into their part of the block, or into a memfd when they do not fit."""
-    arrays: list[tuple[str, str, tuple[int, ...], Any, int]] = []
-    total = 0
-    for name, output in outputs:
-        # TensorFlow gives scalars as numpy scalars.
-        array = np.asarray(output)
-        name.encode()  # A name that is no Unicode could not be sent.
-        dtype = dtypes.from_numpy(array.dtype)
-        if dtype is None:
-            raise Internal(f"model {execute.model!r}: output {name!r} has dtype {array.dtype}")
-        data: Any = array
-        nbytes = array.nbytes
-        if dtype == dtypes.STRING:
-            data = _encode_strings(execute, name, array)
-            nbytes = len(data)
-        arrays.append((name, dtype, array.shape, data, nbytes))
-        total += arena.align(nbytes)
-    if total <= execute.output_nbytes:
-        return _write(arrays, memory, execute.output_offset), []
-    fd = arena.create_memfd(total, "batchyard-outputs")
-    try:
-        mapping = arena.Mapping(fd)
-        placed = _write(arrays, mapping.memory, 0)
-        mapping.close()
-    except BaseException:
-        os.close(fd)
-        raise
-    return placed, [fd]
-
-
-def _encode_strings(execute: work.Execute, name: str, array: Array) -> bytes:
-    try:
-        return encode_strings(array.ravel().tolist())
-    except InvalidArgument as error:
-        # Not the caller's fault, but the model's.
-        raise Internal(f"model {execute.model!r}: output {name!r}: {error.message}") from None
-
-
-def _write(
-    arrays: Sequence[tuple[str, str, tuple[int, ...], Any, int]], memory: memoryview, offset: int
-) -> list[Placed]:
-    placed: list[Placed] = []
-    for name, dtype, shape, data, nbytes in arrays:
-        if dtype == dtypes.STRING:
-            memory[offset : offset + nbytes] = data
-        elif nbytes:
-            np.ndarray(shape, data.dtype, memory, offset)[...] = data
-        placed.append((name, dtype, shape, offset, nbytes))
-        offset += arena.align(nbytes)
-    return placed

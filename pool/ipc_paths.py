@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.local import LOCAL_SUFFIX
 
 
 @contextlib.contextmanager
@@ -50,6 +51,8 @@ def _claimed(path: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+            # A broker that was killed leaves this one too.
+            Path(f"{path}{LOCAL_SUFFIX}").unlink(missing_ok=True)
     finally:
         lock_path.unlink(missing_ok=True)
         os.close(lock)

@@ -51,6 +51,8 @@ def make_plan(
         ipc_mode=int(config.broker.ipc_mode, 8),
         max_message_nbytes=config.broker.max_message_mb * _MIB,
         queue_nbytes_max=config.broker.max_queue_mb * _MIB,
+        region_nbytes=config.broker.region_mb * _MIB,
+        regions_max=config.broker.max_regions,
         models=[settings for _, settings in served],
     )
     plan = ServerPlan(broker, workers, config.pool.arena_mb * _MIB, config.pool.drain_timeout_s)

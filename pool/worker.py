@@ -15,6 +15,7 @@ import traceback
 from typing import Any
 
 from batchyard.pool.execution import serve
+from batchyard.pool.intake import Intake
 from batchyard.pool.runtimes.base import LoadedModel, ModelLoadError
 from batchyard.pool.warmup import warm_up
 from batchyard.wire import control, log
@@ -114,11 +115,16 @@ def _open(source: ModelSource, settings: WorkerSettings) -> LoadedModel:
 
 
 def _serve_on_threads(count: int, link: Link, memory: memoryview, models: Any) -> None:
-    """Serves on this thread and on ``count - 1`` more; returns by LinkClosed, as ``serve``."""
+    """Serves on this thread and on ``count - 1`` more; returns by LinkClosed, as ``serve``.
+
+    Once a client has a region, on one more: it copies the next batch's rows out of regions while
+    models run, which never are more than ``count``.
+    """
+    running = threading.Semaphore(count)
 
     def serve_or_end() -> None:
         try:
-            serve(link, memory, models)
+            serve(link, intake, models, running)
         except LinkClosed:
             return
         except BaseException:
@@ -126,9 +132,13 @@ def _serve_on_threads(count: int, link: Link, memory: memoryview, models: Any) -
             traceback.print_exc()
             os._exit(control.EXIT_FAILURE)
 
-    for _ in range(count - 1):
+    def start() -> None:
         threading.Thread(target=serve_or_end, daemon=True).start()
-    serve(link, memory, models)
+
+    intake = Intake(link, memory, on_region=start)
+    for _ in range(count - 1):
+        start()
+    serve(link, intake, models, running)
 
 
 if __name__ == "__main__":

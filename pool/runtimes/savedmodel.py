@@ -4,6 +4,8 @@ A session loads every SavedModel that TensorFlow Serving loads, those of TensorF
 reference variables included (``tf.saved_model.load`` cannot); it checks shapes no more strictly
 than TensorFlow Serving; and it is the cheapest way in: see docs/decisions/0002. Arrays that are
 64-byte aligned are fed without a copy, which the arena's layout makes sure of.
+
+A model that cannot fill its own variables there is loaded into a session object by object.
 """
 
 from __future__ import annotations
@@ -21,6 +23,11 @@ from tensorflow.core.protobuf import config_pb2
 
 from batchyard.pool.runtimes.base import Array, ModelLoadError
 from batchyard.pool.runtimes.graph_state import writes_state
+from batchyard.pool.runtimes.object_graph import (
+    bind_eager_runtime,
+    first_unrestored,
+    load_by_objects,
+)
 from batchyard.wire import dtypes, log
 from batchyard.wire.control import WorkerSettings
 from batchyard.wire.errors import BatchyardError, InvalidArgument, from_wire
@@ -47,33 +54,66 @@ class SavedModel:
     def __init__(self, name: str, path: str, settings: WorkerSettings) -> None:
         """Loads it. Raises ModelLoadError."""
         self._name = name
-        graph = tf.Graph()
-        with graph.as_default():
-            self._session = tf.compat.v1.Session(graph=graph, config=_session_config(settings))
-            try:
-                meta_graph = tf.compat.v1.saved_model.load(self._session, [_SERVE_TAG], path)
-            except (tf.errors.OpError, OSError, RuntimeError, ValueError, KeyError) as error:
-                raise ModelLoadError(f"{path}: {_first_line(error)}") from error
+        self._path = path
+        config = _session_config(settings)
+        served, unrestored = self._load(config)
+        if unrestored is not None:
+            # The session's end frees the memory that the next one needs.
+            del self._session, self._signatures, self._nothing
+            bind_eager_runtime(settings)
+            self._load_by_objects(served, config, unrestored)
+            log.info("model_loaded_by_objects", model=name, unrestored=unrestored)
+
+    def _load(self, config: Any) -> tuple[dict[str, Any], str | None]:
+        """The signatures that it has now, and a variable that they need and do not have."""
+        session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+        try:
+            with session.graph.as_default():
+                meta_graph = tf.compat.v1.saved_model.load(session, [_SERVE_TAG], self._path)
+        except (tf.errors.OpError, OSError, RuntimeError, ValueError, KeyError) as error:
+            raise ModelLoadError(f"{self._path}: {_first_line(error)}") from error
+        self._take(session, meta_graph.signature_def)
+        if not self._signatures:
+            raise ModelLoadError(f"{self._path}: has no signature that can be served")
+        served = {key: meta_graph.signature_def[key] for key in self._signatures}
+        if not meta_graph.object_graph_def.nodes:
+            # Of TensorFlow 1: it has no objects, and may fill a variable in the call itself.
+            return served, None
+        return served, first_unrestored(session, _fetches(*served.values()))
+
+    def _load_by_objects(
+        self, signature_defs: Mapping[str, Any], config: Any, unrestored: str
+    ) -> None:
+        try:
+            self._take(*load_by_objects(self._path, _SERVE_TAG, signature_defs, config))
+        except Exception as error:
+            # Each kind of object has code of its own that restores it.
+            raise ModelLoadError(
+                f"{self._path}: its restore operation leaves variable {unrestored!r} empty, and "
+                f"its objects do not load: {_first_line(error)}"
+            ) from error
+
+    def _take(self, session: Any, signature_defs: Mapping[str, Any]) -> None:
+        """Runs these signatures in this session from now on."""
+        self._session = session
         self._signatures: dict[str, _Signature] = {}
         self.stateful = False
-        definition = graph.as_graph_def()
-        for key, signature_def in sorted(meta_graph.signature_def.items()):
+        definition = session.graph.as_graph_def()
+        for key, signature_def in sorted(signature_defs.items()):
             if key.startswith(_INTERNAL_PREFIX):
                 continue
             try:
                 signature = self._prepare(key, signature_def)
             except _UnsupportedTensor as error:
-                log.warning("signature_skipped", model=name, signature=key, reason=error)
+                log.warning("signature_skipped", model=self._name, signature=key, reason=error)
                 continue
             except (tf.errors.OpError, ValueError, KeyError, TypeError) as error:
-                raise ModelLoadError(f"{path}: signature {key}: {_first_line(error)}") from error
+                message = f"{self._path}: signature {key}: {_first_line(error)}"
+                raise ModelLoadError(message) from error
             self._signatures[key] = signature
-            fetches = [info.name for info in signature_def.outputs.values()]
-            self.stateful = self.stateful or writes_state(definition, fetches)
-        with graph.as_default():
+            self.stateful = self.stateful or writes_state(definition, _fetches(signature_def))
+        with session.graph.as_default():
             self._nothing = self._callable([], [tf.constant(0, name="batchyard_nothing").name])
-        if not self._signatures:
-            raise ModelLoadError(f"{path}: has no signature that can be served")
 
     @property
     def signatures(self) -> Sequence[SignatureSpec]:
@@ -137,6 +177,10 @@ class SavedModel:
 
 class _UnsupportedTensor(Exception):
     pass
+
+
+def _fetches(*signature_defs: Any) -> list[str]:
+    return [info.name for each in signature_defs for info in each.outputs.values()]
 
 
 def _specs(infos: Mapping[str, Any]) -> tuple[TensorSpec, ...]:

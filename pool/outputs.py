@@ -1,0 +1,116 @@
+"""Where a batch's outputs go: the clients' regions, the block, or a memfd of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from batchyard.pool.intake import Assignment
+from batchyard.pool.runtimes.base import Array
+from batchyard.wire import arena, dtypes, work
+from batchyard.wire.errors import Internal, InvalidArgument
+from batchyard.wire.protocol import reply_offsets
+from batchyard.wire.tensors import encode_strings
+
+
+@dataclass(slots=True)
+class _Output:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: Any
+    nbytes: int
+
+
+def place(
+    outputs: Sequence[tuple[str, Array]], assignment: Assignment
+) -> tuple[list[work.PlacedOutput], list[int], bool]:
+    """Writes outputs where they are wanted.
+
+    Returns where each lies, the memfd with them if they do not fit into the block, and whether
+    the requests that wanted theirs in a region have them there.
+    """
+    execute = assignment.execute
+    found = [_describe(name, output, execute.model) for name, output in outputs]
+    if not execute.replies or not _can_reply(found, execute):
+        return *_place_all(found, assignment), False
+    if _reply(found, assignment) == execute.rows:
+        # Nobody is left to read them anywhere else.
+        return [(o.name, o.dtype, o.shape, None, 0) for o in found], [], True
+    return *_place_all(found, assignment), True
+
+
+def _describe(name: str, output: Any, model: str) -> _Output:
+    # TensorFlow gives scalars as numpy scalars.
+    array = np.asarray(output)
+    name.encode()  # A name that is no Unicode could not be sent.
+    dtype = dtypes.from_numpy(array.dtype)
+    if dtype is None:
+        raise Internal(f"model {model!r}: output {name!r} has dtype {array.dtype}")
+    if dtype != dtypes.STRING:
+        return _Output(name, dtype, array.shape, array, array.nbytes)
+    try:
+        data = encode_strings(array.ravel().tolist())
+    except InvalidArgument as error:
+        # Not the caller's fault, but the model's.
+        raise Internal(f"model {model!r}: output {name!r}: {error.message}") from None
+    return _Output(name, dtype, array.shape, data, len(data))
+
+
+def _can_reply(outputs: Sequence[_Output], execute: work.Execute) -> bool:
+    """Whether outputs can be given to single requests, and have a size that can be known."""
+    return not any(output.dtype == dtypes.STRING for output in outputs) and (
+        execute.alone or all(o.shape[:1] == (execute.padded_rows,) for o in outputs)
+    )
+
+
+def _reply(outputs: Sequence[_Output], assignment: Assignment) -> int:
+    """Writes outputs into regions for those who have room for them; how many rows that were."""
+    execute = assignment.execute
+    replied = 0
+    for region, offset, room, first, rows in execute.replies:
+        cuts = [o.data if execute.alone else o.data[first : first + rows] for o in outputs]
+        offsets = reply_offsets([cut.nbytes for cut in cuts])
+        if offsets[-1] > room:
+            continue
+        memory = assignment.regions[region]
+        for start, cut in zip(offsets, cuts, strict=False):
+            if cut.nbytes:
+                np.ndarray(cut.shape, cut.dtype, memory, offset + start)[...] = cut
+        replied += rows
+    return replied
+
+
+def _place_all(
+    outputs: Sequence[_Output], assignment: Assignment
+) -> tuple[list[work.PlacedOutput], list[int]]:
+    """Writes outputs into their part of the block, or into a memfd when they do not fit."""
+    execute = assignment.execute
+    total = sum(arena.align(output.nbytes) for output in outputs)
+    if total <= execute.output_nbytes:
+        return _write(outputs, assignment.arena.data, execute.output_offset), []
+    fd = arena.create_memfd(total, "batchyard-outputs")
+    try:
+        mapping = arena.Mapping(fd)
+        placed = _write(outputs, mapping.memory, 0)
+        mapping.close()
+    except BaseException:
+        os.close(fd)
+        raise
+    return placed, [fd]
+
+
+def _write(outputs: Sequence[_Output], memory: memoryview, offset: int) -> list[work.PlacedOutput]:
+    placed: list[work.PlacedOutput] = []
+    for output in outputs:
+        if output.dtype == dtypes.STRING:
+            memory[offset : offset + output.nbytes] = output.data
+        elif output.nbytes:
+            np.ndarray(output.shape, output.data.dtype, memory, offset)[...] = output.data
+        placed.append((output.name, output.dtype, output.shape, offset, output.nbytes))
+        offset += arena.align(output.nbytes)
+    return placed
