@@ -10,18 +10,22 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import zmq
 
 from batchyard.clients.calls import Call, Outputs
-from batchyard.clients.connection import CONNECT_TIMEOUT_S, Connection, Search
+from batchyard.clients.connection import CONNECT_TIMEOUT_S, JOIN_TIMEOUT_S, Connection, Search
 from batchyard.clients.inputs import (
     DEFAULT_SIGNATURE,
+    Array,
     Inputs,
     Route,
     make_route,
     many_at_once,
     readable_metadata,
 )
+from batchyard.clients.region import empty, place
 from batchyard.clients.session import (
     CLOSED,
     CONNECTION_LOST,
@@ -65,6 +69,13 @@ class AsyncClient:
         self._lost = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
+        # The local socket that is watched, and whether for room to send.
+        self._local_fd = -1
+        self._writing = False
+
+    def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32) -> Array:
+        """See ``Client.empty``."""
+        return empty(self._session.region, shape, dtype)
 
     async def connect(self) -> None:
         """Connects to the first endpoint that answers. Raises Unavailable when none does.
@@ -97,11 +108,35 @@ class AsyncClient:
             if connection is None:
                 self._context.term()
         self._session.receive(search.welcome, [])
+        connection.join(search.welcome)
+        try:
+            await self._settle(connection)
+        except BaseException:
+            connection.close()
+            self._context.term()
+            raise
         self._connection = connection
         self._connections = 1
         for fd in connection.filenos():
-            self._loop.add_reader(fd, self._readable)
+            self._loop.add_reader(fd, self._far_readable)
         self._readable()
+
+    async def _settle(self, connection: Connection) -> None:
+        """Waits until the server has shared its memory, or has not."""
+        until = time.monotonic() + JOIN_TIMEOUT_S
+        changed = asyncio.Event()
+        while not connection.is_settled and (left := until - time.monotonic()) > 0:
+            fd = connection.local_fileno()
+            self._loop.add_reader(fd, changed.set)
+            try:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), left)
+            finally:
+                self._loop.remove_reader(fd)
+            changed.clear()
+            message = connection.receive()
+            if message is not None:
+                self._session.receive(*message)
 
     async def predict(
         self,
@@ -121,14 +156,9 @@ class AsyncClient:
             route = await self._find_route(model, version, label, signature, priority, timeout)
         arrays, target, rows = route.arrays(inputs)
         promise: asyncio.Future[Outputs] = self._loop.create_future()
+        placement = place(self._session.region, route, arrays, rows)
         call = Call(
-            target,
-            route.input_dtypes(arrays),
-            arrays,
-            [rows] if rows else None,
-            rows,
-            deadline,
-            promise,
+            route, target, arrays, [rows] if rows else None, rows, deadline, promise, placement
         )
         self._calls.append(call)
         if not self._flush_scheduled:
@@ -199,8 +229,7 @@ class AsyncClient:
             connection, self._connection = self._connection, None
         if connection is None:
             return
-        for fd in connection.filenos():
-            self._loop.remove_reader(fd)
+        self._unwatch(connection)
         if self._timer is not None:
             self._timer.cancel()
         self._session.flush(self._calls, time.monotonic())
@@ -261,10 +290,41 @@ class AsyncClient:
         while sent < len(self._unsent) and connection.send(*self._unsent[sent]):
             sent += 1
         del self._unsent[:sent]
+        self._watch_local(connection)
         self._set_timer()
         if connection.has_input():
             # Sending took note of what arrived: the descriptor will not tell of it again.
             self._loop.call_soon(self._readable)
+
+    def _far_readable(self) -> None:
+        if self._connection is not None:
+            self._connection.look_again()
+        self._readable()
+
+    def _watch_local(self, connection: Connection) -> None:
+        """Follows the connection's local socket, which comes and goes."""
+        fd = connection.local_fileno()
+        if fd != self._local_fd:
+            self._local_fd = fd
+            self._writing = False
+            if fd >= 0:
+                self._loop.add_reader(fd, self._readable)
+        writing = bool(self._unsent) and connection.wants_to_send
+        if fd >= 0 and writing != self._writing:
+            self._writing = writing
+            if writing:
+                self._loop.add_writer(fd, self._schedule_flush)
+            else:
+                self._loop.remove_writer(fd)
+
+    def _unwatch(self, connection: Connection) -> None:
+        """The connection is about to close its descriptors."""
+        for fd in (*connection.filenos(), connection.local_fileno()):
+            if fd >= 0:
+                self._loop.remove_reader(fd)
+                self._loop.remove_writer(fd)
+        self._local_fd = -1
+        self._writing = False
 
     def _readable(self) -> None:
         connection = self._connection
@@ -286,12 +346,13 @@ class AsyncClient:
             else:
                 self._unsent.clear()
                 self._session.fail(CONNECTION_LOST)
-                for fd in connection.filenos():
-                    self._loop.remove_reader(fd)
+                self._unwatch(connection)
                 connection.reset()
                 for fd in connection.filenos():
-                    self._loop.add_reader(fd, self._readable)
+                    self._loop.add_reader(fd, self._far_readable)
                 break
+        self._session.region = connection.region
+        self._watch_local(connection)
         if self._unsent:
             self._schedule_flush()
         if connection.has_input():

@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from batchyard.clients.inputs import Array
+import numpy as np
+
+from batchyard.clients.inputs import Array, Route
+from batchyard.clients.region import Placement
+from batchyard.wire.arena import align
+from batchyard.wire.dtypes import to_numpy
 from batchyard.wire.errors import BatchyardError
-from batchyard.wire.protocol import LARGE_FRAME_NBYTES
+from batchyard.wire.protocol import LARGE_FRAME_NBYTES, OutputHeader, RegionPlaces
 from batchyard.wire.tensors import Buffer, encode_strings
 
 NEVER = float("inf")
@@ -32,11 +38,45 @@ class Promise(Protocol):
     def set_exception(self, exception: BaseException, /) -> None: ...
 
 
+class Answer:
+    """A promise that one thread waits for. A ``Future`` can do more, and costs more."""
+
+    __slots__ = ("_error", "_lock", "_result")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def done(self) -> bool:
+        """Whether there is a result or an error."""
+        return not self._lock.locked()
+
+    def set_result(self, result: Any, /) -> None:
+        """Ends the waiting."""
+        self._result = result
+        self._lock.release()
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Ends the waiting."""
+        self._error = exception
+        self._lock.release()
+
+    def wait(self) -> Any:
+        """The result; raises the error."""
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            return self._result
+
+
 class Call:
     """Requests of one caller that end together: one, or as many as ``predict_many`` was given.
 
     ``rows`` has the rows of each request; None where a signature is not batched.
-    ``deadline`` is a time, infinity for none. ``arrays`` are those of all requests, joined.
+    ``deadline`` is a time, infinity for none. ``arrays`` are those of all requests, joined;
+    with ``placement`` some of them lie in the client's region.
     """
 
     __slots__ = (
@@ -48,7 +88,9 @@ class Call:
         "input_dtypes",
         "message_id",
         "outputs",
+        "placement",
         "promise",
+        "route",
         "rows",
         "target",
         "total_rows",
@@ -57,17 +99,20 @@ class Call:
 
     def __init__(
         self,
+        route: Route,
         target: bytes,
-        input_dtypes: Sequence[str],
         arrays: list[Array],
         rows: list[int] | None,
         total_rows: int,
         deadline: float,
         promise: Promise,
+        placement: Placement | None = None,
     ) -> None:
+        self.route = route
         self.target = target
-        self.input_dtypes = input_dtypes
+        self.input_dtypes = route.input_dtypes(arrays)
         self.arrays = arrays
+        self.placement = placement
         self.rows = rows
         self.count = 1 if rows is None else len(rows)
         self.total_rows = total_rows
@@ -100,7 +145,7 @@ def coalesce(calls: list[Call]) -> Iterator[list[Call]]:
     together: list[Call] = []
     requests = nbytes = 0
     for call in calls:
-        size = sum([array.nbytes for array in call.arrays])
+        size = _frames_nbytes(call)
         alone = call.rows is None or size >= LARGE_FRAME_NBYTES
         full = requests >= _REQUESTS_PER_MESSAGE or nbytes + size > LARGE_FRAME_NBYTES
         if together and (alone or full):
@@ -114,6 +159,28 @@ def coalesce(calls: list[Call]) -> Iterator[list[Call]]:
             together, requests, nbytes = [], 0, 0
     if together:
         yield together
+
+
+def _frames_nbytes(call: Call) -> int:
+    """Bytes of a call's tensors that are to be sent."""
+    if call.placement is None:
+        return sum([array.nbytes for array in call.arrays])
+    placed = zip(call.arrays, call.placement.offsets, strict=True)
+    return sum(array.nbytes for array, offset in placed if offset is None)
+
+
+def region_places(calls: list[Call]) -> RegionPlaces | None:
+    """What a message says of the region, for calls that are placed alike."""
+    placements = [call.placement for call in calls if call.placement is not None]
+    if not placements:
+        return None
+    inputs: list[list[int] | None] = []
+    for offsets in zip(*(placement.offsets for placement in placements), strict=True):
+        inputs.append(None if offsets[0] is None else list(offsets))
+    if placements[0].reply is None:
+        return RegionPlaces(inputs, None)
+    replies = [(p.reply_offset, p.reply.nbytes) for p in placements if p.reply is not None]
+    return RegionPlaces(inputs, replies)
 
 
 def timeouts_us(calls: list[Call], now: float) -> int | list[int | None] | None:
@@ -156,14 +223,54 @@ def hand_out(sent: SentMessage, first: int, requests: int, outputs: Outputs, row
             resolve(call.promise, outputs)
         elif call.count == 1:
             stop = row + call.total_rows
-            resolve(call.promise, _cut(outputs, row, stop))
+            # The one place that every request passes: a comprehension is a call.
+            mine = {}
+            for name, array in outputs.items():
+                mine[name] = array[row:stop]
             row = stop
+            resolve(call.promise, mine)
         else:
-            for request in range(start, start + number):
-                stop = row + (call.rows[request] if call.rows is not None else 0)
-                collect(call, request, _cut(outputs, row, stop))
-                row = stop
+            row = _collect_run(call, start, number, outputs, row)
     return row
+
+
+def _collect_run(call: Call, start: int, number: int, outputs: Outputs, row: int) -> int:
+    """Some of several requests of a call are answered; the row after theirs."""
+    rows = call.rows or ()
+    answers: list[Outputs | None] = []
+    for request in range(start, start + number):
+        stop = row + rows[request]
+        mine = {}
+        for name, array in outputs.items():
+            mine[name] = array[row:stop]
+        answers.append(mine)
+        row = stop
+    if not call.outputs:
+        call.outputs = [None] * call.count
+    call.outputs[start : start + number] = answers
+    call.unanswered -= number
+    if not call.unanswered:
+        resolve(call.promise, call.outputs)
+    return row
+
+
+def outputs_in_region(call: Call, headers: Sequence[OutputHeader], alone: bool) -> Outputs:
+    """The outputs that a worker wrote into the reply space of a call: views of it.
+
+    ``headers`` have the rows of all requests that were answered together, unless it was answered
+    ``alone``.
+    """
+    if call.placement is None or call.placement.reply is None:
+        raise ValueError("outputs were written for a request that named no place for them")
+    outputs: Outputs = {}
+    offset = 0
+    for name, dtype, shape in headers:
+        if not alone:
+            shape = (call.total_rows, *shape[1:])
+        array: Array = np.ndarray(shape, to_numpy(dtype), call.placement.reply, offset)
+        outputs[name] = array
+        offset += align(array.nbytes)
+    return outputs
 
 
 def collect(call: Call, request: int, outputs: Outputs) -> None:
@@ -174,10 +281,6 @@ def collect(call: Call, request: int, outputs: Outputs) -> None:
     call.unanswered -= 1
     if not call.unanswered:
         resolve(call.promise, call.outputs)
-
-
-def _cut(outputs: Outputs, start: int, stop: int) -> Outputs:
-    return {name: array[start:stop] for name, array in outputs.items()}
 
 
 def resolve(promise: Promise, result: Any) -> None:

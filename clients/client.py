@@ -11,11 +11,14 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from batchyard.clients.calls import Call, Outputs
+from batchyard.clients.calls import NEVER, Answer, Call, Outputs, Promise
 from batchyard.clients.connection import CONNECT_TIMEOUT_S
+from batchyard.clients.futures import PredictFuture
 from batchyard.clients.inputs import (
     DEFAULT_SIGNATURE,
+    Array,
     Inputs,
     Route,
     make_route,
@@ -23,6 +26,7 @@ from batchyard.clients.inputs import (
     readable_metadata,
 )
 from batchyard.clients.io_thread import IoThread
+from batchyard.clients.region import empty, place
 from batchyard.clients.session import deadline_after
 from batchyard.wire.endpoints import default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
@@ -31,31 +35,6 @@ from batchyard.wire.protocol import LARGE_FRAME_NBYTES
 # ``predict_many`` sends at most so many requests as one message.
 MANY_REQUESTS_PER_MESSAGE = 1024
 _MANY_MESSAGES_IN_FLIGHT = 4
-_CANCELLING = threading.Lock()
-
-
-class PredictFuture(Future[Outputs]):
-    """The future of a submitted request. Cancelling it also tells the server."""
-
-    def __init__(self, client: Client) -> None:
-        super().__init__()
-        self._client = client
-        self.call: Call | None = None
-        self._told = False
-
-    def cancel(self) -> bool:
-        """Gives the request up, unless it is answered already."""
-        if not super().cancel():
-            return False
-        # Not while callbacks run: they may cancel others.
-        with _CANCELLING:
-            first, self._told = not self._told, True
-        if first:
-            # Tells those who wait for it with concurrent.futures.wait.
-            self.set_running_or_notify_cancel()
-        if self.call is not None:
-            self._client._give_up(self.call)
-        return True
 
 
 class Client:
@@ -101,15 +80,20 @@ class Client:
         ``BatchyardError``.
         """
         self._check_may_wait()
-        return self.submit(
-            model,
-            inputs,
-            timeout=timeout,
-            version=version,
-            label=label,
-            signature=signature,
-            priority=priority,
-        ).result()
+        deadline = NEVER if timeout is None else deadline_after(timeout, time.monotonic())
+        route = self._route(model, version, label, signature, priority, timeout)
+        answer = Answer()
+        outputs: Outputs = self._run(self._call(route, inputs, deadline, answer), answer)
+        return outputs
+
+    def _run(self, call: Call, answer: Answer) -> Any:
+        """Sends a call and waits for its answer on this thread."""
+        try:
+            self._io.run(call)
+            return answer.wait()
+        except KeyboardInterrupt:
+            self._io.cancel(call)
+            raise
 
     def submit(
         self,
@@ -128,21 +112,27 @@ class Client:
         Arrays must not be changed until the future is done. Its callbacks run on the client's
         I/O thread: they must be quick, and must not wait for this client.
         """
-        deadline = deadline_after(timeout, time.monotonic())
+        deadline = NEVER if timeout is None else deadline_after(timeout, time.monotonic())
         route = self._route(model, version, label, signature, priority, timeout)
-        arrays, target, rows = route.arrays(inputs)
         future = PredictFuture(self)
-        future.call = Call(
-            target,
-            route.input_dtypes(arrays),
-            arrays,
-            [rows] if rows else None,
-            rows,
-            deadline,
-            future,
-        )
+        future.call = self._call(route, inputs, deadline, future)
         self._io.add(future.call)
         return future
+
+    def _call(self, route: Route, inputs: Inputs, deadline: float, promise: Promise) -> Call:
+        arrays, target, rows = route.arrays(inputs)
+        placement = place(self._io.region, route, arrays, rows)
+        each = [rows] if rows else None
+        return Call(route, target, arrays, each, rows, deadline, promise, placement)
+
+    def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32) -> Array:
+        """An array to be filled with an input, in memory that is shared with the server.
+
+        Sent, it is read where it lies, without a copy; it must not be changed until its request
+        is answered. Its memory is free again when the last array over it is gone. Without
+        shared memory, or when there is no room left, it is an ordinary array.
+        """
+        return empty(self._io.region, shape, dtype)
 
     def predict_many(
         self,
@@ -164,6 +154,10 @@ class Client:
         if not inputs:
             return []
         route = self._route(model, version, label, signature, priority, timeout)
+        if len(inputs) <= MANY_REQUESTS_PER_MESSAGE:
+            alike = route.joined(inputs)
+            if alike is not None:
+                return self._run_alike(route, *alike, len(inputs), deadline)
         results: list[Outputs] = [{}] * len(inputs)
         waiting: deque[tuple[list[int], Future[Any]]] = deque()
 
@@ -190,6 +184,17 @@ class Client:
             collect()
         return results
 
+    def _run_alike(
+        self, route: Route, array: Array, target: bytes, rows: int, count: int, deadline: float
+    ) -> list[Outputs]:
+        """Runs requests of ``rows`` rows each, which fit into one message and into the queue."""
+        answer = Answer()
+        each = [rows] * count
+        answers = self._run(
+            Call(route, target, [array], each, len(array), deadline, answer), answer
+        )
+        return [answers] if count == 1 else answers
+
     def _send_many(
         self, route: Route, inputs: Sequence[Inputs], start: int, deadline: float
     ) -> list[tuple[list[int], Future[Any]]]:
@@ -201,12 +206,13 @@ class Client:
         for i, (arrays, target, rows) in enumerate(prepared):
             nbytes = sum(array.nbytes for array in arrays)
             places, before = growing.get(target, ([], 0))
-            if not places or before + nbytes > LARGE_FRAME_NBYTES or not rows:
-                # What is never batched travels alone, and so do large tensors.
+            large = not rows or route.has_large_reply(rows)
+            if not places or before + nbytes > LARGE_FRAME_NBYTES or large:
+                # What is never batched travels alone, and so do large tensors, in and out.
                 places, before = [], 0
                 groups.append((target, places))
             places.append(i)
-            growing[target] = places, before + nbytes
+            growing[target] = places, before + (LARGE_FRAME_NBYTES if large else nbytes)
         return [
             (
                 [start + i for i in places],
@@ -222,15 +228,19 @@ class Client:
         columns = [[arrays[i] for arrays, _, _ in prepared] for i in range(len(prepared[0][0]))]
         arrays = [c[0] if len(c) == 1 else np.concatenate(c) for c in columns]
         rows = [rows for _, _, rows in prepared]
+        placement = None
+        if len(prepared) == 1:
+            placement = place(self._io.region, route, arrays, rows[0])
         self._io.add(
             Call(
+                route,
                 target,
-                route.input_dtypes(arrays),
                 arrays,
                 rows if rows[0] else None,
                 sum(rows),
                 deadline,
                 future,
+                placement,
             )
         )
         return future

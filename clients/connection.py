@@ -1,20 +1,28 @@
-"""The socket under a client: a ZeroMQ DEALER and the monitor that tells of its connection."""
+"""The sockets under a client: a ZeroMQ DEALER, the monitor that tells of its connection, and, on
+the server's own machine, the short way to it (``wire.local``)."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from batchyard.wire import protocol
+from batchyard.clients.region import ClientRegion
+from batchyard.clients.session import Via
+from batchyard.wire import local, protocol
 from batchyard.wire.endpoints import HEARTBEAT_MS, HIGH_WATER_MARK, check
 from batchyard.wire.errors import BatchyardError, Unavailable
+from batchyard.wire.local import INLINE_NBYTES, LocalClosed, LocalSocket
 from batchyard.wire.protocol import LARGE_FRAME_NBYTES, MessageType
 from batchyard.wire.tensors import Buffer
 
 CONNECT_TIMEOUT_S = 5.0
+# How long the server may take to share its memory, once it has answered.
+JOIN_TIMEOUT_S = 1.0
 # How long closing may take to send what was given to the socket: a goodbye.
 _LINGER_MS = 200
 # Once one endpoint has answered, how long those that come before it may still take.
@@ -27,10 +35,22 @@ class Connection:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
         """Connects in the background. Raises ConfigurationError for what is no endpoint."""
         self.endpoint = check(endpoint)
+        # The memory that the broker shares with this client, if it does.
+        self.region: ClientRegion | None = None
+        # Whether the local socket was full when last asked.
+        self.wants_to_send = False
         self._context = context
+        self._local: LocalSocket | None = None
+        self._local_is_up = False
+        self._joins = False
+        self._epoch: Any = None
         self._open()
 
     def _open(self) -> None:
+        # The two ways end together: what was sent by either will not be answered.
+        self._is_lost = False
+        # Whether ZeroMQ's sockets had nothing when last asked, and were left alone since.
+        self._looked = False
         self._socket = socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, _LINGER_MS)
         socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
@@ -56,23 +76,78 @@ class Connection:
         self._close()
         self._open()
 
-    def filenos(self) -> tuple[int, int]:
+    def join(self, welcome: Buffer) -> None:
+        """Looks for the short way to the broker that sent ``welcome``, if it is on this machine.
+
+        It is there once ``is_settled``, and may turn out not to be.
+        """
+        self._joins = True
+        self._join(welcome)
+
+    def _join(self, welcome: Buffer) -> None:
+        body = protocol.decode(welcome)[1]
+        beside = local.socket_path(self.endpoint)
+        addresses = [beside] if beside else []
+        if len(body) > 2 and isinstance(body[2], str):
+            addresses.append(f"\0{body[2]}")
+        for address in addresses:
+            self._leave_local()
+            self._local = local.connect(address)
+            if self._local is not None:
+                self._epoch = body[0] if body else None
+                return
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the short way is there."""
+        return self._local_is_up and not self._is_lost
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether ``changes`` will tell of a loss that no descriptor tells of."""
+        return self._is_lost
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known if there is a short way."""
+        return self._local is None or self._local_is_up
+
+    def filenos(self) -> list[int]:
         """Descriptors that become readable when ``receive`` or ``changes`` may have something.
 
-        Edge-triggered: ``has_input`` must be asked before each wait, or they may never tell.
+        Those of ZeroMQ are edge-triggered: ``has_input`` must be asked before each wait, or they
+        may never tell. A local socket comes later than the others: see ``local_fileno``.
         """
-        return int(self._socket.getsockopt(zmq.FD)), int(self._monitor.getsockopt(zmq.FD))
+        return [int(self._socket.getsockopt(zmq.FD)), int(self._monitor.getsockopt(zmq.FD))]
+
+    def local_fileno(self) -> int:
+        """The local socket's descriptor, -1 when there is none."""
+        return -1 if self._local is None else self._local.fileno()
 
     def has_input(self) -> bool:
-        """Whether a message or a change waits."""
-        return bool(
+        """Whether a message or a change waits, as far as no descriptor tells."""
+        if self._is_lost:
+            return True
+        if self._looked:
+            return False
+        found = bool(
             int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN
             or int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN
         )
+        self._looked = not found
+        return found
+
+    def look_again(self) -> None:
+        """One of ZeroMQ's descriptors is readable."""
+        self._looked = False
 
     def changes(self) -> list[bool]:
         """What became of the connection since last asked: True for up, False for lost."""
+        if self._is_lost:
+            return [False]
         changes: list[bool] = []
+        if self._looked:
+            return changes
         while int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
             changes.append(event == zmq.EVENT_HANDSHAKE_SUCCEEDED)
@@ -80,13 +155,30 @@ class Connection:
 
     def hello(self) -> None:
         """Asks the broker for its WELCOME, once the connection is up."""
-        self.send(protocol.encode(MessageType.HELLO, []), [])
+        self._send_far(protocol.encode(MessageType.HELLO, []), [])
 
-    def send(self, header: bytes, frames: list[Buffer]) -> bool:
+    def send(self, header: bytes, frames: list[Buffer], via: Via = Via.ANY) -> bool:
         """Sends a message; False when the socket takes no more for now.
 
         Large frames are not copied: their memory must stay as it is until they are answered.
         """
+        if self._local is None or not self._local_is_up:
+            # What speaks of a region that is gone will be told with the connection's loss.
+            return via is Via.LOCAL or self._send_far(header, frames)
+        if via is Via.ANY and len(header) + sum(map(len, frames)) > INLINE_NBYTES:
+            return self._send_far(header, frames)
+        try:
+            sent = self._local.send(header, frames)
+        except LocalClosed:
+            self._is_lost = True
+            return True
+        self.wants_to_send = not sent
+        if sent and via is Via.BOTH:
+            self._send_far(header, frames)
+        return sent
+
+    def _send_far(self, header: bytes, frames: list[Buffer]) -> bool:
+        self._looked = False
         send = self._socket.send
         try:
             send(header, zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
@@ -104,6 +196,48 @@ class Connection:
 
         Frames own their memory, and arrays over them can be written to.
         """
+        if self._local is not None and not self._is_lost:
+            message = self._receive_near(self._local)
+            if message is not None:
+                return message
+        return None if self._looked else self._receive_far()
+
+    def _receive_near(self, near: LocalSocket) -> tuple[Buffer, list[Buffer]] | None:
+        try:
+            received = near.receive_with_fd()
+            if received is None:
+                return None
+            header, frames, fd = received
+            if self._local_is_up:
+                if fd is not None:
+                    os.close(fd)
+                return header, frames
+            self._welcomed_near(header, fd)
+        except LocalClosed:
+            if self._local_is_up:
+                # What was sent that way will not be answered.
+                self._is_lost = True
+            else:
+                self._leave_local()
+        return None
+
+    def _welcomed_near(self, welcome: Buffer, fd: int | None) -> None:
+        """The first message on the local socket: the same broker's WELCOME, with a region."""
+        try:
+            type_, body = protocol.decode(welcome)
+            if type_ is not MessageType.WELCOME or body[:1] != [self._epoch]:
+                self._leave_local()
+                return
+            self._local_is_up = True
+            if fd is not None:
+                self.region = ClientRegion(fd)
+        except (BatchyardError, OSError, ValueError):
+            self._leave_local()
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def _receive_far(self) -> tuple[Buffer, list[Buffer]] | None:
         receive = self._socket.recv
         try:
             frame = receive(zmq.NOBLOCK, copy=False)
@@ -116,17 +250,30 @@ class Connection:
             frames.append(
                 bytearray(frame.buffer) if len(frame) < LARGE_FRAME_NBYTES else frame.buffer
             )
+        if self._joins and self._local is None and _is_welcome(header):
+            # The same server, or another, after the connection was lost.
+            self._join(header)
         return header, frames
 
     def close(self) -> None:
-        """Says goodbye and closes both sockets."""
-        self.send(protocol.encode(MessageType.GOODBYE, []), [])
+        """Says goodbye and closes all sockets."""
+        self._send_far(protocol.encode(MessageType.GOODBYE, []), [])
         self._close()
 
     def _close(self) -> None:
+        self._leave_local()
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close()
+
+    def _leave_local(self) -> None:
+        if self._local is not None:
+            self._local.close()
+        self._local = None
+        self._local_is_up = False
+        if self.region is not None:
+            self.region.close()
+        self.region = None
 
 
 class Search:
@@ -155,6 +302,7 @@ class Search:
         Raises Unavailable when nobody answered in time.
         """
         for candidate in self._candidates:
+            candidate.look_again()
             while candidate.has_input():
                 if True in candidate.changes():
                     candidate.hello()

@@ -9,12 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from batchyard.wire import dtypes
+from batchyard.wire.arena import ALIGNMENT, align
 from batchyard.wire.errors import InvalidArgument, NotFound
 from batchyard.wire.protocol import InputHeader, Target
 from batchyard.wire.signatures import SignatureSpec, TensorSpec, format_shape, shape_fits
-from batchyard.wire.tensors import as_bytes
+from batchyard.wire.tensors import LARGE_NBYTES, as_bytes, element_count
 
 Array = npt.NDArray[Any]
+# Outputs that there is room to align for, where a signature does not say how many it has.
+_OPEN_OUTPUTS = 16
 DEFAULT_SIGNATURE = "serving_default"
 # What ``predict`` takes: arrays, or whatever numpy makes arrays of, by input name; a model with
 # one input also takes it bare.
@@ -48,12 +51,27 @@ class Route:
         self._where = f"model {model!r} signature {signature.name!r}"
         self._only = signature.inputs[0] if len(signature.inputs) == 1 else None
         self._dtypes = {spec.name: dtypes.to_numpy(spec.dtype) for spec in signature.inputs}
-        # The dtype of a batched signature's only input, if that is numbers.
-        only = self._only if signature.batched else None
-        plain = only is not None and only.dtype != dtypes.STRING
-        self._plain_dtype = self._dtypes[only.name] if only is not None and plain else None
         self._input_dtypes = [spec.dtype for spec in signature.inputs]
         self._targets: dict[tuple[Any, ...], bytes] = {}
+        # Targets by an only input's name (None: bare), dtype and row shape, as callers give them.
+        self._known: dict[tuple[Any, ...], bytes] = {}
+        self._output_row_nbytes = _row_nbytes(signature)
+        self._learns_outputs = self._output_row_nbytes is None
+
+    def has_large_reply(self, rows: int) -> bool:
+        """Whether the outputs of so many rows are worth a place in the region."""
+        return (self._output_row_nbytes or 0) * (rows or 1) >= LARGE_NBYTES
+
+    def reply_nbytes(self, rows: int) -> int:
+        """Bytes that the outputs of so many rows take, as far as that can be told."""
+        # Each output is aligned; an open signature does not say how many there are.
+        outputs = len(self.signature.outputs) or _OPEN_OUTPUTS
+        return align((rows or 1) * (self._output_row_nbytes or 0)) + ALIGNMENT * outputs
+
+    def learn_outputs(self, nbytes: int, rows: int) -> None:
+        """Notes what outputs took, of a signature that does not say."""
+        if self._learns_outputs:
+            self._output_row_nbytes = max(-(-nbytes // (rows or 1)), self._output_row_nbytes or 0)
 
     def input_dtypes(self, arrays: Sequence[Array]) -> list[str]:
         """The wire dtypes of arrays that ``arrays`` returned."""
@@ -66,18 +84,23 @@ class Route:
 
         Rows are 0 for a signature that is not batched. Raises InvalidArgument.
         """
+        name, value = None, inputs
+        if type(inputs) is dict and len(inputs) == 1:
+            ((name, value),) = inputs.items()
+        if type(value) is not np.ndarray or not value.ndim or not value.flags.c_contiguous:
+            return self._checked(inputs)
+        # As most come: one array, of a dtype and with rows of a shape that were checked before.
+        key = name, value.dtype, value.shape[1:]
+        target = self._known.get(key)
+        if target is not None and len(value):
+            return [value], target, len(value)
+        arrays, target, rows = self._checked(inputs)
+        if rows and arrays[0] is value:
+            self._known[key] = target
+        return arrays, target, rows
+
+    def _checked(self, inputs: Inputs) -> tuple[list[Array], bytes, int]:
         signature = self.signature
-        plain = self._plain_dtype
-        if (
-            plain is not None
-            and type(inputs) is np.ndarray
-            and inputs.ndim
-            and inputs.dtype == plain
-        ):
-            # As most come: one array of the right dtype, with rows of a shape that was checked.
-            known = self._targets.get((inputs.shape[1:],))
-            if known is not None and len(inputs) and inputs.flags.c_contiguous:
-                return [inputs], known, len(inputs)
         if self._only is not None and not isinstance(inputs, Mapping):
             arrays = [self._array(self._only, inputs)]
         elif signature.open:
@@ -92,6 +115,31 @@ class Route:
         if not rows:
             raise InvalidArgument(f"{self._where}: the request has no rows, needs at least one")
         return arrays, self._target(tuple(array.shape[1:] for array in arrays)), rows
+
+    def joined(self, inputs: Sequence[Inputs]) -> tuple[Array, bytes, int] | None:
+        """The requests of ``predict_many`` as one array, the encoded target, and the rows of each.
+
+        None when they have to be looked at one by one: they differ, or are not small arrays.
+        """
+        first = inputs[0]
+        if type(first) is not np.ndarray or not first.ndim or not len(first):
+            return None
+        dtype, shape = first.dtype, first.shape
+        target = self._known.get((None, dtype, shape[1:]))
+        # Half of the server's queue is left to others.
+        if 2 * len(inputs) * len(first) > self.max_queued_rows:
+            return None
+        if (
+            target is None
+            or len(inputs) * first.nbytes > LARGE_NBYTES
+            or self.has_large_reply(len(first))
+        ):
+            return None
+        for item in inputs:
+            if type(item) is not np.ndarray or item.shape != shape or item.dtype != dtype:
+                return None
+        arrays: Sequence[Any] = inputs
+        return np.concatenate(arrays), target, len(first)
 
     def _match(self, inputs: Inputs) -> list[tuple[TensorSpec, Any]]:
         specs = self.signature.inputs
@@ -254,10 +302,27 @@ class Route:
     def _remember(self, key: tuple[Any, ...], inputs: tuple[InputHeader, ...]) -> bytes:
         if len(self._targets) >= 4096:
             self._targets.clear()
+            self._known.clear()
         target = self._targets[key] = Target(
             self._model, self._version, self._label, self.signature.name, self._priority, inputs
         ).encode()
         return target
+
+
+def _row_nbytes(signature: SignatureSpec) -> int | None:
+    """Bytes of the outputs of one row; None when the signature does not say."""
+    if signature.open:
+        return None
+    nbytes = 0
+    for spec in signature.outputs:
+        if spec.dtype == dtypes.STRING:
+            # Such outputs are never written into a region: nor are others beside them.
+            return 0
+        dims = None if spec.shape is None else spec.shape[1 if signature.batched else 0 :]
+        if dims is None or None in dims:
+            return None
+        nbytes += element_count([dim or 0 for dim in dims]) * dtypes.itemsize(spec.dtype)
+    return nbytes
 
 
 def _kind(dtype: str) -> int:

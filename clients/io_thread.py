@@ -15,7 +15,8 @@ from typing import Any
 import zmq
 
 from batchyard.clients.calls import Call, Promise
-from batchyard.clients.connection import Connection, Search
+from batchyard.clients.connection import JOIN_TIMEOUT_S, Connection, Search
+from batchyard.clients.region import ClientRegion
 from batchyard.clients.session import CLOSED, CONNECTION_LOST, Message, Session
 from batchyard.wire.endpoints import check
 
@@ -25,8 +26,66 @@ _DRAIN_MAX = 64
 _SLEEP_MAX_S = 3600.0
 
 
+class _Watch:
+    """Waits for whatever a connection has now: its local socket comes and goes."""
+
+    def __init__(self, epoll: select.epoll, connection: Connection, wakeup: int) -> None:
+        self._epoll = epoll
+        self._connection = connection
+        self._far: list[int] = []
+        self._local = -1
+        self._mask = 0
+        epoll.register(wakeup, select.EPOLLIN)
+
+    def update(self, idle: bool, has_unsent: bool) -> None:
+        """Follows the connection.
+
+        ``idle``: somebody else may read from the local socket; only its end is of interest.
+        ``has_unsent``: something waits to be sent.
+        """
+        if not self._far:
+            self._far = self._connection.filenos()
+            for fd in self._far:
+                self._epoll.register(fd, select.EPOLLIN)
+        mask = 0 if idle else select.EPOLLIN
+        if has_unsent and self._connection.wants_to_send:
+            mask |= select.EPOLLOUT
+        local = self._connection.local_fileno()
+        if (local, mask) == (self._local, self._mask):
+            return
+        if local != self._local:
+            # A descriptor that was closed is out of the set already.
+            if local >= 0:
+                self._epoll.register(local, mask)
+        elif local >= 0:
+            self._epoll.modify(local, mask)
+        self._local, self._mask = local, mask
+
+    def forget(self) -> None:
+        """The connection is about to have other descriptors."""
+        for fd in self._far:
+            self._epoll.unregister(fd)
+        self._far = []
+        if self._local >= 0 and self._local == self._connection.local_fileno():
+            self._epoll.unregister(self._local)
+        self._local = -1
+
+    def wait(self, timeout_s: float) -> list[int]:
+        """Descriptors that are ready."""
+        ready = [fd for fd, _ in self._epoll.poll(timeout_s)]
+        if any(fd in self._far for fd in ready):
+            self._connection.look_again()
+        return ready
+
+
 class IoThread:
-    """Sends calls, receives answers, ends what is late. Its methods may be called by any thread."""
+    """Sends calls, receives answers, ends what is late. Its methods may be called by any thread.
+
+    Who holds ``_role`` may touch the session and the connection. That is this thread, but for the
+    time that it sleeps. Then a caller may send by itself (``add``), and with nothing in flight one
+    that waits for its answer anyway may receive it too (``run``): each spares changes of threads,
+    which cost more than all the rest.
+    """
 
     def __init__(self, endpoints: Sequence[str], connect_timeout: float) -> None:
         """Connects. Raises ConfigurationError, or Unavailable when nobody answers in time."""
@@ -35,6 +94,8 @@ class IoThread:
         # Counts connections: it changes when the server may have.
         self.connections = 0
         self.thread_id: int | None = None
+        # The memory that is shared with the server, if any is.
+        self.region: ClientRegion | None = None
         self._endpoints = list(endpoints)
         self._connect_timeout = connect_timeout
         self._session = Session()
@@ -49,6 +110,11 @@ class IoThread:
         self._ended = False
         # Reentrant: callbacks of futures that end may use the client.
         self._lock = threading.RLock()
+        self._role = threading.Lock()
+        self._connection: Connection | None = None
+        self._watch: _Watch | None = None
+        # Tells a caller who has the role that this thread wants it.
+        self._handover = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._connected: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="batchyard-client", daemon=True)
         self._thread.start()
@@ -56,8 +122,83 @@ class IoThread:
 
     def add(self, call: Call) -> None:
         """Sends a call, with whatever else is ready when the thread gets to it."""
-        self._calls.append(call)
-        self._wake()
+        # A caller that copies a large input has given the thread time to send the one before:
+        # nothing would travel together, and waking the thread costs more than sending.
+        copied = call.placement is not None and call.placement.copied
+        if not copied or not self._send_now(call):
+            self._calls.append(call)
+            self._wake()
+
+    def _send_now(self, call: Call) -> bool:
+        """Sends a call on this thread; False when another is at it."""
+        if not self._role.acquire(blocking=False):
+            return False
+        try:
+            session, watch = self._session, self._watch
+            if watch is None or not self._is_free():
+                return False
+            earliest = session.next_deadline()
+            self._send([call])
+            watch.update(False, bool(self._unsent))
+            must_wake = call.deadline < earliest
+        finally:
+            self._role.release()
+        if must_wake:
+            self._wake()
+        return True
+
+    def _is_free(self) -> bool:
+        """Whether a caller with the role may send at once, by the short way."""
+        connection = self._connection
+        return (
+            connection is not None
+            and connection.is_near
+            and not (self._unsent or self._calls or self._commands)
+        )
+
+    def _send(self, calls: Sequence[Call]) -> None:
+        """Sends calls, as far as the socket takes them."""
+        self._unsent.extend(self._session.flush(calls, time.monotonic()))
+        connection = self._connection
+        while connection is not None and self._unsent and connection.send(*self._unsent[0]):
+            self._unsent.popleft()
+
+    def run(self, call: Call) -> None:
+        """Sends a call, and does what it can for its answer; the call's promise is to be waited
+        for."""
+        if not self._role.acquire(blocking=False):
+            self.add(call)
+            return
+        try:
+            alone = self._drive(call)
+        finally:
+            self._role.release()
+        if not alone:
+            # What is in flight, or what others added meanwhile, is the thread's.
+            self._wake()
+
+    def _drive(self, call: Call) -> bool:
+        """Sends a call and waits for its answer; False when the thread has to see to the rest."""
+        connection, session = self._connection, self._session
+        if connection is None or not self._is_free() or not session.is_idle:
+            self._calls.append(call)
+            return False
+        self._send([call])
+        poll = select.poll()
+        poll.register(connection.local_fileno(), select.POLLIN)
+        poll.register(self._handover, select.POLLIN)
+        while not self._unsent and not call.promise.done():
+            left = session.next_deadline() - time.monotonic()
+            ready = poll.poll(None if left > _SLEEP_MAX_S else max(left, 0.0) * 1e3)
+            if any(fd == self._handover for fd, _ in ready):
+                break
+            message_in = connection.receive()
+            if message_in is not None:
+                session.receive(*message_in)
+            elif connection.has_ended:
+                break
+            session.expire(time.monotonic())
+        return session.is_idle and not self._unsent
 
     def query(self, what: str, arguments: dict[str, Any], promise: Promise) -> None:
         """Asks the broker something."""
@@ -98,6 +239,9 @@ class IoThread:
             context.destroy(linger=0)
             self._connected.set_exception(error)
             return
+        self.region = self._session.region = connection.region
+        self._connection = connection
+        self._role.acquire()
         self._connected.set_result(None)
         try:
             self._serve(connection)
@@ -110,6 +254,7 @@ class IoThread:
         with self._lock:
             self._ended = True
             os.close(self._wakeup)
+            os.close(self._handover)
         self._end_all()
 
     def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> Connection:
@@ -125,15 +270,21 @@ class IoThread:
             search.close()
         self._session.receive(search.welcome, [])
         self.connections = 1
+        connection.join(search.welcome)
+        until = time.monotonic() + JOIN_TIMEOUT_S
+        while not connection.is_settled and (left := until - time.monotonic()) > 0:
+            poll = select.poll()
+            poll.register(connection.local_fileno(), select.POLLIN)
+            poll.poll(left * 1e3)
+            self._receive(connection, 1)
         return connection
 
     def _serve(self, connection: Connection) -> None:
-        connected = True
         with select.epoll() as epoll:
-            for fd in (*connection.filenos(), self._wakeup):
-                epoll.register(fd, select.EPOLLIN)
+            self._watch = watch = _Watch(epoll, connection, self._wakeup)
+            connected = True
             while not self._closing:
-                self._sleep(epoll, connection)
+                self._sleep(watch, connection)
                 changes = connection.changes()
                 # What came before a loss counts: then all of it is taken in first.
                 self._receive(connection, None if changes else _DRAIN_MAX)
@@ -146,17 +297,15 @@ class IoThread:
                     else:
                         self._unsent.clear()
                         self._session.fail(CONNECTION_LOST)
-                        for fd in connection.filenos():
-                            epoll.unregister(fd)
+                        watch.forget()
                         connection.reset()
-                        for fd in connection.filenos():
-                            epoll.register(fd, select.EPOLLIN)
                         break
-                self._unsent.extend(self._take())
+                self.region = self._session.region = connection.region
+                calls = self._take()
                 if connected:
-                    while self._unsent and connection.send(*self._unsent[0]):
-                        self._unsent.popleft()
+                    self._send(calls)
                 else:
+                    self._session.flush(calls, time.monotonic())
                     # What would be sent when the server is back would run after its end.
                     self._unsent.clear()
                     self._session.fail(CONNECTION_LOST)
@@ -170,25 +319,38 @@ class IoThread:
                 return
             self._session.receive(*message)
 
-    def _sleep(self, epoll: select.epoll, connection: Connection) -> None:
+    def _sleep(self, watch: _Watch, connection: Connection) -> None:
+        watch.update(
+            idle=connection.is_near and self._session.is_idle and not self._unsent,
+            has_unsent=bool(self._unsent),
+        )
         self._awake = False
         if connection.has_input() or self._calls or self._commands or self._closing:
             timeout = 0.0
         else:
             timeout = max(self._session.next_deadline() - time.monotonic(), 0.0)
-        ready = epoll.poll(min(timeout, _SLEEP_MAX_S))
-        self._awake = True
-        if any(fd == self._wakeup for fd, _ in ready):
+        self._role.release()
+        try:
+            ready = watch.wait(min(timeout, _SLEEP_MAX_S))
+        finally:
+            self._take_role()
+        if self._wakeup in ready:
             os.eventfd_read(self._wakeup)
+        self._awake = True
 
-    def _take(self) -> list[Message]:
-        """The messages of everything that was added since last asked."""
+    def _take_role(self) -> None:
+        if not self._role.acquire(blocking=False):
+            os.eventfd_write(self._handover, 1)
+            self._role.acquire()
+            os.eventfd_read(self._handover)
+
+    def _take(self) -> list[Call]:
+        """The calls that were added since last asked; does what else was asked for."""
         while self._commands:
             self._commands.popleft()()
-        calls = [self._calls.popleft() for _ in range(len(self._calls))]
-        return self._session.flush(calls, time.monotonic())
+        return [self._calls.popleft() for _ in range(len(self._calls))]
 
     def _end_all(self) -> None:
         with self._lock:
-            self._take()
+            self._session.flush(self._take(), time.monotonic())
             self._session.fail(CLOSED)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from enum import Enum
 from itertools import count
 from typing import Any
 
@@ -26,10 +27,13 @@ from batchyard.clients.calls import (
     collect,
     hand_out,
     join_columns,
+    outputs_in_region,
+    region_places,
     reject,
     resolve,
     timeouts_us,
 )
+from batchyard.clients.region import ClientRegion
 from batchyard.wire import dtypes, protocol
 from batchyard.wire.errors import (
     BatchyardError,
@@ -41,9 +45,20 @@ from batchyard.wire.errors import (
     from_wire,
 )
 from batchyard.wire.protocol import MessageType, Segment
-from batchyard.wire.tensors import Buffer, decode, encode
+from batchyard.wire.tensors import LARGE_NBYTES, Buffer, decode, encode
 
-Message = tuple[bytes, list[Buffer]]
+
+class Via(Enum):
+    """Which of a connection's two ways a message takes, if it has both."""
+
+    ANY = "any"
+    # It speaks of the region.
+    LOCAL = "local"
+    # It speaks of a message that took one of them.
+    BOTH = "both"
+
+
+Message = tuple[bytes, list[Buffer], Via]
 
 # Deadlines that are kept before those of answered calls are dropped.
 _DEADLINES_MIN = 64
@@ -57,6 +72,8 @@ class Session:
 
     def __init__(self) -> None:
         self.max_message_nbytes = NEVER
+        # The connection's, if it has one.
+        self.region: ClientRegion | None = None
         self._sent: dict[int, SentMessage] = {}
         self._queries: dict[int, Promise] = {}
         self._outgoing: list[Message] = []
@@ -69,7 +86,7 @@ class Session:
 
     def flush(self, calls: Sequence[Call], now: float) -> list[Message]:
         """The messages that carry ``calls``, and whatever else is to be sent."""
-        by_target: dict[bytes, list[Call]] = {}
+        by_target: dict[Any, list[Call]] = {}
         for call in calls:
             if call.cancelled:
                 continue
@@ -78,16 +95,23 @@ class Session:
                     reject(call.promise, DeadlineExceeded("the deadline passed before sending"))
                     continue
                 self._remember_deadline(call)
-            group = by_target.get(call.target)
+            key: Any = call.target
+            if call.placement is not None:
+                if call.placement.region is self.region:
+                    key = key, call.placement.pattern
+                else:
+                    # Placed for a connection that was lost: its arrays can still be sent.
+                    call.placement = None
+            group = by_target.get(key)
             if group is None:
-                by_target[call.target] = [call]
+                by_target[key] = [call]
             else:
                 group.append(call)
         messages = self._outgoing
         self._outgoing = []
-        for target, group in by_target.items():
+        for group in by_target.values():
             for together in coalesce(group):
-                messages += self._encode_each(target, together, now)
+                messages += self._encode_each(together, now)
         return messages
 
     def _remember_deadline(self, call: Call) -> None:
@@ -103,26 +127,27 @@ class Session:
         query_id = next(self._message_ids)
         self._queries[query_id] = promise
         header = protocol.encode(MessageType.QUERY, [query_id, what, arguments])
-        self._outgoing.append((header, []))
+        self._outgoing.append((header, [], Via.ANY))
 
     def cancel(self, call: Call) -> None:
         """Gives a call up; whoever waits for it was told."""
         call.cancelled = True
         if call.message_id in self._sent:
             segment = (call.message_id, call.first, call.count)
-            self._outgoing.append((protocol.encode(MessageType.CANCEL, [segment]), []))
+            header = protocol.encode(MessageType.CANCEL, [segment])
+            self._outgoing.append((header, [], Via.BOTH))
 
-    def _encode_each(self, target: bytes, calls: list[Call], now: float) -> list[Message]:
+    def _encode_each(self, calls: list[Call], now: float) -> list[Message]:
         """One message, or one a call when one of them cannot be sent: it fails alone."""
         try:
-            return [self._encode(target, calls, now)]
+            return [self._encode(calls, now)]
         except BatchyardError as error:
             if len(calls) > 1:
-                return [m for call in calls for m in self._encode_each(target, [call], now)]
+                return [m for call in calls for m in self._encode_each([call], now)]
             reject(calls[0].promise, error)
             return []
 
-    def _encode(self, target: bytes, calls: list[Call], now: float) -> Message:
+    def _encode(self, calls: list[Call], now: float) -> Message:
         message_id = next(self._message_ids)
         first = calls[0]
         rows: int | list[int] | None
@@ -132,15 +157,19 @@ class Session:
             rows = [n for call in calls for n in call.rows or ()]
             if len(rows) == sum(call.total_rows for call in calls):
                 rows = len(rows)
+        places = None if first.placement is None else region_places(calls)
         frames: list[Buffer] = []
         for i, dtype in enumerate(first.input_dtypes):
+            if places is not None and places.inputs[i] is not None:
+                continue
             if len(calls) == 1:
                 frames.append(encode(first.arrays[i], dtype))
             elif dtype == dtypes.STRING:
                 frames.append(join_columns([call.arrays[i] for call in calls]))
             else:
                 frames.append(b"".join([encode(call.arrays[i], dtype) for call in calls]))
-        header = protocol.encode_predict(message_id, target, rows, timeouts_us(calls, now))
+        timeouts = timeouts_us(calls, now)
+        header = protocol.encode_predict(message_id, first.target, rows, timeouts, places)
         nbytes = len(header) + sum(map(len, frames))
         if nbytes > self.max_message_nbytes:
             raise InvalidArgument(
@@ -153,7 +182,7 @@ class Session:
             call.first = place
             place += call.count
         self._sent[message_id] = SentMessage(calls)
-        return header, frames
+        return header, frames, Via.ANY if places is None else Via.LOCAL
 
     # What the driver receives
 
@@ -191,6 +220,9 @@ class Session:
             self.max_message_nbytes = body[1]
 
     def _result(self, result: protocol.Result, frames: list[Buffer]) -> None:
+        if result.in_region:
+            self._result_in_region(result)
+            return
         try:
             outputs = {
                 name: decode(frame, dtype, shape)
@@ -201,6 +233,8 @@ class Session:
             for segment in result.segments:
                 self._failed(segment, Internal(f"the outputs cannot be read: {error}"))
             return
+        if frames and len(frames[0]) >= LARGE_NBYTES:
+            self._learn_outputs(result, frames)
         if len(result.segments) == 1 and result.segments[0][2] == 1:
             self._hand_over_whole(result.segments[0], outputs)
             return
@@ -214,6 +248,25 @@ class Session:
                     self._failed(segment, unknown)
                 return
             row = hand_out(sent, first, requests, outputs, row)
+            self._answered(message_id, sent, requests)
+
+    def _learn_outputs(self, result: protocol.Result, frames: list[Buffer]) -> None:
+        """So that later requests bring enough room in the region for them."""
+        sent = self._sent.get(result.segments[0][0])
+        if sent is not None and sent.calls:
+            call = sent.calls[0]
+            rows = result.outputs[0][2][0] if call.rows and result.outputs[0][2] else 1
+            call.route.learn_outputs(sum(map(len, frames)), rows)
+
+    def _result_in_region(self, result: protocol.Result) -> None:
+        """Outputs that a worker wrote where each call said."""
+        alone = len(result.segments) == 1 and result.segments[0][2] == 1
+        for message_id, first, requests in result.segments:
+            sent = self._sent.get(message_id)
+            if sent is None:
+                continue
+            for call, _, _ in calls_of(sent, first, requests):
+                resolve(call.promise, outputs_in_region(call, result.outputs, alone))
             self._answered(message_id, sent, requests)
 
     def _hand_over_whole(self, segment: Segment, outputs: Outputs) -> None:
@@ -245,6 +298,12 @@ class Session:
             self._sent.pop(message_id, None)
             for call in sent.calls:
                 call.arrays = []
+                call.placement = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is to be sent or received."""
+        return not self._sent and not self._queries and not self._outgoing
 
     # Time, and the end
 

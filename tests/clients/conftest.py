@@ -55,7 +55,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> str:
         model_table("alone_open", f"{CALLABLES}:echo", enable_batching=False),
         *(
             model_table(name, f"{CALLABLES}:{name}")
-            for name in ("echo", "gated", "recorded", "fails")
+            for name in ("echo", "gated", "recorded", "fails", "located")
         ),
     ]
     return "".join(tables)

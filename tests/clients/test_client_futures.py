@@ -27,7 +27,8 @@ def test_futures_complete_like_any_others(client: Client) -> None:
     assert not concurrent.futures.wait(futures, WAIT_S).not_done
     for future, i in futures.items():
         assert future.result()["y"].tolist() == [[2 * i] * 2]
-    completed = concurrent.futures.as_completed(futures, WAIT_S)
+    given: Any = futures
+    completed = concurrent.futures.as_completed(given, WAIT_S)
     assert all(future.exception() is None for future in completed)
 
 

@@ -1,0 +1,182 @@
+"""The memory that a client shares with the server: arrays in it are named, not sent.
+
+The broker made it and gave it to this client alone; who has which part of it is decided here. A
+part is free again when the last array over it is gone, wherever that array came from: made by
+the caller, copied from what the caller gave, or outputs that a worker wrote.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from batchyard.clients.inputs import Array, Route
+from batchyard.wire.arena import ALIGNMENT, Mapping
+from batchyard.wire.blocks import Block, BlockAllocator
+from batchyard.wire.dtypes import NOT_IN_REGIONS
+from batchyard.wire.tensors import LARGE_NBYTES
+
+# Memory that is gone through before the first is used again: so many times what is in use.
+_WINDOW = 2
+_WINDOW_MIN = 1 << 20
+
+
+class _Lease(weakref.ref[Array]):
+    """Tells when the last array over a block is gone."""
+
+    __slots__ = ("block",)
+    block: Block
+
+
+class ClientRegion:
+    """Any thread may use it."""
+
+    def __init__(self, fd: int) -> None:
+        """Maps the region ``fd``. Raises OSError and ValueError."""
+        self._mapping = Mapping(fd)
+        self._allocator = BlockAllocator(self._mapping.nbytes // ALIGNMENT * ALIGNMENT)
+        self._lock = threading.Lock()
+        self._closed = False
+        # Where the last block that was handed out ends.
+        self._next = 0
+        # Arrays die anywhere, also while this thread allocates: then a lock would wait for itself.
+        self._freed: deque[Block] = deque()
+        # By their block's offset.
+        self._leases: dict[int, _Lease] = {}
+        memory = np.frombuffer(self._mapping.memory, np.uint8)
+        self._address: int = memory.__array_interface__["data"][0]
+
+    def empty(self, shape: Sequence[int], dtype: np.dtype) -> Array | None:
+        """An array of values that mean nothing yet; None when there is no room for it.
+
+        Python objects are never in shared memory. Raises ValueError for what is no shape.
+        """
+        if min(shape, default=0) < 0:
+            raise ValueError(f"negative dimensions are not allowed: {tuple(shape)}")
+        nbytes = math.prod((dtype.itemsize, *shape))
+        block = self._allocate(nbytes) if nbytes and not dtype.hasobject else None
+        if block is None:
+            return None
+        # Every array that is made of this one has it for its base. By frombuffer, because that
+        # keeps the memory mapped: an ndarray() of the same memoryview does not.
+        try:
+            base = np.frombuffer(self._mapping.memory, np.uint8, nbytes, block.offset)
+        except ValueError:
+            # Closed by another thread meanwhile.
+            return None
+        lease = _Lease(base, self._ended)
+        lease.block = block
+        self._leases[block.offset] = lease
+        return np.ndarray(tuple(shape), dtype, base)
+
+    def offset_of(self, array: Array) -> int | None:
+        """Where an array's memory lies in the region; None when it does not lie there."""
+        offset: int = array.__array_interface__["data"][0] - self._address
+        return offset if 0 <= offset <= self._mapping.nbytes - array.nbytes else None
+
+    def close(self) -> None:
+        """Lets go of the memory, as soon as the last array over it is gone."""
+        with self._lock:
+            self._closed = True
+            self._mapping.close()
+
+    def _allocate(self, nbytes: int) -> Block | None:
+        with self._lock:
+            if self._closed:
+                return None
+            while self._freed:
+                self._allocator.free(self._freed.popleft())
+            allocator = self._allocator
+            # One after the other, so that rows of a batch lie in one piece and can be read in
+            # place; but not through all of the memory: what was used lately is in the caches.
+            if self._next + nbytes > max(_WINDOW * (allocator.used_nbytes + nbytes), _WINDOW_MIN):
+                self._next = 0
+            block = allocator.allocate(nbytes, self._next)
+            if block is not None:
+                self._next = block.offset + block.nbytes
+            return block
+
+    def _ended(self, lease: weakref.ref[Array]) -> None:
+        assert isinstance(lease, _Lease)
+        del self._leases[lease.block.offset]
+        self._freed.append(lease.block)
+
+
+def empty(region: ClientRegion | None, shape: int | Sequence[int], dtype: npt.DTypeLike) -> Array:
+    """An array in the region; an ordinary one without a region, or when there is no room in it."""
+    dims = (shape,) if isinstance(shape, int) else tuple(shape)
+    array = None if region is None else region.empty(dims, np.dtype(dtype))
+    return np.empty(dims, dtype) if array is None else array
+
+
+@dataclass(slots=True)
+class Placement:
+    """Where tensors of a call lie in a region.
+
+    ``offsets`` has one for each input, None for those that travel as frames; ``copied``: one of
+    them was copied there. ``reply`` is memory, uint8, for the outputs to be written to, which
+    begins at ``reply_offset``.
+    """
+
+    region: ClientRegion
+    offsets: list[int | None]
+    copied: bool
+    reply: Array | None
+    reply_offset: int
+
+    @property
+    def pattern(self) -> tuple[bool, ...]:
+        """Calls of the same pattern may share a message."""
+        return (*(offset is not None for offset in self.offsets), self.reply is not None)
+
+
+def place(
+    region: ClientRegion | None, route: Route, arrays: list[Array], rows: int
+) -> Placement | None:
+    """Sees to it that large arrays lie in the region, as far as there is room.
+
+    Puts copies in the place of those in ``arrays`` that lie elsewhere. None when nothing lies
+    there: then all of it travels as frames.
+    """
+    if region is None:
+        return None
+    replies = route.has_large_reply(rows)
+    if not replies:
+        for array in arrays:
+            if array.nbytes >= LARGE_NBYTES:
+                break
+        else:
+            return None
+    offsets: list[int | None] = [None] * len(arrays)
+    copied = False
+    dtypes = route.input_dtypes(arrays)
+    for i, array in enumerate(arrays):
+        if array.nbytes < LARGE_NBYTES or dtypes[i] in NOT_IN_REGIONS:
+            continue
+        offsets[i] = region.offset_of(array)
+        if offsets[i] is None:
+            copy = region.empty(array.shape, array.dtype)
+            if copy is None:
+                # A message with a large frame does not fit into the local socket.
+                return None
+            np.copyto(copy, array)
+            copied = True
+            arrays[i] = copy
+            offsets[i] = region.offset_of(copy)
+    reply = None
+    if replies:
+        reply = region.empty((route.reply_nbytes(rows),), np.dtype(np.uint8))
+    if reply is None and offsets.count(None) == len(offsets):
+        return None
+    return Placement(region, offsets, copied, reply, _offset(region, reply))
+
+
+def _offset(region: ClientRegion, reply: Array | None) -> int:
+    return 0 if reply is None else region.offset_of(reply) or 0
