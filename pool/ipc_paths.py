@@ -36,7 +36,8 @@ def _claimed(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _lock(lock_path)
-        is_other = path.exists() and not stat.S_ISSOCK(path.stat().st_mode)
+        beside = Path(f"{path}{LOCAL_SUFFIX}")
+        is_other = any(p.exists() and not stat.S_ISSOCK(p.stat().st_mode) for p in (path, beside))
     except OSError as error:
         raise ConfigurationError(f"cannot bind ipc://{path}: {error.strerror}") from error
     if lock is None:
@@ -52,7 +53,7 @@ def _claimed(path: Path) -> Iterator[None]:
         finally:
             path.unlink(missing_ok=True)
             # A broker that was killed leaves this one too.
-            Path(f"{path}{LOCAL_SUFFIX}").unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
     finally:
         lock_path.unlink(missing_ok=True)
         os.close(lock)

@@ -14,6 +14,7 @@ import numpy as np
 
 from batchyard.pool.runtimes.base import Array, LoadedModel
 from batchyard.wire import dtypes, log
+from batchyard.wire.errors import InvalidArgument, OutOfRange
 from batchyard.wire.signatures import SignatureSpec, TensorSpec
 from batchyard.wire.tensors import OFFSET_NBYTES
 from batchyard.wire.work import SignatureReport
@@ -32,8 +33,12 @@ def warm_up(name: str, model: LoadedModel, batch_sizes: Sequence[int]) -> list[S
             continue
         try:
             reports.append(_warm_up_signature(name, model, spec, batch_sizes))
-        except Exception as error:
+        except (InvalidArgument, OutOfRange) as error:
+            # It does not take what is made up here: real requests may do better.
             log.info("warmup_skipped", model=name, signature=spec.name, reason=error)
+            reports.append(SignatureReport(spec, None))
+        except Exception as error:
+            log.warning("warmup_failed", model=name, signature=spec.name, reason=error)
             reports.append(SignatureReport(spec, None))
     return reports
 

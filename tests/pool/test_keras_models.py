@@ -126,8 +126,7 @@ def test_every_signature_has_its_own_inputs_and_outputs(
     assert (difference.name, default.name) == ("difference", "serving_default")
     assert difference.inputs == tuple(TensorSpec(n, "float32", (None, 4)) for n in "ab")
     assert difference.outputs == (TensorSpec("difference", "float32", (None, 3)),)
-    a, b = np.ones((2, 2, 4), np.float32) * [[[1]], [[3]]]
-    inputs = {"a": a.astype(np.float32), "b": b.astype(np.float32)}
+    inputs = {name: np.full((2, 4), i, np.float32) for name, i in (("a", 1), ("b", 3))}
     of_a, of_b, of_both = ask_tensorflow(
         run,
         path,

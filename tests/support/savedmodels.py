@@ -235,6 +235,8 @@ def filled_in_call(model_dir: Path) -> None:
 
 # --- Keras 3, whose variables lie in objects of its own.
 
+_KERAS_X = np.arange(8, dtype=np.float32).reshape(2, 4)
+
 
 def _keras_model() -> Any:
     """Three of four numbers; none of its weights is what it would be without a checkpoint."""
@@ -252,9 +254,6 @@ def _note_expected(model_dir: Path, model: Any, x: Any) -> None:
     folder = model_dir / VERSION / "assets.extra"
     folder.mkdir()
     np.savez(folder / "expected.npz", x=x, y=model(tf.constant(x), training=False))
-
-
-_KERAS_X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 @exporter
