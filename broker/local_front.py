@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import select
@@ -23,6 +24,8 @@ from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.local import INLINE_NBYTES, LocalClosed, LocalSocket, TooLong
 from batchyard.wire.tensors import Buffer
 
+# Outputs that may wait for a client to read them. It has its own region to get them without.
+_UNSENT_NBYTES_MAX = 1 << 30
 # Longer than any identity that a client of the ZeroMQ front can claim: those have up to 255 bytes.
 _KEY_NBYTES = 256
 
@@ -38,6 +41,7 @@ class LocalClient:
     mapping: Mapping | None = None
     # Answers that the socket did not take yet: header, frames, and the memfd that has the frames.
     unsent: deque[tuple[Buffer, Sequence[Buffer], int | None]] = field(default_factory=deque)
+    unsent_nbytes: int = 0
 
     def fileno(self) -> int:
         """The socket's descriptor, for a poller."""
@@ -59,6 +63,7 @@ class LocalFront:
         self._listeners: dict[int, socket.socket] = {}
         self._paths: list[str] = []
         self._ids = count(1)
+        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._buffer = local.receive_buffer()
 
     def listen(self, endpoints: Sequence[str], ipc_mode: int) -> None:
@@ -83,7 +88,8 @@ class LocalFront:
             sock, _ = listener.accept()
         except OSError as error:
             # It is gone again, or there are no descriptors left.
-            log.warning("local_client_not_accepted", reason=error)
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away(listener)
             return None
         sock.setblocking(False)
         client = LocalClient(b"", LocalSocket(sock, self._buffer))
@@ -105,6 +111,13 @@ class LocalFront:
             return None
         self._clients[client.key] = client
         return client
+
+    def _turn_away(self, listener: socket.socket) -> None:
+        """Closes a connection that there is no descriptor for: it would knock forever."""
+        os.close(self._reserve)
+        with contextlib.suppress(OSError):
+            listener.accept()[0].close()
+        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def _make_region(self, client: LocalClient, number: int) -> None:
         regions = sum(other.region is not None for other in self._clients.values())
@@ -145,7 +158,8 @@ class LocalFront:
         """
         client = self._clients[key]
         fd: int | None = None
-        if frames and sum(map(len, frames)) > INLINE_NBYTES:
+        nbytes = sum(map(len, frames))
+        if nbytes > INLINE_NBYTES:
             fd = local.memfd_of(frames)
         try:
             if not client.unsent and _push(client, header, frames, fd):
@@ -158,8 +172,9 @@ class LocalFront:
         if fd is None:
             frames = [bytes(frame) for frame in frames]
         client.unsent.append((header, frames, fd))
+        client.unsent_nbytes += nbytes
         self._epoll.modify(client.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
-        return len(client.unsent) < HIGH_WATER_MARK
+        return len(client.unsent) < HIGH_WATER_MARK and client.unsent_nbytes < _UNSENT_NBYTES_MAX
 
     def flush(self, client: LocalClient) -> None:
         """Sends what waited, as far as the socket takes it. Raises LocalClosed."""
@@ -167,6 +182,7 @@ class LocalFront:
             if not _push(client, *client.unsent[0]):
                 return
             client.unsent.popleft()
+        client.unsent_nbytes = 0
         self._epoll.modify(client.socket.fileno(), select.EPOLLIN)
 
     def drop(self, client: LocalClient) -> None:
@@ -197,6 +213,10 @@ class LocalFront:
             self.drop(client)
         for listener in self._listeners.values():
             listener.close()
+        self._listeners.clear()
+        if self._reserve >= 0:
+            os.close(self._reserve)
+        self._reserve = -1
         for path in self._paths:
             with contextlib.suppress(OSError):
                 os.unlink(path)

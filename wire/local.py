@@ -41,8 +41,11 @@ _HEADER_NBYTES_MAX = _RECEIVE_NBYTES - INLINE_NBYTES - 8 * (_BUFFERS_MAX + 1)
 # sendmsg takes no more pieces than this (IOV_MAX).
 _PIECES_MAX = 1000
 _COUNT = struct.Struct("<Q")
+# A packet that is too long, or descriptors of which too many are under way.
+_NOT_CARRIED = (errno.EMSGSIZE, errno.ETOOMANYREFS)
 _CLOEXEC = socket.MSG_CMSG_CLOEXEC
-_FD_SPACE = socket.CMSG_SPACE(array.array("i").itemsize)
+# Room for one: of more the kernel closes the rest.
+_FD_SPACE = socket.CMSG_LEN(array.array("i").itemsize)
 _WELCOMES_WAITING = 1024
 
 
@@ -95,7 +98,7 @@ def connect(address: str) -> LocalSocket | None:
 
 
 class TooLong(LocalClosed):
-    """A message that the socket does not carry: its header alone is longer than a packet."""
+    """A message that the socket does not carry."""
 
 
 class LocalSocket:
@@ -133,7 +136,7 @@ class LocalSocket:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise (TooLong if error.errno == errno.EMSGSIZE else LocalClosed) from error
+            raise (TooLong if error.errno in _NOT_CARRIED else LocalClosed) from error
         return True
 
     def send_aside(self, header: Buffer, frames: Sequence[Buffer], fd: int) -> bool:
@@ -145,7 +148,7 @@ class LocalSocket:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise (TooLong if error.errno == errno.EMSGSIZE else LocalClosed) from error
+            raise (TooLong if error.errno in _NOT_CARRIED else LocalClosed) from error
         return True
 
     def receive(self) -> tuple[Buffer, list[Buffer]] | None:
