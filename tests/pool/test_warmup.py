@@ -122,9 +122,15 @@ def test_stateful_and_open_models_are_left_alone() -> None:
     assert stateful.seen == opened.seen == []
 
 
-@pytest.mark.parametrize("error", [InvalidArgument("zeros?"), Internal("no luck")])
+@pytest.mark.parametrize(
+    ("error", "level", "event"),
+    [
+        (InvalidArgument("zeros?"), "INFO", "warmup_skipped"),
+        (Internal("no luck"), "WARNING", "warmup_failed"),
+    ],
+)
 def test_model_that_refuses_made_up_inputs_is_served_all_the_same(
-    error: Exception, caplog: pytest.LogCaptureFixture
+    error: Exception, level: str, event: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(inputs: Mapping[str, Array]) -> Mapping[str, Any]:
         raise error
@@ -132,7 +138,8 @@ def test_model_that_refuses_made_up_inputs_is_served_all_the_same(
     with caplog.at_level(logging.INFO, "batchyard"):
         (report,) = warm_up("m", Model(refuse, signature(X)), [1])
     assert report == SignatureReport(signature(X), None)
-    assert "event=warmup_skipped model=m signature=s" in caplog.text
+    assert caplog.records[-1].levelname == level
+    assert f"event={event} model=m signature=s" in caplog.text
 
 
 def test_other_signatures_are_warmed_up_when_one_is_not() -> None:
