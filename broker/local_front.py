@@ -152,7 +152,7 @@ class LocalFront:
             worker.attach(client.region.id, client.region_fd)
 
     def send(self, key: bytes, header: Buffer, frames: Sequence[Buffer]) -> bool:
-        """Sends to a client; False when it does not read, and has to go.
+        """Sends to a client; False when it cannot be answered, and has to go.
 
         Frames may change afterwards: what is not sent at once is copied.
         """
@@ -160,7 +160,11 @@ class LocalFront:
         fd: int | None = None
         nbytes = sum(map(len, frames))
         if nbytes > INLINE_NBYTES:
-            fd = local.memfd_of(frames)
+            try:
+                fd = local.memfd_of(frames)
+            except OSError as error:
+                log.warning("answer_not_sent", reason=error)
+                return False
         try:
             if not client.unsent and _push(client, header, frames, fd):
                 return True

@@ -195,7 +195,7 @@ class BrokerLoop:
         while self._stuck:
             client = self._local_front.find(self._stuck.pop())
             if client is not None:
-                log.warning("client_dropped", reason="it does not read its answers")
+                log.warning("client_dropped", reason="it could not be given an answer")
                 self._lose_local(client)
 
     def _lose_local(self, client: LocalClient) -> None:
@@ -330,8 +330,14 @@ class BrokerLoop:
                 error = Internal("the outputs did not arrive: the broker has no descriptor left")
                 self._apply(events.BatchFailed(done.batch_id, error, done.kept))
                 return
-            overflow = Mapping(fds[0])
-            os.close(fds[0])
+            try:
+                overflow = Mapping(fds[0])
+            except OSError as error:
+                reason = Internal(f"the outputs did not arrive: {error}")
+                self._apply(events.BatchFailed(done.batch_id, reason, done.kept))
+                return
+            finally:
+                os.close(fds[0])
             memory = overflow.memory
         outputs = [
             Output(name, dtype, tuple(shape), memory[offset or 0 : (offset or 0) + nbytes])

@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchyard.wire import work
+from batchyard.wire import log, work
 from batchyard.wire.link import Link, LinkClosed
 
 
@@ -42,8 +42,12 @@ class WorkerLink:
             except LinkClosed:
                 # Its end of file is on the way, and then its batches are answered.
                 return
-        # The caller may close its own before there is room.
-        self.unsent.append((packet, [os.dup(fd) for fd in fds]))
+        try:
+            # The caller may close its own before there is room.
+            self.unsent.append((packet, [os.dup(fd) for fd in fds]))
+        except OSError as error:
+            # Batches that lie in this region will fail on the worker, and no others.
+            log.warning("region_not_attached", worker=self.id, reason=error)
 
     def flush(self) -> None:
         """Sends what waited, as far as there is room. Raises LinkClosed."""

@@ -39,15 +39,17 @@ class PredictFuture(Future[Outputs]):
         self.call: Call | None = None
         self._told = False
 
-    @property
-    def _condition(self) -> threading.Condition:  # type: ignore[override]
-        condition = self._made
-        if condition is None:
-            with _LOCK:
-                condition = self._made
-                if condition is None:
-                    condition = self._made = threading.Condition()
-        return condition
+    if not TYPE_CHECKING:
+        # An attribute to everybody who looks at the type.
+        @property
+        def _condition(self) -> threading.Condition:
+            condition = self._made
+            if condition is None:
+                with _LOCK:
+                    condition = self._made
+                    if condition is None:
+                        condition = self._made = threading.Condition()
+            return condition
 
     def done(self) -> bool:
         """Whether it has a result or an error, or was cancelled."""

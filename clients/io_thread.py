@@ -140,7 +140,9 @@ class IoThread:
             earliest = session.next_deadline()
             self._send([call])
             watch.update(False, bool(self._unsent))
-            must_wake = call.deadline < earliest
+            connection = self._connection
+            lost = connection is not None and connection.has_ended
+            must_wake = lost or call.deadline < earliest
         finally:
             self._role.release()
         if must_wake:
@@ -187,7 +189,7 @@ class IoThread:
         poll = select.poll()
         poll.register(connection.local_fileno(), select.POLLIN)
         poll.register(self._handover, select.POLLIN)
-        while not self._unsent and not call.promise.done():
+        while not (self._unsent or connection.has_ended or call.promise.done()):
             left = session.next_deadline() - time.monotonic()
             ready = poll.poll(None if left > _SLEEP_MAX_S else max(left, 0.0) * 1e3)
             if any(fd == self._handover for fd, _ in ready):
@@ -195,8 +197,6 @@ class IoThread:
             message_in = connection.receive()
             if message_in is not None:
                 session.receive(*message_in)
-            elif connection.has_ended:
-                break
             session.expire(time.monotonic())
         return session.is_idle and not self._unsent
 

@@ -8,6 +8,7 @@ the caller, copied from what the caller gave, or outputs that a worker wrote.
 from __future__ import annotations
 
 import math
+import operator
 import threading
 import weakref
 from collections import deque
@@ -111,7 +112,7 @@ class ClientRegion:
 
 def empty(region: ClientRegion | None, shape: int | Sequence[int], dtype: npt.DTypeLike) -> Array:
     """An array in the region; an ordinary one without a region, or when there is no room in it."""
-    dims = (shape,) if isinstance(shape, int) else tuple(shape)
+    dims = tuple(shape) if isinstance(shape, Sequence) else (operator.index(shape),)
     array = None if region is None else region.empty(dims, np.dtype(dtype))
     return np.empty(dims, dtype) if array is None else array
 

@@ -44,6 +44,7 @@ from batchyard.wire.errors import (
     Unavailable,
     from_wire,
 )
+from batchyard.wire.local import INLINE_NBYTES
 from batchyard.wire.protocol import MessageType, Segment
 from batchyard.wire.tensors import LARGE_NBYTES, Buffer, decode, encode
 
@@ -171,6 +172,11 @@ class Session:
         timeouts = timeouts_us(calls, now)
         header = protocol.encode_predict(message_id, first.target, rows, timeouts, places)
         nbytes = len(header) + sum(map(len, frames))
+        if places is not None and nbytes > INLINE_NBYTES:
+            # What may not lie in the region is too large for the local socket.
+            for call in calls:
+                call.placement = None
+            return self._encode(calls, now)
         if nbytes > self.max_message_nbytes:
             raise InvalidArgument(
                 f"the request takes {nbytes} bytes, the server takes messages of at most "

@@ -31,7 +31,9 @@ Floats = npt.NDArray[np.float32]
 def server() -> Iterator[Server]:
     """One worker and a small arena, so that its memory is used over and over."""
     names = ["echo", "place", "grow", "fails"]
-    config = "".join(model_table(name, callable_path(name)) for name in names)
+    # What lies in clients' regions does not come here: see test_regions.py.
+    config = "[broker]\nregion_mb = 0\n"
+    config += "".join(model_table(name, callable_path(name)) for name in names)
     # Each request is a batch of its own.
     config += model_table("keep", callable_path("keep"), max_batch_size=1000)
     with Server("--arena-mb", str(ARENA_MB), config=config) as server:
