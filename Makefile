@@ -8,7 +8,12 @@ BIN := $(VENV)/bin
 PACKAGES := wire pool broker clients cli benchmarks
 SOURCES := $(sort $(shell find $(PACKAGES) -name '*.py'))
 
-.PHONY: demo test lint types unit bench docs clean
+# The peers that Batchyard is compared with, each with what it needs.
+PEERS := .venv-peers
+PEER_NEEDS := benchmarks/peers/requirements
+SITE_PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+.PHONY: demo test lint types unit bench bench-peers docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -28,6 +33,25 @@ unit: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/batchyard bench small
+
+bench-peers: $(VENV)/installed \
+		$(patsubst $(PEER_NEEDS)/%.txt,$(PEERS)/%/installed,$(wildcard $(PEER_NEEDS)/*.txt))
+	$(BIN)/batchyard bench peers
+
+# Each stands apart, because their requirements clash, but TensorFlow, which is large: a .pth file
+# lends it to all.
+$(PEERS)/%/installed: $(PEER_NEEDS)/%.txt $(PEERS)/tensorflow/installed
+	@echo "Installing $* into $(@D) ..."
+	@$(BIN)/python -m venv --clear $(@D)
+	@$(PEERS)/tensorflow/bin/python $(SITE_PACKAGES) > $$($(@D)/bin/python $(SITE_PACKAGES))/tensorflow.pth
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< \
+		&& touch $@ || echo "$* cannot be installed here: it will be skipped."
+
+$(PEERS)/tensorflow/installed: $(PEER_NEEDS)/tensorflow.txt | $(VENV)/bin/python
+	@echo "Installing TensorFlow for the peers into $(@D) ..."
+	@$(BIN)/python -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 docs: $(VENV)/installed
 	$(BIN)/python -m batchyard.cli.configuration_page > docs/configuration.md
@@ -53,4 +77,4 @@ $(VENV)/bin/python:
 FORCE:
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(PEERS) build *.egg-info

@@ -6,11 +6,13 @@ import os
 import platform
 from importlib import metadata
 
+_PACKAGES = ("batchyard", "numpy", "pyzmq", "msgpack", "tensorflow-cpu", "tensorflow")
+
 
 def describe() -> dict[str, str]:
     """The processor, its cores, and the versions of what matters."""
     versions = {}
-    for package in ("numpy", "pyzmq", "msgpack", "tensorflow-cpu", "tensorflow"):
+    for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -18,6 +20,7 @@ def describe() -> dict[str, str]:
     return {
         "cpu": _cpu_model(),
         "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "python": platform.python_version(),
         "kernel": platform.release(),
         **versions,

@@ -3,206 +3,156 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
-import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import zmq
 
+from batchyard.benchmarks import raw
+from batchyard.benchmarks.bare import BareTensorFlow
 from batchyard.benchmarks.echo import echo_server
+from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.machine import describe
+from batchyard.benchmarks.models import exported
+from batchyard.benchmarks.results import Figure, Results, run_rounds
+from batchyard.benchmarks.served import Model, one_thread, serve
+from batchyard.benchmarks.timing import awaits_per_s, calls_per_s, futures_per_s, p50_us
 from batchyard.clients import AsyncClient, Client
-from batchyard.wire import protocol
-from batchyard.wire.protocol import InputHeader, Target
 
 MODEL = "half_plus_two"
-IN_FLIGHT = 256
+# The same SavedModel without waiting for company: what latency is measured with.
+AT_ONCE = "half_plus_two_at_once"
+BATCHING = {"max_batch_size": 64, "batch_timeout_micros": 1000}
+_IN_FLIGHT = raw.IN_FLIGHT
+# Futures that the caller of submit takes together.
+_STEP = 64
 _ROW = np.ones(1, np.float32)
-_FRAMES = [
-    protocol.encode_predict(
-        1,
-        Target(
-            MODEL, None, None, "serving_default", 0, (InputHeader("x", "float32", (None,)),)
-        ).encode(),
-        1,
-        None,
-    ),
-    _ROW.tobytes(),
-]
+_FRAMES = raw.one_row_requests(MODEL, 1)[0]
+_Measurements = dict[str, Callable[[], Mapping[str, float]]]
 
 
-def run(endpoint: str, seconds: float, repeat: int) -> dict[str, Any]:
-    """Runs every measurement ``repeat`` times, in turn.
-
-    Rates are requests per second, latencies microseconds, ``broker_cpu`` the broker's own
-    processor time in microseconds per request while ``submit`` runs.
-    """
-    measured: dict[str, list[float]] = {}
-    with echo_server() as echo:
-        measurements: dict[str, Callable[[], dict[str, float]]] = {
-            "echo": lambda: {"echo": _echo_rate(echo, seconds)},
-            "submit": lambda: _submit_rate(endpoint, seconds),
-            "async": lambda: {"async": asyncio.run(_async_rate(endpoint, seconds))},
-            "predict_many": lambda: {"predict_many": _many_rate(endpoint, seconds)},
-            "one_by_one": lambda: {"one_by_one": _one_by_one_rate(endpoint, seconds)},
-            "echo_p50": lambda: {"echo_p50_us": _echo_p50(echo, seconds / 2)},
-            "predict_p50": lambda: {"predict_p50_us": _predict_p50(endpoint, seconds / 2)},
-        }
-        for _ in range(repeat):
-            for measure in measurements.values():
-                for name, value in measure().items():
-                    measured.setdefault(name, []).append(value)
-    return {"machine": describe(), "seconds": seconds, "measured": measured}
-
-
-def report(results: dict[str, Any]) -> str:
-    """A table: medians, ranges, and the ratio to the reference of the same rounds."""
-    measured = results["measured"]
-    rows = [
-        ("raw pyzmq echo, 256 in flight", "echo", "echo", "requests/s"),
-        ("Client.submit, 256 in flight", "submit", "echo", "requests/s"),
-        ("AsyncClient, 256 in flight", "async", "echo", "requests/s"),
-        ("Client.predict_many, 256 a call", "predict_many", "echo", "requests/s"),
-        ("one message each, 256 in flight", "one_by_one", "echo", "requests/s"),
-        ("raw echo, unloaded p50", "echo_p50_us", "echo_p50_us", "us"),
-        ("Client.predict, unloaded p50", "predict_p50_us", "echo_p50_us", "us"),
-        ("broker CPU per request (submit)", "broker_cpu_us", None, "us"),
-    ]
-    lines = [f"{'':34}{'median':>12}{'range':>22}{'÷ echo':>9}"]
-    for title, name, reference, unit in rows:
-        values = measured[name]
-        ratio = ""
-        if reference is not None:
-            pairs = zip(values, measured[reference], strict=True)
-            ratio = f"{statistics.median(a / b for a, b in pairs):.2f}"
-        digits = 2 if max(values) < 100 else 0
-        span = f"{min(values):,.{digits}f} – {max(values):,.{digits}f}"
-        median = f"{statistics.median(values):,.{digits}f}"
-        lines.append(f"{title:34}{median:>12}{span:>22}{ratio:>9}  {unit}")
-    machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
-    return "\n".join([*lines, machine])
+def run(seconds: float, repeat: int) -> Results:
+    """Measures each for ``seconds`` (latencies for half of it), ``repeat`` times, in turn."""
+    with (
+        BareTensorFlow() as bare,
+        exported(MODEL) as folders,
+        echo_server() as echoes,
+    ):
+        path = str(folders[MODEL])
+        models = [
+            Model(MODEL, path, BATCHING),
+            Model(AT_ONCE, path, {**BATCHING, "batch_timeout_micros": 0}),
+        ]
+        bare.load(MODEL, folders[MODEL], [1])
+        with serve(models, **one_thread()) as endpoints:
+            measurements: _Measurements = {
+                "bare call": lambda: {"bare_p50": bare.p50_us(MODEL, seconds / 2)}
+            }
+            for kind, echo, endpoint in zip(("tcp", "ipc"), echoes, endpoints, strict=True):
+                measurements |= _measurements(kind, echo, endpoint, seconds)
+            measured = run_rounds(measurements, repeat)
+    settings = {
+        "seconds": seconds,
+        "repeat": repeat,
+        "in_flight": _IN_FLIGHT,
+        **BATCHING,
+        "batch_timeout_micros for latency": 0,
+        **one_thread(),
+    }
+    return Results("small", describe(), settings, [*_figures()], measured)
 
 
-def _dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.connect(endpoint)
-    return socket
+def _measurements(kind: str, echo: str, endpoint: str, seconds: float) -> _Measurements:
+    """Those over one kind of endpoint, which ends their keys."""
+    rates: dict[str, Callable[[], Mapping[str, float]]] = {
+        "echo": lambda: {"echo": raw.echo_per_s(echo, _FRAMES, seconds)},
+        "submit": lambda: _submit(endpoint, seconds),
+        "predict_many": lambda: _predict_many(endpoint, seconds),
+        "async": lambda: asyncio.run(_async(endpoint, seconds)),
+        "one_by_one": lambda: {"one_by_one": raw.requests_per_s(endpoint, MODEL, seconds)},
+        "echo p50": lambda: {"echo_p50": raw.echo_p50_us(echo, _FRAMES, seconds / 2)},
+        "predict p50": lambda: {"predict_p50": _predict_p50_us(endpoint, seconds / 2)},
+    }
+
+    def ending(measure: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+        return {f"{key}_{kind}": value for key, value in measure().items()}
+
+    return {
+        f"{name}, {kind}": lambda measure=measure: ending(measure)  # type: ignore[misc]
+        for name, measure in rates.items()
+    }
 
 
-def _echo_rate(endpoint: str, seconds: float) -> float:
-    return _raw_rate(endpoint, seconds, [_FRAMES])
+def _figures() -> Iterator[Figure]:
+    loaded = f"{_IN_FLIGHT} in flight"
+    for kind in ("tcp", "ipc"):
+        echo = f"echo_{kind}"
+        yield Figure(echo, f"raw pyzmq echo, {kind}, {loaded}", "requests/s")
+        for key, title, goal in (
+            ("submit", f"Client.submit, {kind}, {loaded}", 2.0),
+            ("predict_many", f"Client.predict_many, {kind}, {_IN_FLIGHT} a call", 5.0),
+            ("async", f"AsyncClient, {kind}, {loaded}", 1.0),
+            ("one_by_one", f"a message for every request, {kind}, {loaded}", 0.5),
+        ):
+            yield Figure(f"{key}_{kind}", title, "requests/s", echo, goal)
+        for key, title in (("submit", "submit"), ("async", "AsyncClient")):
+            yield Figure(
+                f"broker_cpu_{key}_{kind}",
+                f"broker's CPU a request, by {title}, {kind}",
+                "µs",
+                goal=2.0,
+                lower_is_better=True,
+            )
+    yield Figure("bare_p50", "bare TensorFlow call, p50", "µs", lower_is_better=True)
+    for kind in ("tcp", "ipc"):
+        echo = f"echo_p50_{kind}"
+        title = f"Client.predict, {kind}, unloaded p50"
+        yield Figure(echo, f"raw pyzmq echo, {kind}, unloaded p50", "µs", lower_is_better=True)
+        yield Figure(f"predict_p50_{kind}", title, "µs", "bare_p50", 1.6, lower_is_better=True)
+        yield Figure(f"predict_p50_{kind}", title, "µs", echo, lower_is_better=True)
 
 
-def _one_by_one_rate(endpoint: str, seconds: float) -> float:
-    """What a client without coalescing gets: a message for every request."""
-    predicts = [
-        [protocol.encode(protocol.MessageType.PREDICT, [i, *_body()]), _ROW.tobytes()]
-        for i in range(1, 4 * IN_FLIGHT)
-    ]
-    return _raw_rate(endpoint, seconds, predicts)
-
-
-def _body() -> list[Any]:
-    return protocol.decode(_FRAMES[0])[1][1:]
-
-
-def _raw_rate(endpoint: str, seconds: float, messages: list[list[bytes]]) -> float:
-    with zmq.Context() as context, _dealer(context, endpoint) as socket:
-        answered = sent = 0
-        # Ids may be used again once they are answered: the list is longer than what is in flight.
-        for _ in range(IN_FLIGHT):
-            socket.send_multipart(messages[sent % len(messages)])
-            sent += 1
-        started = time.perf_counter()
-        while time.perf_counter() - started < seconds:
-            for _ in range(_requests_in(socket.recv_multipart())):
-                socket.send_multipart(messages[sent % len(messages)])
-                sent += 1
-                answered += 1
-        return answered / (time.perf_counter() - started)
-
-
-def _requests_in(message: list[bytes]) -> int:
-    type_, body = protocol.decode(message[0])
-    if type_ is not protocol.MessageType.RESULT:
-        return 1
-    return sum(count for _, _, count in body[0])
-
-
-def _submit_rate(endpoint: str, seconds: float) -> dict[str, float]:
+def _submit(endpoint: str, seconds: float) -> dict[str, float]:
     with Client(endpoint) as client:
-        client.predict(MODEL, _ROW)
+        _check(client.predict(MODEL, _ROW))
         before = client.stats()
-        futures = deque(client.submit(MODEL, _ROW) for _ in range(IN_FLIGHT))
-        answered = 0
-        started = time.perf_counter()
-        while time.perf_counter() - started < seconds:
-            for _ in range(64):
-                futures.popleft().result()
-                futures.append(client.submit(MODEL, _ROW))
-            answered += 64
-        rate = answered / (time.perf_counter() - started)
-        for future in futures:
-            future.result()
-        after = client.stats()
-    requests = after["models"][0]["requests"] - before["models"][0]["requests"]
-    cpu_s = after["broker"]["cpu_s"] - before["broker"]["cpu_s"]
-    return {"submit": rate, "broker_cpu_us": cpu_s / requests * 1e6}
+        rate = futures_per_s(lambda: client.submit(MODEL, _ROW), _IN_FLIGHT, _STEP, seconds)
+        return {"submit": rate, "broker_cpu_submit": _broker_cpu_us(before, client.stats())}
 
 
-async def _async_rate(endpoint: str, seconds: float) -> float:
-    answered = 0
+def _predict_many(endpoint: str, seconds: float) -> dict[str, float]:
+    rows = [_ROW] * _IN_FLIGHT
+    with Client(endpoint) as client:
+        for answer in client.predict_many(MODEL, rows):
+            _check(answer)
+        calls = calls_per_s(lambda: client.predict_many(MODEL, rows), seconds)
+    return {"predict_many": calls * len(rows)}
+
+
+async def _async(endpoint: str, seconds: float) -> dict[str, float]:
     async with AsyncClient(endpoint) as client:
-        await client.predict(MODEL, _ROW)
-        started = time.perf_counter()
-        until = started + seconds
-
-        async def caller() -> None:
-            nonlocal answered
-            while time.perf_counter() < until:
-                await client.predict(MODEL, _ROW)
-                answered += 1
-
-        await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
-        return answered / (time.perf_counter() - started)
+        _check(await client.predict(MODEL, _ROW))
+        before = await client.stats()
+        rate = await awaits_per_s(lambda: client.predict(MODEL, _ROW), _IN_FLIGHT, seconds)
+        return {"async": rate, "broker_cpu_async": _broker_cpu_us(before, await client.stats())}
 
 
-def _many_rate(endpoint: str, seconds: float) -> float:
-    rows = [_ROW] * IN_FLIGHT
+def _check(answer: Mapping[str, Any]) -> None:
+    if answer["y"].tolist() != [2.5]:
+        raise BenchmarkFailed(f"half of 1 plus two is not {answer['y']}")
+
+
+def _broker_cpu_us(before: dict[str, Any], after: dict[str, Any]) -> float:
+    """What the broker's process took of its processors for each request, all it did counted."""
+    requests = _requests(after) - _requests(before)
+    return float(after["broker"]["cpu_s"] - before["broker"]["cpu_s"]) / requests * 1e6
+
+
+def _requests(stats: dict[str, Any]) -> int:
+    return sum(model["requests"] for model in stats["models"])
+
+
+def _predict_p50_us(endpoint: str, seconds: float) -> float:
     with Client(endpoint) as client:
-        client.predict(MODEL, _ROW)
-        answered = 0
-        started = time.perf_counter()
-        while time.perf_counter() - started < seconds:
-            answered += len(client.predict_many(MODEL, rows))
-        return answered / (time.perf_counter() - started)
-
-
-def _echo_p50(endpoint: str, seconds: float) -> float:
-    with zmq.Context() as context, _dealer(context, endpoint) as socket:
-
-        def round_trip() -> None:
-            socket.send_multipart(_FRAMES)
-            socket.recv_multipart()
-
-        return _p50(round_trip, seconds)
-
-
-def _predict_p50(endpoint: str, seconds: float) -> float:
-    with Client(endpoint) as client:
-        return _p50(lambda: client.predict(MODEL, _ROW), seconds)
-
-
-def _p50(call: Callable[[], object], seconds: float) -> float:
-    call()
-    times: list[float] = []
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times) * 1e6
+        _check(client.predict(AT_ONCE, _ROW))
+        return p50_us(lambda: client.predict(AT_ONCE, _ROW), seconds)

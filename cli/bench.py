@@ -2,36 +2,139 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import click
 
-from batchyard.benchmarks import small
-from batchyard.cli.local_server import ServerDidNotStart, local_server, sample_model
+from batchyard.benchmarks import compute, limits, peers, scale, small, tensors
+from batchyard.benchmarks.failures import BenchmarkFailed
+from batchyard.benchmarks.page import page
+from batchyard.benchmarks.results import Results
+from batchyard.benchmarks.table import table
+from batchyard.cli.local_server import ServerDidNotStart
 from batchyard.wire.control import EXIT_FAILURE
+from batchyard.wire.errors import BatchyardError
+
+_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
 @click.group()
 def command() -> None:
     """Measure Batchyard beside a reference in the same run, interleaved."""
+    # What `kill` or `timeout` ends has servers to end too, as what Ctrl-C ends.
+    signal.signal(signal.SIGTERM, _end)
 
 
-@command.command("small")
-@click.option("--seconds", default=2.0, show_default=True, help="Length of each measurement.")
-@click.option("--repeat", default=5, show_default=True, help="Rounds; medians are reported.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write results here.")
-def small_command(seconds: float, repeat: int, json_path: Path | None) -> None:
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _writable(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """A path that can be written when the run is over; the run takes minutes."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {path.absolute().parent}")
+    if path is not None and option.name == "html_path" and not _has_matplotlib():
+        raise click.BadParameter("needs matplotlib: pip install 'batchyard[bench]'")
+    return path
+
+
+def _has_matplotlib() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+_OPTIONS = [
+    click.option(
+        "--seconds",
+        type=click.FloatRange(0, 3600, min_open=True),
+        default=2.0,
+        show_default=True,
+        help="Length of each measurement.",
+    ),
+    click.option(
+        "--repeat",
+        type=click.IntRange(1, 1000),
+        default=5,
+        show_default=True,
+        help="Rounds; medians are reported.",
+    ),
+    click.option(
+        "--json", "json_path", type=_FILE, callback=_writable, help="Write the results here."
+    ),
+    click.option(
+        "--html", "html_path", type=_FILE, callback=_writable, help="Write a page with plots here."
+    ),
+]
+
+
+def _benchmark(measure: Callable[..., Results]) -> click.Command:
+    """The subcommand that measures with the options that all have, and with its own."""
+
+    @functools.wraps(measure)
+    def reported(json_path: Path | None, html_path: Path | None, **options: Any) -> None:
+        try:
+            results = measure(**options)
+        except (ServerDidNotStart, BenchmarkFailed, BatchyardError) as error:
+            print(f"batchyard: {error}", file=sys.stderr)
+            sys.exit(EXIT_FAILURE)
+        click.echo(table(results))
+        if json_path is not None:
+            json_path.write_text(json.dumps(results.to_json(), indent=2) + "\n")
+        if html_path is not None:
+            html_path.write_text(page(results))
+
+    decorated: Callable[..., None] = reported
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return command.command(measure.__name__.removeprefix("_"))(decorated)
+
+
+@_benchmark
+def _limits(seconds: float, repeat: int) -> Results:
+    """What this machine can do at best."""
+    return limits.run(seconds, repeat)
+
+
+@_benchmark
+def _small(seconds: float, repeat: int) -> Results:
     """One-row requests beside a raw pyzmq ROUTER-DEALER echo."""
-    try:
-        with sample_model() as path:
-            arguments = ["--model", f"{small.MODEL}={path}", "--workers", "1", "--device", "cpu"]
-            with local_server(arguments) as endpoint:
-                results = small.run(endpoint, seconds, repeat)
-    except ServerDidNotStart as error:
-        print(error, file=sys.stderr)
-        sys.exit(EXIT_FAILURE)
-    click.echo(small.report(results))
-    if json_path is not None:
-        json_path.write_text(json.dumps(results, indent=2) + "\n")
+    return small.run(seconds, repeat)
+
+
+@_benchmark
+def _tensors(seconds: float, repeat: int) -> Results:
+    """Images beside memcpy and bare TensorFlow; 10 MB beside 1 KB."""
+    return tensors.run(seconds, repeat)
+
+
+@_benchmark
+def _compute(seconds: float, repeat: int) -> Results:
+    """A real network at batch 32 beside the bare TensorFlow loop."""
+    return compute.run(seconds, repeat)
+
+
+@_benchmark
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    multiple=True,
+    default=scale.WORKERS,
+    show_default=True,
+    help="Simulated GPUs of one server. May be given again.",
+)
+def _scale(seconds: float, repeat: int, workers: tuple[int, ...]) -> Results:
+    """The useful share of N simulated GPUs behind one broker."""
+    return scale.run(seconds, repeat, workers)
+
+
+@_benchmark
+def _peers(seconds: float, repeat: int) -> Results:
+    """Other servers at the same work."""
+    return peers.run(seconds, repeat)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 40.0
-_FREE_PORT = ("--bind", "tcp://127.0.0.1:*")
+_FREE_PORT = "tcp://127.0.0.1:*"
 
 
 class ServerDidNotStart(Exception):
@@ -24,18 +24,26 @@ class ServerDidNotStart(Exception):
 
 @contextlib.contextmanager
 def sample_model() -> Iterator[Path]:
-    """The folder of half_plus_two, exported by TensorFlow in a process of its own."""
+    """The folder of half_plus_two, in which it is version 1. Raises ServerDidNotStart."""
     with tempfile.TemporaryDirectory(prefix="batchyard-") as folder:
         path = Path(folder) / "half_plus_two"
-        export = subprocess.run(
-            [sys.executable, "-P", "-m", "batchyard.pool.runtimes.sample", str(path)],
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        if export.returncode:
-            raise ServerDidNotStart(f"exporting half_plus_two failed:\n{export.stderr}")
+        export(path, "batchyard.pool.runtimes.sample")
         yield path
+
+
+def export(path: Path, module: str, *arguments: str) -> None:
+    """Has a module write a SavedModel into a folder, by TensorFlow in a process of its own.
+
+    Raises ServerDidNotStart.
+    """
+    ended = subprocess.run(
+        [sys.executable, "-P", "-m", module, *arguments, str(path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if ended.returncode:
+        raise ServerDidNotStart(f"exporting {path.name} failed:\n{ended.stderr.strip()}")
 
 
 @contextlib.contextmanager
@@ -44,15 +52,34 @@ def local_server(arguments: Sequence[str]) -> Iterator[str]:
 
     Ends it again with SIGTERM. Raises ServerDidNotStart.
     """
+    with server_bound_to([_FREE_PORT], arguments) as endpoints:
+        yield endpoints[0]
+
+
+@contextlib.contextmanager
+def server_on_tcp_and_ipc(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The same with both kinds of endpoint, as a server has that is told nothing."""
+    with tempfile.TemporaryDirectory(prefix="batchyard-") as folder:
+        ipc = f"ipc://{folder}/broker"
+        with server_bound_to([_FREE_PORT, ipc], arguments) as endpoints:
+            yield endpoints[0], endpoints[1]
+
+
+@contextlib.contextmanager
+def server_bound_to(bind: Sequence[str], arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Runs ``batchyard serve`` with these endpoints; what they came to be, in their order."""
+    binding = [word for endpoint in bind for word in ("--bind", endpoint)]
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(
-            [sys.executable, "-P", "-m", "batchyard.cli", "serve", *arguments, *_FREE_PORT],
+            [*_command(), *arguments, *binding],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            # Ctrl-C is for the subcommand, which ends its server in good order.
+            start_new_session=True,
         )
         try:
-            yield _endpoint(server)
+            yield _endpoints(server)
         except _NotReady as error:
             log.seek(0)
             raise ServerDidNotStart(f"the server did not start: {error}\n{log.read()}") from None
@@ -60,11 +87,20 @@ def local_server(arguments: Sequence[str]) -> Iterator[str]:
             _stop(server)
 
 
+def _command() -> list[str]:
+    # Nothing is left of the server when the subcommand is killed.
+    code = (
+        f"from batchyard.wire.control import die_with_parent; die_with_parent({os.getpid()})\n"
+        "from batchyard.cli.main import main; main()"
+    )
+    return [sys.executable, "-P", "-c", code, "serve"]
+
+
 class _NotReady(Exception):
     pass
 
 
-def _endpoint(server: subprocess.Popen[str]) -> str:
+def _endpoints(server: subprocess.Popen[str]) -> list[str]:
     assert server.stdout is not None
     deadline = time.monotonic() + _START_TIMEOUT_S
     while (left := deadline - time.monotonic()) > 0:
@@ -74,7 +110,7 @@ def _endpoint(server: subprocess.Popen[str]) -> str:
                 raise _NotReady(f"it ended with exit code {server.wait()}")
             fields = dict(field.partition("=")[::2] for field in line.split())
             if fields.get("event") == "ready":
-                return fields["endpoints"]
+                return fields["endpoints"].split(",")
     raise _NotReady(f"it was not ready after {_START_TIMEOUT_S:g} s")
 
 

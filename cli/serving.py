@@ -24,7 +24,7 @@ _BATCHING = list(Batching.model_fields)
 _WORKER = [name for name in WorkerGroup.model_fields if name not in ("device", "count")]
 _WORKER.remove("cpu_affinity")
 _POOL = ["arena_mb", "drain_timeout_s"]
-_BROKER = ["insecure", "ipc_mode", "max_message_mb", "max_queue_mb"]
+_BROKER = [name for name in Broker.model_fields if name != "bind"]
 
 
 def serving_arguments(function: F) -> F:
