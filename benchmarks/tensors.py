@@ -45,6 +45,8 @@ _FIGURES = [
     Figure("memcpy", f"memcpy of {BATCH} images, one thread", "GB/s"),
     Figure("submit", "one value read an image, ordinary arrays", "GB/s", "memcpy", 0.6),
     Figure("in_place", "one value read an image, built in place", "GB/s", "memcpy", 0.6),
+    Figure("batches", f"the same, {BATCH} a request, ordinary arrays", "GB/s", "memcpy", 0.6),
+    Figure("batches_in_place", f"the same, {BATCH} a request, in place", "GB/s", "memcpy", 0.6),
     Figure("bare_mean", f"bare TensorFlow mean, batch {BATCH}", "images/s"),
     Figure("mean", "TensorFlow mean, ordinary arrays", "images/s", "bare_mean", 0.85),
     Figure("mean_in_place", "TensorFlow mean, built in place", "images/s", "bare_mean", 0.85),
@@ -73,12 +75,16 @@ def run(seconds: float, repeat: int) -> Results:
             measured = run_rounds(
                 {
                     "memcpy": lambda: {"memcpy": memcpy.gb_per_s(seconds)},
-                    "submit": lambda: {"submit": _gb_per_s(ipc, ordinary, seconds)},
-                    "in place": lambda: {"in_place": _gb_per_s(ipc, in_place, seconds)},
+                    "submit": lambda: {"submit": _gb_per_s(ipc, ordinary, 1, seconds)},
+                    "in place": lambda: {"in_place": _gb_per_s(ipc, in_place, 1, seconds)},
+                    "batches": lambda: {"batches": _gb_per_s(ipc, ordinary, BATCH, seconds)},
+                    "batches in place": lambda: {
+                        "batches_in_place": _gb_per_s(ipc, in_place, BATCH, seconds)
+                    },
                     "bare mean": lambda: {"bare_mean": bare.rows_per_s("mean", seconds)},
-                    "mean": lambda: {"mean": images_per_s(ipc, "mean", ordinary, seconds)},
+                    "mean": lambda: {"mean": images_per_s(ipc, "mean", ordinary, 1, seconds)},
                     "mean in place": lambda: {
-                        "mean_in_place": images_per_s(ipc, "mean", in_place, seconds)
+                        "mean_in_place": images_per_s(ipc, "mean", in_place, 1, seconds)
                     },
                     "p50 of 1 KB": lambda: {"p50_1kb": p50_us_of(ipc, SHORT, seconds / 2)},
                     "p50 of 10 MB": lambda: {"p50_10mb": p50_us_of(ipc, LONG, seconds / 2)},
@@ -108,21 +114,27 @@ def in_place(client: Client, shape: Sequence[int]) -> Array:
     return array
 
 
-def _gb_per_s(endpoint: str, make: Make, seconds: float) -> float:
-    return images_per_s(endpoint, "one_value", make, seconds) * IMAGE_NBYTES / 1e9
+def _gb_per_s(endpoint: str, make: Make, rows: int, seconds: float) -> float:
+    return images_per_s(endpoint, "one_value", make, rows, seconds) * IMAGE_NBYTES / 1e9
 
 
-def images_per_s(endpoint: str, model: str, make: Make, seconds: float) -> float:
-    """Requests of one image, of which each has memory of its own while it is under way."""
+def images_per_s(endpoint: str, model: str, make: Make, rows: int, seconds: float) -> float:
+    """Requests of ``rows`` images, of which each has memory of its own while it is under way.
+
+    As many as fill a batch are under way, or two that fill a batch each.
+    """
+    in_flight = max(_IN_FLIGHT // rows, 2)
     with Client(endpoint) as client:
-        images = [make(client, (1, *IMAGE_SHAPE)) for _ in range(_IN_FLIGHT)]
-        for i, image in enumerate(images):
-            image[:] = i
-        answers = [client.submit(model, image) for image in images]
-        if [float(answer.result()["y"][0]) for answer in answers] != list(range(len(images))):
+        requests = [make(client, (rows, *IMAGE_SHAPE)) for _ in range(in_flight)]
+        for i, images in enumerate(requests):
+            images[:] = i
+        answers = [client.submit(model, images) for images in requests]
+        if [float(answer.result()["y"][-1]) for answer in answers] != list(range(in_flight)):
             raise BenchmarkFailed(f"model {model!r} answers wrongly")
-        turns = cycle(images)
-        return futures_per_s(lambda: client.submit(model, next(turns)), _IN_FLIGHT, BATCH, seconds)
+        turns = cycle(requests)
+        at_once = max(BATCH // rows, 1)
+        rate = futures_per_s(lambda: client.submit(model, next(turns)), in_flight, at_once, seconds)
+        return rate * rows
 
 
 def p50_us_of(endpoint: str, floats: int, seconds: float) -> float:
