@@ -41,7 +41,8 @@ def admit(
         places = predict.region.inputs if predict.region is not None else []
         sources = [RegionRows(region, offsets) for offsets in places if offsets is not None]
         shapes = [(rows, *shape) for shape in route.row_shapes]
-        nbytes = 0
+        # They bind none of the broker's memory, but work: to copy them.
+        nbytes = sum(n or 0 for n in route.row_nbytes or ()) * rows
     else:
         total, each, shapes = _count_rows(route, predict)
         sources, nbytes = _check_inputs(route, region, predict, frames, each, shapes)
@@ -115,6 +116,7 @@ def _check_inputs(
         source = places[place]
         if isinstance(source, RegionRows):
             _check_region_rows(source, spec, shape, row_counts, signature.batched, where)
+            nbytes += element_count(shape) * itemsize(spec.dtype)
         else:
             check_frame(source, spec.dtype, shape, f"{where} {spec.name!r}")
             nbytes += len(source)

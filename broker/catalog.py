@@ -39,9 +39,9 @@ class ServedModel:
     # How many batches had so many rows.
     batch_rows: Counter[int] = field(default_factory=Counter)
     queued_rows: int = 0
-    # Whether it holds on to inputs after it ran, so that what a client may write to again must
-    # not be shown to it in place.
-    keeps_inputs: bool = False
+    # Whether it may be shown inputs where a client has them: it neither minds that they change
+    # while it runs, nor holds on to them afterwards.
+    reads_in_place: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -102,7 +102,8 @@ class Catalog:
             model.output_row_nbytes[spec.name] = signature.output_row_nbytes or 0
         model.stateful = report.stateful
         # A variable may take an input's memory for its own.
-        model.keeps_inputs = model.keeps_inputs or report.stateful
+        if report.stateful or not report.bears_changing_inputs:
+            model.reads_in_place = False
         # At the end: a stateful model keeps to the worker that it is on.
         model.workers.append(worker_id)
         model.state = "AVAILABLE"

@@ -31,6 +31,8 @@ class Batch:
     # Why the block cannot be given to another batch yet.
     holders: set[str] = field(default_factory=set)
 
+    # Whether its worker may still write to reply space of its requests.
+    is_running: bool = True
     # Whether one whole request, and no padding, made it: its outputs are as they are.
     alone: bool = False
 

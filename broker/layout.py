@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batchyard.broker.policy import bucketed_length, padded_rows
+from batchyard.broker.policy import NEVER, bucketed_length, padded_rows
 from batchyard.broker.queue import Lane, Part, Region, RegionRows
 from batchyard.wire import dtypes
 from batchyard.wire.arena import ALIGNMENT, align
@@ -82,7 +82,10 @@ def _in_place(
 ) -> TensorSlot | None:
     """The slot of an input that lies as it is needed, in one piece, in one client's region."""
     source = parts[0].group.sources[i]
-    if not isinstance(source, RegionRows) or lane.model.keeps_inputs or not nbytes:
+    if not isinstance(source, RegionRows) or not lane.model.reads_in_place or not nbytes:
+        return None
+    if not source.region.is_ours or any(p.group.earliest_deadline < NEVER for p in parts):
+        # Somebody else's, or a caller's who goes on when the deadline is over.
         return None
     dtype = lane.signature.inputs[i].dtype
     if dtype not in dtypes.READ_IN_PLACE:

@@ -39,8 +39,9 @@ class LocalClient:
     region: Region | None = None
     region_fd: int = -1
     mapping: Mapping | None = None
-    # Answers that the socket did not take yet: header, frames, and the memfd that has the frames.
-    unsent: deque[tuple[Buffer, Sequence[Buffer], int | None]] = field(default_factory=deque)
+    # Answers that the socket did not take yet: header, frames, the memfd that has the frames, and
+    # the bytes of these.
+    unsent: deque[tuple[Buffer, Sequence[Buffer], int | None, int]] = field(default_factory=deque)
     unsent_nbytes: int = 0
 
     def fileno(self) -> int:
@@ -94,13 +95,14 @@ class LocalFront:
         sock.setblocking(False)
         client = LocalClient(b"", LocalSocket(sock, self._buffer))
         name = listener.getsockname()
-        if isinstance(name, bytes) and client.socket.peer_uid() not in (0, os.geteuid()):
+        is_ours = client.socket.peer_uid() in (0, os.geteuid())
+        if isinstance(name, bytes) and not is_ours:
             # Unlike a path, an abstract name has no mode that says who may connect.
             client.socket.close()
             return None
         number = next(self._ids)
         client.key = number.to_bytes(_KEY_NBYTES, "big")
-        self._make_region(client, number)
+        self._make_region(client, number, is_ours)
         try:
             if client.region is None:
                 client.socket.send(welcome, [])
@@ -119,7 +121,7 @@ class LocalFront:
             listener.accept()[0].close()
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
-    def _make_region(self, client: LocalClient, number: int) -> None:
+    def _make_region(self, client: LocalClient, number: int, is_ours: bool) -> None:
         regions = sum(other.region is not None for other in self._clients.values())
         if not self._region_nbytes or regions >= self._regions_max:
             return
@@ -135,7 +137,7 @@ class LocalFront:
             log.warning("region_not_made", reason=error)
             return
         client.region_fd = fd
-        client.region = Region(number, client.mapping.memory)
+        client.region = Region(number, client.mapping.memory, is_ours)
 
     def knows(self, key: bytes) -> bool:
         """Whether ``key`` is a client of this front."""
@@ -175,7 +177,7 @@ class LocalFront:
             return not isinstance(error, TooLong)
         if fd is None:
             frames = [bytes(frame) for frame in frames]
-        client.unsent.append((header, frames, fd))
+        client.unsent.append((header, frames, fd, nbytes))
         client.unsent_nbytes += nbytes
         self._epoll.modify(client.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
         return len(client.unsent) < HIGH_WATER_MARK and client.unsent_nbytes < _UNSENT_NBYTES_MAX
@@ -183,10 +185,11 @@ class LocalFront:
     def flush(self, client: LocalClient) -> None:
         """Sends what waited, as far as the socket takes it. Raises LocalClosed."""
         while client.unsent:
-            if not _push(client, *client.unsent[0]):
+            header, frames, fd, nbytes = client.unsent[0]
+            if not _push(client, header, frames, fd):
                 return
             client.unsent.popleft()
-        client.unsent_nbytes = 0
+            client.unsent_nbytes -= nbytes
         self._epoll.modify(client.socket.fileno(), select.EPOLLIN)
 
     def drop(self, client: LocalClient) -> None:
@@ -196,7 +199,7 @@ class LocalFront:
 
     def _release(self, client: LocalClient) -> None:
         client.socket.close()
-        for _, _, fd in client.unsent:
+        for _, _, fd, _ in client.unsent:
             if fd is not None:
                 os.close(fd)
         client.unsent.clear()

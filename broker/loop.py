@@ -425,10 +425,14 @@ class BrokerLoop:
             output_nbytes=layout.output_nbytes,
             replies=reply_places(batch),
         )
-        for part in batch.parts:
-            if part.group.region is not None:
-                self._local_front.attach(worker, part.group.client)
-        worker.send(execute.to_wire(), [])
+        try:
+            for part in batch.parts:
+                if part.group.region is not None:
+                    self._local_front.attach(worker, part.group.client)
+            worker.send(execute.to_wire(), [])
+        except OSError as error:
+            full = ResourceExhausted(f"the broker has no descriptor left for this: {error}")
+            self._apply(events.BatchFailed(batch.id, full, kept=False))
 
     def _deliver(self, deliver: events.Deliver) -> None:
         batch = deliver.batch

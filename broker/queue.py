@@ -45,10 +45,14 @@ class SplitRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
-    """Memory that a client shares with the server. The client may write to it at any moment."""
+    """Memory that a client shares with the server. The client may write to it at any moment.
+
+    ``is_ours``: the client is a process of the server's user, which could do worse.
+    """
 
     id: int
     memory: memoryview
+    is_ours: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -210,7 +210,9 @@ class BrokerState:
             return
         batch.holders.add(REPLIES)
         lane = batch.lane
-        lane.learn_output_nbytes(event.output_nbytes, batch.layout.padded_rows)
+        if event.output_nbytes or not event.replied:
+            # Not of outputs that all went into regions.
+            lane.learn_output_nbytes(event.output_nbytes, batch.layout.padded_rows)
         parts: list[tuple[Part, int]] = []
         row = 0
         for part in batch.parts:
@@ -242,10 +244,11 @@ class BrokerState:
         del worker.batches[batch.id]
         worker.batches_done += 1
         batch.lane.model.in_execution -= 1
+        batch.is_running = False
         batch.holders.remove(WORKER)
         if kept:
             batch.holders.add(MODEL)
-            batch.lane.model.keeps_inputs = True
+            batch.lane.model.reads_in_place = False
         return batch
 
     def _left_worker(self, batch: Batch) -> Iterable[Action]:
@@ -270,7 +273,6 @@ class BrokerState:
             yield from self._fail(
                 batch, Unavailable(f"worker {worker.id} ({worker.device}) died while it ran this")
             )
-            yield from self._left_worker(batch)
         for batch in self.batches.values():
             if batch.worker_id == worker.id and MODEL in batch.holders:
                 batch.holders.add(UNREAPED)
@@ -284,8 +286,10 @@ class BrokerState:
     def _worker_reaped(self, event: events.WorkerReaped, now: float) -> Iterable[Action]:
         for batch in list(self.batches.values()):
             if batch.worker_id == event.worker_id:
+                if batch.is_running:
+                    batch.is_running = False
+                    yield from self._left_worker(batch)
                 self._let_go(batch.id, UNREAPED)
-        return []
 
     def _drain_started(self, event: events.DrainStarted, now: float) -> Iterable[Action]:
         self.draining = True

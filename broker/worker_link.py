@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchyard.wire import log, work
+from batchyard.wire import work
 from batchyard.wire.link import Link, LinkClosed
 
 
@@ -30,7 +30,10 @@ class WorkerLink:
     regions: set[int] = field(default_factory=set)
 
     def send(self, packet: list[Any], fds: list[int]) -> None:
-        """Sends a packet, now or as soon as there is room; to nobody when the worker is gone."""
+        """Sends a packet, now or as soon as there is room; to nobody when the worker is gone.
+
+        Raises OSError when there are no descriptors left to send it with.
+        """
         if self.link.fileno() < 0:
             return
         if not self.unsent:
@@ -42,12 +45,8 @@ class WorkerLink:
             except LinkClosed:
                 # Its end of file is on the way, and then its batches are answered.
                 return
-        try:
-            # The caller may close its own before there is room.
-            self.unsent.append((packet, [os.dup(fd) for fd in fds]))
-        except OSError as error:
-            # Batches that lie in this region will fail on the worker, and no others.
-            log.warning("region_not_attached", worker=self.id, reason=error)
+        # The caller may close its own before there is room.
+        self.unsent.append((packet, [os.dup(fd) for fd in fds]))
 
     def flush(self) -> None:
         """Sends what waited, as far as there is room. Raises LinkClosed."""
@@ -72,10 +71,10 @@ class WorkerLink:
             os.close(fd)
 
     def attach(self, region: int, fd: int) -> None:
-        """Has the worker map a region, if it has not yet."""
+        """Has the worker map a region, if it has not yet. Raises OSError."""
         if region not in self.regions:
-            self.regions.add(region)
             self.send(work.Attach(region).to_wire(), [fd])
+            self.regions.add(region)
 
     def detach(self, region: int) -> None:
         """Has the worker unmap a region, if it has mapped it."""

@@ -305,6 +305,10 @@ class AsyncClient:
         """Follows the connection's local socket, which comes and goes."""
         fd = connection.local_fileno()
         if fd != self._local_fd:
+            if self._local_fd >= 0:
+                # The loop must forget it before another socket has its number.
+                self._loop.remove_reader(self._local_fd)
+                self._loop.remove_writer(self._local_fd)
             self._local_fd = fd
             self._writing = False
             if fd >= 0:

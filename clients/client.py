@@ -91,8 +91,11 @@ class Client:
         try:
             self._io.run(call)
             return answer.wait()
-        except KeyboardInterrupt:
-            self._io.cancel(call)
+        except BaseException:
+            # Ctrl-C, or what else a signal handler raises. An error that is the answer is too late
+            # to be cancelled, and that does no harm.
+            if not answer.done():
+                self._io.cancel(call)
             raise
 
     def submit(

@@ -72,8 +72,9 @@ class Connection:
         What was not sent yet is given up: sent when the server is back, it would run after its
         caller was told that it would not.
         """
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._close()
+        if not self._socket.closed:
+            self._socket.setsockopt(zmq.LINGER, 0)
+            self._close()
         self._open()
 
     def join(self, welcome: Buffer) -> None:
@@ -106,6 +107,10 @@ class Connection:
     def has_ended(self) -> bool:
         """Whether ``changes`` will tell of a loss that no descriptor tells of."""
         return self._is_lost
+
+    def give_up(self) -> None:
+        """Has ``changes`` tell of a loss: the connection cannot be relied on."""
+        self._is_lost = True
 
     @property
     def is_settled(self) -> bool:

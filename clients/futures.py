@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from concurrent.futures import _base as states
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +43,13 @@ class PredictFuture(Future[Outputs]):
         # An attribute to everybody who looks at the type.
         @property
         def _condition(self) -> threading.Condition:
-            condition = self._made
-            if condition is None:
+            if self._made is None:
+                # Before the lock is taken: making one may run finalizers, which may take it too.
+                condition = threading.Condition()
                 with _LOCK:
-                    condition = self._made
-                    if condition is None:
-                        condition = self._made = threading.Condition()
-            return condition
+                    if self._made is None:
+                        self._made = condition
+            return self._made
 
     def done(self) -> bool:
         """Whether it has a result or an error, or was cancelled."""
@@ -64,13 +64,12 @@ class PredictFuture(Future[Outputs]):
     def set_result(self, result: Outputs) -> None:
         """Ends it; for the client only."""
         with _LOCK:
-            waited_for = self._made is not None
-            if not waited_for:
-                if self._state != states.PENDING:
-                    raise InvalidStateError(f"{self._state}: {self!r}")
+            is_mine = self._made is None and self._state == states.PENDING
+            if is_mine:
                 self._result = result
                 self._state = states.FINISHED
-        if waited_for:
+        if not is_mine:
+            # Somebody waits for it, or it has ended: the stock future knows what to do.
             super().set_result(result)
 
     def cancel(self) -> bool:

@@ -22,6 +22,7 @@ from batchyard.wire.endpoints import check
 
 # Messages read before new calls are sent.
 _DRAIN_MAX = 64
+_RESET_PAUSE_S = 0.1
 # epoll takes no timeout of more than some weeks.
 _SLEEP_MAX_S = 3600.0
 
@@ -110,7 +111,10 @@ class IoThread:
         self._ended = False
         # Reentrant: callbacks of futures that end may use the client.
         self._lock = threading.RLock()
-        self._role = threading.Lock()
+        # Reentrant only because such a lock knows who has it.
+        self._role = threading.RLock()
+        # Whether a caller with the role is at the session or the connection right now.
+        self._is_touching = False
         self._connection: Connection | None = None
         self._watch: _Watch | None = None
         # Tells a caller who has the role that this thread wants it.
@@ -130,24 +134,34 @@ class IoThread:
             self._wake()
 
     def _send_now(self, call: Call) -> bool:
-        """Sends a call on this thread; False when another is at it."""
-        if not self._role.acquire(blocking=False):
+        """Sends a call on this thread; False when another is at it.
+
+        By the local socket: a call that is placed goes no other way. ZeroMQ's must be left alone
+        while the thread sleeps on its descriptor: sending would take note of what arrived, and
+        then the descriptor never tells of it.
+        """
+        if threading.get_ident() == self.thread_id:
+            # A callback: the session is in use by whoever called it.
             return False
         try:
-            session, watch = self._session, self._watch
-            if watch is None or not self._is_free():
+            if not self._role.acquire(blocking=False):
                 return False
-            earliest = session.next_deadline()
-            self._send([call])
-            watch.update(False, bool(self._unsent))
-            connection = self._connection
-            lost = connection is not None and connection.has_ended
-            must_wake = lost or call.deadline < earliest
-        finally:
+            sent = must_wake = False
+            if self._watch is not None and self._is_free():
+                self._is_touching = sent = True
+                earliest = self._session.next_deadline()
+                self._send([call])
+                self._watch.update(False, bool(self._unsent))
+                lost = self._connection is not None and self._connection.has_ended
+                must_wake = lost or call.deadline < earliest
+                self._is_touching = False
             self._role.release()
+        except BaseException:
+            self._give_up_role()
+            raise
         if must_wake:
             self._wake()
-        return True
+        return sent
 
     def _is_free(self) -> bool:
         """Whether a caller with the role may send at once, by the short way."""
@@ -168,16 +182,29 @@ class IoThread:
     def run(self, call: Call) -> None:
         """Sends a call, and does what it can for its answer; the call's promise is to be waited
         for."""
-        if not self._role.acquire(blocking=False):
-            self.add(call)
-            return
         try:
+            if not self._role.acquire(blocking=False):
+                self.add(call)
+                return
             alone = self._drive(call)
-        finally:
             self._role.release()
+        except BaseException:
+            # Ctrl-C comes between any two steps, also just after the role was taken.
+            self._give_up_role()
+            raise
         if not alone:
             # What is in flight, or what others added meanwhile, is the thread's.
             self._wake()
+
+    def _give_up_role(self) -> None:
+        """Undoes what a caller with the role was interrupted in, if this thread is one."""
+        if self._role._is_owned() and threading.get_ident() != self.thread_id:  # type: ignore[attr-defined]
+            if self._is_touching and self._connection is not None:
+                # Half of a message may be taken in or given out: nothing can be relied on.
+                self._connection.give_up()
+            self._is_touching = False
+            self._role.release()
+        self._wake()
 
     def _drive(self, call: Call) -> bool:
         """Sends a call and waits for its answer; False when the thread has to see to the rest."""
@@ -185,7 +212,9 @@ class IoThread:
         if connection is None or not self._is_free() or not session.is_idle:
             self._calls.append(call)
             return False
+        self._is_touching = True
         self._send([call])
+        self._is_touching = False
         poll = select.poll()
         poll.register(connection.local_fileno(), select.POLLIN)
         poll.register(self._handover, select.POLLIN)
@@ -194,10 +223,12 @@ class IoThread:
             ready = poll.poll(None if left > _SLEEP_MAX_S else max(left, 0.0) * 1e3)
             if any(fd == self._handover for fd, _ in ready):
                 break
+            self._is_touching = True
             message_in = connection.receive()
             if message_in is not None:
                 session.receive(*message_in)
             session.expire(time.monotonic())
+            self._is_touching = False
         return session.is_idle and not self._unsent
 
     def query(self, what: str, arguments: dict[str, Any], promise: Promise) -> None:
@@ -298,7 +329,7 @@ class IoThread:
                         self._unsent.clear()
                         self._session.fail(CONNECTION_LOST)
                         watch.forget()
-                        connection.reset()
+                        self._reset(connection)
                         break
                 self.region = self._session.region = connection.region
                 calls = self._take()
@@ -310,6 +341,17 @@ class IoThread:
                     self._unsent.clear()
                     self._session.fail(CONNECTION_LOST)
                 self._session.expire(time.monotonic())
+
+    def _reset(self, connection: Connection) -> None:
+        """Connects anew, as soon as there are descriptors for it."""
+        while not self._closing:
+            try:
+                connection.reset()
+                return
+            except (OSError, zmq.ZMQError):
+                self._session.flush(self._take(), time.monotonic())
+                self._session.fail(CONNECTION_LOST)
+                time.sleep(_RESET_PAUSE_S)
 
     def _receive(self, connection: Connection, limit: int | None) -> None:
         """Takes in what was received, up to a limit; all of it when there is none."""

@@ -272,7 +272,13 @@ class Session:
             if sent is None:
                 continue
             for call, _, _ in calls_of(sent, first, requests):
-                resolve(call.promise, outputs_in_region(call, result.outputs, alone))
+                try:
+                    outputs = outputs_in_region(call, result.outputs, alone)
+                except Exception as error:
+                    # ml_dtypes may be missing here.
+                    reject(call.promise, Internal(f"the outputs cannot be read: {error}"))
+                else:
+                    resolve(call.promise, outputs)
             self._answered(message_id, sent, requests)
 
     def _hand_over_whole(self, segment: Segment, outputs: Outputs) -> None:

@@ -145,6 +145,13 @@ class Model(_Section):
         description="Python runtime only: what the function takes and gives. Without it any "
         "inputs are taken, and nothing is warmed up.",
     )
+    read_in_place: bool = Field(
+        True,
+        description="Python runtime only: whether the function may be given large inputs where a "
+        "client on this machine has them, read-only, instead of a copy. The client could change "
+        "them meanwhile: set false for a function that sorts its inputs, or uses values of them "
+        "as indices without copying them first.",
+    )
     batching: Batching = Field(default=Batching(), description="See [models.batching].")
 
     @model_validator(mode="after")

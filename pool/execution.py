@@ -125,12 +125,17 @@ def _run(
             name: _view(assignment.memory(memory), dtype, shape, offset, nbytes)
             for name, dtype, shape, memory, offset, nbytes in execute.inputs
         }
+        for name, _, _, memory, _, _ in execute.inputs:
+            if memory != work.ARENA:
+                # It is the client's own array.
+                inputs[name].flags.writeable = False
         with running:
             started = time.perf_counter()
             model = models[execute.model, execute.version]
             outputs = model.run(execute.signature, inputs)
             execution_s = time.perf_counter() - started
-        placed, fds, replied = place(outputs, assignment)
+            # Before another batch runs: a callable may use the arrays that it returned again.
+            placed, fds, replied = place(outputs, assignment)
         done = work.Done(batch_id, placed, bool(fds), replied, False, execution_s)
         return done, fds, references
     except BatchyardError as error:

@@ -101,6 +101,7 @@ def _serve(model: Model) -> tuple[ModelSource, ModelSettings]:
         path=path,
         batch_sizes=model.batching.warmup_batch_sizes,
         signature=None if model.signature is None else model.signature.model_dump(),
+        read_in_place=model.read_in_place,
     )
     settings = ModelSettings(
         name=model.name,

@@ -79,6 +79,7 @@ def _load(source: ModelSource, settings: WorkerSettings) -> tuple[LoadedModel, M
         name=source.name,
         version=source.version,
         stateful=model.stateful,
+        bears_changing_inputs=model.bears_changing_inputs,
         signatures=tuple(signatures),
         load_s=loaded - started,
         warmup_s=warmed - loaded,
@@ -98,7 +99,7 @@ def _open(source: ModelSource, settings: WorkerSettings) -> LoadedModel:
     if source.runtime == "python":
         from batchyard.pool.runtimes.python import PythonModel
 
-        return PythonModel(source.name, source.path, source.signature)
+        return PythonModel(source.name, source.path, source.signature, source.read_in_place)
     try:
         from batchyard.pool.runtimes import savedmodel
     except ImportError as error:
@@ -118,7 +119,8 @@ def _serve_on_threads(count: int, link: Link, memory: memoryview, models: Any) -
     """Serves on this thread and on ``count - 1`` more; returns by LinkClosed, as ``serve``.
 
     Once a client has a region, on one more: it copies the next batch's rows out of regions while
-    models run, which never are more than ``count``.
+    models run, which never are more than ``count``. But not with a model that minds on which
+    thread it runs.
     """
     running = threading.Semaphore(count)
 
@@ -135,7 +137,8 @@ def _serve_on_threads(count: int, link: Link, memory: memoryview, models: Any) -
     def start() -> None:
         threading.Thread(target=serve_or_end, daemon=True).start()
 
-    intake = Intake(link, memory, on_region=start)
+    ahead = all(model.any_thread for model in models.values())
+    intake = Intake(link, memory, on_region=start if ahead else lambda: None)
     for _ in range(count - 1):
         start()
     serve(link, intake, models, running)

@@ -78,8 +78,8 @@ class BrokerSettings:
 class ModelSource:
     """A model for a worker to load: a SavedModel's folder, or ``module:callable``.
 
-    ``batch_sizes`` are the sizes to warm up at, increasing. ``signature`` is for the python
-    runtime only: what a SavedModel says of itself, said by the configuration.
+    ``batch_sizes`` are the sizes to warm up at, increasing. ``signature`` and ``read_in_place`` are
+    for the python runtime only: what a SavedModel says of itself, said by the configuration.
     """
 
     name: str
@@ -88,6 +88,7 @@ class ModelSource:
     path: str
     batch_sizes: list[int]
     signature: dict[str, Any] | None
+    read_in_place: bool = True
 
 
 @dataclass(frozen=True, slots=True)

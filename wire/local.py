@@ -237,8 +237,10 @@ def _frames_in(fd: int, lengths: Sequence[int]) -> list[Buffer]:
     for length in lengths:
         if offset + length > mapping.nbytes:
             raise LocalClosed("a packet whose lengths are wrong")
-        frames.append(mapping.memory[offset : offset + length])
+        # A copy: a mapping holds a descriptor, and results may be kept by the thousand.
+        frames.append(bytearray(mapping.memory[offset : offset + length]))
         offset += align(length)
+    mapping.close()
     return frames
 
 

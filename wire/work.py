@@ -46,12 +46,13 @@ class ModelReport:
     """A model that a worker has loaded and warmed up.
 
     ``stateful`` says that a signature writes variables: such a model is served by one worker
-    and never warmed up.
+    and never warmed up. ``bears_changing_inputs``: it may read them where a client has them.
     """
 
     name: str
     version: int
     stateful: bool
+    bears_changing_inputs: bool
     signatures: tuple[SignatureReport, ...]
     load_s: float
     warmup_s: float
@@ -71,6 +72,7 @@ class Ready:
                 "name": model.name,
                 "version": model.version,
                 "stateful": model.stateful,
+                "bears_changing_inputs": model.bears_changing_inputs,
                 "load_s": model.load_s,
                 "warmup_s": model.warmup_s,
                 "signatures": [
@@ -92,6 +94,7 @@ class Ready:
                     name=model["name"],
                     version=model["version"],
                     stateful=model["stateful"],
+                    bears_changing_inputs=model["bears_changing_inputs"],
                     load_s=model["load_s"],
                     warmup_s=model["warmup_s"],
                     signatures=tuple(

@@ -23,12 +23,23 @@ class LoadedModel(Protocol):
     def stateful(self) -> bool:
         """Whether running a signature changes what later runs give."""
 
+    @property
+    def bears_changing_inputs(self) -> bool:
+        """Whether inputs may change while it runs: it then gives another answer, and no more.
+
+        Only such a model is shown inputs where a client has them.
+        """
+
+    @property
+    def any_thread(self) -> bool:
+        """Whether calls may come from different threads, one after the other."""
+
     def run(self, signature: str, inputs: Mapping[str, Array]) -> Sequence[tuple[str, Array]]:
         """The outputs ``(name, array)`` for inputs by name.
 
-        Inputs are views of shared memory that is given to another batch afterwards; string
-        inputs are object arrays of bytes. Raises a BatchyardError that says why the model
-        could not run.
+        Inputs are views of shared memory that is given to another batch afterwards, read-only
+        where it is a client's; string inputs are object arrays of bytes. Raises a
+        BatchyardError that says why the model could not run.
         """
 
     def let_go(self) -> None:

@@ -33,10 +33,17 @@ class PythonModel:
     """A callable, with the signature that the configuration gives it, if it does."""
 
     stateful = False
+    # It may have an event loop, or a connection that belongs to a thread.
+    any_thread = False
 
-    def __init__(self, name: str, path: str, signature: dict[str, Any] | None) -> None:
+    def __init__(
+        self, name: str, path: str, signature: dict[str, Any] | None, read_in_place: bool = True
+    ) -> None:
         """Imports ``module:callable`` or ``file.py:callable``. Raises ModelLoadError."""
         self._name = name
+        self.bears_changing_inputs = read_in_place
+        # Whether it was seen to write to its inputs.
+        self._writes_inputs = False
         self._function = _find(path)
         self._spec = _spec(signature)
 
@@ -47,8 +54,16 @@ class PythonModel:
 
     def run(self, signature: str, inputs: Mapping[str, Array]) -> Sequence[tuple[str, Array]]:
         """See ``LoadedModel``. What the callable raises is INTERNAL, unless it is typed."""
+        if self._writes_inputs:
+            inputs = _writeable(inputs)
         try:
             outputs = self._function(dict(inputs))
+        except ValueError as error:
+            if "read-only" in str(error) and not all(a.flags.writeable for a in inputs.values()):
+                # A client's memory is not for it to write to: from now on it gets copies.
+                self._writes_inputs = True
+                return self.run(signature, inputs)
+            raise Internal(f"model {self._name!r}: {type(error).__name__}: {error}") from None
         except BatchyardError:
             raise
         except MemoryError:
@@ -77,6 +92,12 @@ class PythonModel:
                 f"{format_shape(spec.shape)}"
             )
         return array
+
+
+def _writeable(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    return {
+        name: array if array.flags.writeable else array.copy() for name, array in inputs.items()
+    }
 
 
 def _find(path: str) -> Callable[[dict[str, Array]], Any]:

@@ -22,7 +22,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 
 from batchyard.pool.runtimes.base import Array, ModelLoadError
-from batchyard.pool.runtimes.graph_state import writes_state
+from batchyard.pool.runtimes.graph_state import bears_changing_inputs, writes_state
 from batchyard.pool.runtimes.object_graph import (
     bind_eager_runtime,
     first_unrestored,
@@ -98,6 +98,7 @@ class SavedModel:
         self._session = session
         self._signatures: dict[str, _Signature] = {}
         self.stateful = False
+        self.bears_changing_inputs = True
         definition = session.graph.as_graph_def()
         for key, signature_def in sorted(signature_defs.items()):
             if key.startswith(_INTERNAL_PREFIX):
@@ -111,7 +112,10 @@ class SavedModel:
                 message = f"{self._path}: signature {key}: {_first_line(error)}"
                 raise ModelLoadError(message) from error
             self._signatures[key] = signature
-            self.stateful = self.stateful or writes_state(definition, _fetches(signature_def))
+            fetches = _fetches(signature_def)
+            self.stateful = self.stateful or writes_state(definition, fetches)
+            if not bears_changing_inputs(definition, fetches):
+                self.bears_changing_inputs = False
         with session.graph.as_default():
             self._nothing = self._callable([], [tf.constant(0, name="batchyard_nothing").name])
 
@@ -119,6 +123,11 @@ class SavedModel:
     def signatures(self) -> Sequence[SignatureSpec]:
         """Those of the SavedModel, but for its own initialisers."""
         return [signature.spec for signature in self._signatures.values()]
+
+    @property
+    def any_thread(self) -> bool:
+        """See ``LoadedModel``. What writes state must see batches in their order."""
+        return not self.stateful
 
     def run(self, signature: str, inputs: Mapping[str, Array]) -> Sequence[tuple[str, Array]]:
         """See ``LoadedModel``."""

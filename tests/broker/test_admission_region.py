@@ -71,8 +71,8 @@ def test_inputs_may_lie_in_the_region_and_in_frames() -> None:
     assert offsets_of(group, 0) == [512, 0]
     assert group.sources[1] == frame
     assert group.shapes == [(3, 2), (3,)]
-    # What lies in the region takes no memory of the broker's queue.
-    assert group.nbytes == len(frame)
+    # Three rows of 8 bytes lie in the region.
+    assert group.nbytes == len(frame) + 24
     assert (group.region, group.replies) == (REGION, [(64, 8), (0, 0)])
     assert (group.count, group.total_rows, group.rows) == (2, 3, [2, 1])
 

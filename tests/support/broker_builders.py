@@ -65,7 +65,7 @@ def make_report(
 ) -> ModelReport:
     """What a worker says of a model that it loaded; with the default signature if none is given."""
     reports = (SignatureReport(s, output_row_nbytes) for s in signatures or (make_signature(),))
-    return ModelReport(name, 1, stateful, tuple(reports), 0.0, 0.0)
+    return ModelReport(name, 1, stateful, True, tuple(reports), 0.0, 0.0)
 
 
 def make_ready(*reports: ModelReport) -> Ready:

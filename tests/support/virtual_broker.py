@@ -48,6 +48,8 @@ class VirtualBroker:
         self.answers: dict[RequestGroup, list[str | None]] = {}
         self.messages: list[str] = []
         self.running: dict[int, Batch] = {}
+        # Batches that a worker ran when it was lost: it may write until it is reaped.
+        self.dying: dict[int, Batch] = {}
         # Why each batch's block must not be used again, and who serves what.
         self.held: dict[int, tuple[Batch, set[str]]] = {}
         self.serving: dict[int, tuple[int, set[str]]] = {}
@@ -167,13 +169,15 @@ class VirtualBroker:
             if batch.worker_id == worker and holders & {"worker", "kept"}:
                 holders -= {"worker", "kept"}
                 holders.add("unreaped")
-                self.running.pop(batch.id, None)
+                if self.running.pop(batch.id, None) is not None:
+                    self.dying[batch.id] = batch
         self.handle(events.WorkerLost(worker))
 
     def reap(self, worker: int) -> None:
         """The lost worker's process is gone."""
         for batch, _ in list(self.held.values()):
             if batch.worker_id == worker:
+                self.dying.pop(batch.id, None)
                 self._unhold(batch.id, "unreaped")
         self.handle(events.WorkerReaped(worker))
 
@@ -221,7 +225,8 @@ class VirtualBroker:
 
     def is_running(self, group: RequestGroup) -> bool:
         """Whether a worker has rows of the group."""
-        return any(p.group is group for batch in self.running.values() for p in batch.parts)
+        batches = [*self.running.values(), *self.dying.values()]
+        return any(part.group is group for batch in batches for part in batch.parts)
 
     def in_flight(self, worker: int) -> int:
         """Batches that the worker has and did not answer."""

@@ -30,6 +30,7 @@ class Model:
 
     signatures: Sequence[SignatureSpec] = ()
     stateful = False
+    bears_changing_inputs = any_thread = True
 
     def __init__(self, function: Function) -> None:
         self._function = function

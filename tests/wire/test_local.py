@@ -146,10 +146,7 @@ def test_frames_of_any_size_travel_and_can_be_written_to(ends: Ends) -> None:
     assert message is not None
     with no_descriptors_leak():
         assert [bytes(frame) for frame in message[1]] == frames
-        view = message[1][0]
-        assert isinstance(view, memoryview)
-        view[0] = 7
-        assert view[0] == 7
+        assert isinstance(message[1][0], bytearray)
 
 
 def test_a_header_with_a_descriptor_hands_it_over(ends: Ends) -> None:

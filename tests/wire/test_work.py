@@ -45,6 +45,7 @@ REPORTS = st.builds(
     TEXT,
     NUMBERS,
     st.booleans(),
+    st.booleans(),
     st.lists(SIGNATURES, max_size=2).map(tuple),
     SECONDS,
     SECONDS,
