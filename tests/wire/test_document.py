@@ -28,7 +28,7 @@ def test_example_is_what_is_sent() -> None:
     x, y = np.array([1, 2], np.float32), np.array([2.5, 3], np.float32)
     assert {name: golden.data for name, golden in example.items()} == {
         "hello": protocol.encode(MessageType.HELLO, []),
-        "welcome": protocol.encode(MessageType.WELCOME, [0x18EA8F20034C4000, 1 << 30]),
+        "welcome": protocol.encode(MessageType.WELCOME, [0x18EA8F20034C4000, 1 << 30, "batchyard"]),
         "predict_header": protocol.encode_predict(1, target, 2, 50_000),
         "predict_x": bytes(tensors.encode(x, "float32")),
         "result_header": protocol.encode_result(Result([(1, 0, 2)], 1, [("y", "float32", (2,))])),
