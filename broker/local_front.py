@@ -21,7 +21,7 @@ from batchyard.wire import local, log
 from batchyard.wire.arena import Mapping, create_memfd
 from batchyard.wire.endpoints import HIGH_WATER_MARK
 from batchyard.wire.errors import ConfigurationError
-from batchyard.wire.local import INLINE_NBYTES, LocalClosed, LocalSocket, TooLong
+from batchyard.wire.local import INLINE_NBYTES, LocalClosed, LocalSocket, NotCarried
 from batchyard.wire.tensors import Buffer
 
 # Outputs that may wait for a client to read them. It has its own region to get them without.
@@ -174,7 +174,7 @@ class LocalFront:
             if fd is not None:
                 os.close(fd)
             # Else its end of file is on the way.
-            return not isinstance(error, TooLong)
+            return not isinstance(error, NotCarried)
         if fd is None:
             frames = [bytes(frame) for frame in frames]
         client.unsent.append((header, frames, fd, nbytes))

@@ -396,3 +396,12 @@ class Lane:
             self._earliest.popleft()
             return True
         return False
+
+
+def by_client(parts: list[Part]) -> list[Part]:
+    """One client's rows side by side: its reply is then one slice of each output."""
+    return sorted(parts, key=_client_of) if len(parts) > 1 else parts
+
+
+def _client_of(part: Part) -> bytes:
+    return part.group.client

@@ -9,17 +9,17 @@ Every request that arrived is answered exactly once: by a ``Deliver`` that compl
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 from batchyard.broker import events, policy
 from batchyard.broker.catalog import Catalog
+from batchyard.broker.deadlines import Deadlines
 from batchyard.broker.events import Action, Batch, Deliver, Dispatch, Event, Refuse
 from batchyard.broker.layout import BatchLayout, plan_layout
-from batchyard.broker.queue import Lane, Part, RequestGroup
+from batchyard.broker.queue import Lane, Part, RequestGroup, by_client
+from batchyard.broker.scheduler import Scheduler, WorkerState
 from batchyard.wire.blocks import Block, BlockAllocator
 from batchyard.wire.errors import (
     BatchyardError,
@@ -39,22 +39,6 @@ WORKER, REPLIES, MODEL, UNREAPED = "worker", "replies", "model", "unreaped"
 Refusal = tuple[RequestGroup, Iterable[int]]
 
 
-@dataclass(slots=True, eq=False)
-class WorkerState:
-    """A worker as the broker sees it."""
-
-    id: int
-    device: str
-    concurrent_batches: int
-    batches: dict[int, Batch] = field(default_factory=dict)
-    batches_done: int = 0
-
-    @property
-    def in_flight(self) -> int:
-        """Batches handed over and not answered."""
-        return len(self.batches)
-
-
 class BrokerState:
     """See the module. ``queue_nbytes_max`` bounds the tensors that wait, of all lanes."""
 
@@ -68,16 +52,9 @@ class BrokerState:
         self.draining = False
         self._queue_nbytes_max = queue_nbytes_max
         self._waiting: dict[Lane, None] = {}
-        # When the most urgent batch found no room in the arena, if it did when time last passed.
-        # For what was ripe then only a block that comes back, or a change of what waits, can
-        # help, and neither needs a clock.
-        self._short_of_memory_at: float | None = None
-        # When the next lane that a worker has room for is ripe, if that is known.
-        self._ripe_next: float | None = None
+        self._scheduler = Scheduler(self._waiting, self.workers)
+        self._deadlines = Deadlines()
         self._batch_ids = count(1)
-        self._deadlines: list[tuple[float, int, RequestGroup]] = []
-        self._settled_deadlines = 0
-        self._tie = count()
         self._handlers: dict[type[Any], Callable[[Any, float], Iterable[Action]]] = {
             events.RequestsArrived: self._requests_arrived,
             events.RequestsCancelled: self._requests_cancelled,
@@ -99,31 +76,17 @@ class BrokerState:
         Batches are formed on ``TimePassed`` only: the loop tells it once it has drained its
         sockets, so that what arrived together can leave together.
         """
-        self._ripe_next = None
+        self._scheduler.something_changed()
         return list(self._handlers[type(event)](event, now))
 
     def next_wakeup(self) -> float:
-        """When ``TimePassed`` is due at the latest, if nothing else happens; may be in the past.
-
-        Lanes that are ripe and wait for a worker or for memory have no time of their own.
-        """
-        wakeup = self._ripe_next
-        if wakeup is None:
-            short_at = self._short_of_memory_at
-            wakeup = policy.NEVER
-            for lane in self._waiting:
-                ripe_at = policy.ripe_at(lane)
-                if short_at is not None and ripe_at <= short_at:
-                    continue
-                if ripe_at < wakeup and self._worker_for(lane) is not None:
-                    wakeup = ripe_at
-            self._ripe_next = wakeup
-        return min(wakeup, self._deadlines[0][0]) if self._deadlines else wakeup
+        """When ``TimePassed`` is due at the latest, if nothing else happens; may be in the past."""
+        return min(self._scheduler.next_ripe(), self._deadlines.next)
 
     @property
     def is_quiet(self) -> bool:
         """Whether nothing waits, so that ``TimePassed`` would change nothing."""
-        return not self._waiting and not self._deadlines
+        return not self._waiting and self._deadlines.next == policy.NEVER
 
     @property
     def is_idle(self) -> bool:
@@ -145,8 +108,7 @@ class BrokerState:
         self.queue_nbytes += group.nbytes
         lane.append(group)
         self._waiting[lane] = None
-        if group.earliest_deadline < policy.NEVER:
-            heapq.heappush(self._deadlines, (group.earliest_deadline, next(self._tie), group))
+        self._deadlines.add(group)
         if full is None:
             return []
         return self._refuse([(group, range(fitting, group.count))], full)
@@ -296,11 +258,11 @@ class BrokerState:
         return []
 
     def _time_passed(self, event: events.TimePassed, now: float) -> Iterable[Action]:
-        if self._deadlines and self._deadlines[0][0] <= now:
+        if self._deadlines.next <= now:
             yield from self._expire(now)
-        self._short_of_memory_at = None
+        self._scheduler.memory_came_back()
         while self._waiting:
-            chosen = self._choose(now)
+            chosen = self._scheduler.choose(now)
             if chosen is None:
                 return
             lane, worker = chosen
@@ -312,54 +274,17 @@ class BrokerState:
             if block is None:
                 # Smaller batches must not go first, or this one might never find room.
                 lane.give_back(parts)
-                self._short_of_memory_at = now
+                self._scheduler.memory_is_short(now)
                 return
             yield Dispatch(self._dispatch(lane, worker, parts, layout, block, now))
 
     def _expire(self, now: float) -> Iterable[Action]:
-        lanes: dict[Lane, None] = {}
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, group = heapq.heappop(self._deadlines)
-            if group.unanswered:
-                lanes[group.lane] = None
-                if group.deadlines is not None:
-                    later = min((d for d in group.deadlines if d > now), default=policy.NEVER)
-                    if later < policy.NEVER:
-                        heapq.heappush(self._deadlines, (later, next(self._tie), group))
         error = DeadlineExceeded("the deadline passed while the request waited for a worker")
-        for lane in lanes:
+        for lane in self._deadlines.due(now):
             expired = lane.expire(now)
             self._left_queue(expired)
             late = [(part.group, _requests_of(part)) for part in expired]
             yield from self._refuse(late, error)
-
-    def _choose(self, now: float) -> tuple[Lane, WorkerState] | None:
-        """The most urgent lane that can go out now, and the worker that gets its batch."""
-        best: tuple[Lane, WorkerState] | None = None
-        next_at = policy.NEVER
-        for lane in self._waiting:
-            ripe_at = policy.ripe_at(lane)
-            if ripe_at > now:
-                if ripe_at < next_at and self._worker_for(lane) is not None:
-                    next_at = ripe_at
-                continue
-            if best is not None and policy.urgency(lane) >= policy.urgency(best[0]):
-                continue
-            worker = self._worker_for(lane)
-            if worker is not None:
-                best = lane, worker
-        # With nothing to dispatch, nothing changes before that.
-        self._ripe_next = next_at if best is None else None
-        return best
-
-    def _worker_for(self, lane: Lane) -> WorkerState | None:
-        """The worker that would get the lane's next batch; None when it has to wait."""
-        model = lane.model
-        threads = model.parameters.num_batch_threads
-        if threads is not None and model.in_execution >= threads:
-            return None
-        ids = model.workers[:1] if model.stateful else model.workers
-        return policy.choose_worker(lane, [self.workers[worker_id] for worker_id in ids])
 
     def _form(self, lane: Lane) -> tuple[list[Part], BatchLayout | None]:
         """Takes the lane's next batch; no layout when its first request fits into no arena."""
@@ -367,7 +292,7 @@ class BrokerState:
         while True:
             parts = lane.take(max_rows)
             rows = sum(part.rows for part in parts)
-            layout = plan_layout(lane, _by_client(parts), rows)
+            layout = plan_layout(lane, by_client(parts), rows)
             if layout.output_offset > self.allocator.nbytes:
                 lane.give_back(parts)
                 least = parts[0].least_rows
@@ -402,7 +327,7 @@ class BrokerState:
         batch = Batch(
             next(self._batch_ids),
             lane,
-            _by_client(parts),
+            by_client(parts),
             layout.rows,
             layout,
             block,
@@ -487,14 +412,7 @@ class BrokerState:
     def _forget(self, group: RequestGroup) -> None:
         """Every request of a group is answered."""
         del self.groups[group.client, group.message_id]
-        if group.earliest_deadline < policy.NEVER:
-            self._settled_deadlines += 1
-            # Not more of the heap than half is of groups that are answered, whatever timeouts
-            # clients give.
-            if self._settled_deadlines * 2 > len(self._deadlines):
-                self._deadlines = [entry for entry in self._deadlines if entry[2].unanswered]
-                heapq.heapify(self._deadlines)
-                self._settled_deadlines = 0
+        self._deadlines.settle(group)
 
     def _let_go(self, batch_id: int, holder: str) -> Iterable[Action]:
         batch = self.batches.get(batch_id)
@@ -507,16 +425,7 @@ class BrokerState:
         if not batch.holders:
             del self.batches[batch.id]
             self.allocator.free(batch.block)
-            self._short_of_memory_at = None
-
-
-def _by_client(parts: list[Part]) -> list[Part]:
-    """One client's rows side by side: its reply is then one slice of each output."""
-    return sorted(parts, key=_client_of) if len(parts) > 1 else parts
-
-
-def _client_of(part: Part) -> bytes:
-    return part.group.client
+            self._scheduler.memory_came_back()
 
 
 def _requests_of(part: Part) -> range:

@@ -25,7 +25,8 @@ from batchyard.clients.inputs import (
     many_at_once,
     readable_metadata,
 )
-from batchyard.clients.region import empty, place
+from batchyard.clients.placement import place
+from batchyard.clients.region import empty
 from batchyard.clients.session import (
     CLOSED,
     CONNECTION_LOST,

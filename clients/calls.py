@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from batchyard.clients.inputs import Array, Route
-from batchyard.clients.region import Placement
+from batchyard.clients.placement import Placement
 from batchyard.wire.arena import align
 from batchyard.wire.dtypes import to_numpy
 from batchyard.wire.errors import BatchyardError

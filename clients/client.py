@@ -26,7 +26,8 @@ from batchyard.clients.inputs import (
     readable_metadata,
 )
 from batchyard.clients.io_thread import IoThread
-from batchyard.clients.region import empty, place
+from batchyard.clients.placement import place
+from batchyard.clients.region import empty
 from batchyard.clients.session import deadline_after
 from batchyard.wire.endpoints import default_endpoints
 from batchyard.wire.errors import DeadlineExceeded

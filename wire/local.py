@@ -97,8 +97,8 @@ def connect(address: str) -> LocalSocket | None:
     return LocalSocket(sock)
 
 
-class TooLong(LocalClosed):
-    """A message that the socket does not carry."""
+class NotCarried(LocalClosed):
+    """A message that the socket does not carry: it is too long, or has a descriptor too many."""
 
 
 class LocalSocket:
@@ -127,7 +127,7 @@ class LocalSocket:
         False when the socket takes no more for now. Raises LocalClosed.
         """
         if len(header) > _HEADER_NBYTES_MAX:
-            raise TooLong
+            raise NotCarried
         pieces = [_table(header, frames), header, *frames]
         if len(pieces) > _PIECES_MAX:
             pieces = [b"".join(pieces)]
@@ -136,19 +136,19 @@ class LocalSocket:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise (TooLong if error.errno in _NOT_CARRIED else LocalClosed) from error
+            raise (NotCarried if error.errno in _NOT_CARRIED else LocalClosed) from error
         return True
 
     def send_aside(self, header: Buffer, frames: Sequence[Buffer], fd: int) -> bool:
         """As ``send``, with the frames in the memfd ``fd`` (see ``memfd_of``), or with a region."""
         if len(header) > _HEADER_NBYTES_MAX:
-            raise TooLong
+            raise NotCarried
         try:
             socket.send_fds(self._socket, [_table(header, frames), header], [fd])
         except BlockingIOError:
             return False
         except OSError as error:
-            raise (TooLong if error.errno in _NOT_CARRIED else LocalClosed) from error
+            raise (NotCarried if error.errno in _NOT_CARRIED else LocalClosed) from error
         return True
 
     def receive(self) -> tuple[Buffer, list[Buffer]] | None:

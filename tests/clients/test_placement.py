@@ -11,7 +11,8 @@ import pytest
 from support.regions import made_region
 from support.sessions import make_route
 
-from batchyard.clients.region import ClientRegion, Placement, place
+from batchyard.clients.placement import Placement, place
+from batchyard.clients.region import ClientRegion
 from batchyard.wire.arena import align
 from batchyard.wire.protocol import reply_offsets
 from batchyard.wire.tensors import LARGE_NBYTES

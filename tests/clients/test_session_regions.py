@@ -21,7 +21,8 @@ from support.sessions import (
 )
 
 from batchyard.clients.calls import Call
-from batchyard.clients.region import ClientRegion, Placement
+from batchyard.clients.placement import Placement
+from batchyard.clients.region import ClientRegion
 from batchyard.clients.session import CONNECTION_LOST, Session, Via
 from batchyard.wire import protocol
 from batchyard.wire.errors import Cancelled, DeadlineExceeded, Internal, Unavailable

@@ -10,7 +10,7 @@ import numpy as np
 
 from batchyard.clients.calls import Call
 from batchyard.clients.inputs import Route
-from batchyard.clients.region import Placement
+from batchyard.clients.placement import Placement
 from batchyard.clients.session import Message, Session, Via
 from batchyard.wire import dtypes, protocol
 from batchyard.wire.errors import BatchyardError
