@@ -99,6 +99,23 @@ def writes_state(name: str) -> bool:
     return graph_state.writes_state(graph.as_graph_def(), [fetch.name])
 
 
+def bears_changing_inputs(name: str) -> bool:
+    """What ``graph_state.bears_changing_inputs`` says of a graph of this module."""
+    import tensorflow as tf
+
+    from batchyard.pool.runtimes import graph_state
+
+    with tf.Graph().as_default() as graph:
+        fetch = GRAPHS[name](tf)
+    return graph_state.bears_changing_inputs(graph.as_graph_def(), [fetch.name])
+
+
+def savedmodel_bears_changing_inputs(path: Path) -> bool:
+    """What a SavedModel says of itself."""
+    bears: bool = _load(path).bears_changing_inputs
+    return bears
+
+
 def _load(path: Path) -> Any:
     from batchyard.pool.runtimes.savedmodel import SavedModel
 
@@ -235,6 +252,69 @@ def _table(tf: Any) -> Any:
 @_graph
 def dequeues(tf: Any) -> Any:
     return tf.queue.FIFOQueue(2, [tf.float32]).dequeue()
+
+
+def _input(tf: Any) -> Any:
+    return tf.compat.v1.placeholder(tf.float32, (None, 4))
+
+
+@_graph
+def multiplies(tf: Any) -> Any:
+    return tf.nn.softmax(tf.matmul(_input(tf), tf.ones((4, 3))) + 1.0)
+
+
+@_graph
+def multiplies_in_function(tf: Any) -> Any:
+    inner = tf.function(lambda x: tf.nn.relu(x) * 2.0)
+    return tf.function(lambda x: tf.reduce_mean(inner(x), axis=1))(_input(tf))
+
+
+@_graph
+def sorts(tf: Any) -> Any:
+    return tf.sort(_input(tf), axis=1)
+
+
+@_graph
+def finds_the_best(tf: Any) -> Any:
+    return tf.math.top_k(_input(tf), 2).indices
+
+
+@_graph
+def gathers(tf: Any) -> Any:
+    """It checks an index, and uses it later."""
+    return tf.gather(tf.range(10.0), tf.compat.v1.placeholder(tf.int32, (None,)))
+
+
+@_graph
+def sorts_in_function(tf: Any) -> Any:
+    inner = tf.function(lambda x: tf.math.top_k(x, 2).values)
+    return tf.function(lambda x: inner(x) + 1.0)(_input(tf))
+
+
+@_graph
+def sorts_in_branch(tf: Any) -> Any:
+    condition = tf.compat.v1.placeholder(tf.bool, ())
+
+    def branch(x: Any) -> Any:
+        return tf.cond(condition, lambda: tf.sort(x), lambda: x)
+
+    return tf.function(branch)(_input(tf))
+
+
+@_graph
+def sorts_beside(tf: Any) -> Any:
+    """In the graph, but not needed for what is fetched."""
+    x = _input(tf)
+    tf.sort(x)
+    return x * 2.0
+
+
+@_graph
+def sorts_before(tf: Any) -> Any:
+    """By a control dependency alone."""
+    x = _input(tf)
+    with tf.control_dependencies([tf.sort(x)]):
+        return x * 2.0
 
 
 if __name__ == "__main__":

@@ -195,6 +195,12 @@ def image_mean(model_dir: Path) -> None:
 
 
 @exporter
+def sorted_rows(model_dir: Path) -> None:
+    """The numbers of each row in order: what must not change while they are sorted."""
+    _save_default(model_dir, lambda x: {"y": tf.sort(x, axis=1)}, x=((None, 1000), tf.float32))
+
+
+@exporter
 def scalar_input(model_dir: Path) -> None:
     """y = x * scale; a scalar has no rows, so no two requests can share a call."""
     _save_default(
