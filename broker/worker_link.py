@@ -53,7 +53,10 @@ class WorkerLink:
         while self.unsent:
             try:
                 self.link.send(*self.unsent[0])
-            except BlockingIOError:
+            except LinkClosed:
+                raise
+            except OSError:
+                # No room yet, or no descriptor for a long one.
                 return
             self._forget_first()
         self.epoll.modify(self.link.fileno(), select.EPOLLIN)

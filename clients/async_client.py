@@ -15,7 +15,13 @@ import numpy.typing as npt
 import zmq
 
 from batchyard.clients.calls import Call, Outputs
-from batchyard.clients.connection import CONNECT_TIMEOUT_S, JOIN_TIMEOUT_S, Connection, Search
+from batchyard.clients.connection import (
+    CONNECT_TIMEOUT_S,
+    JOIN_TIMEOUT_S,
+    RESET_PAUSE_S,
+    Connection,
+    Search,
+)
 from batchyard.clients.inputs import (
     DEFAULT_SIGNATURE,
     Array,
@@ -73,6 +79,8 @@ class AsyncClient:
         # The local socket that is watched, and whether for room to send.
         self._local_fd = -1
         self._writing = False
+        # Whether there are no descriptors to connect anew with.
+        self._resetting = False
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32) -> Array:
         """See ``Client.empty``."""
@@ -333,7 +341,7 @@ class AsyncClient:
 
     def _readable(self) -> None:
         connection = self._connection
-        if connection is None:
+        if connection is None or self._resetting:
             return
         changes = connection.changes()
         # What came before a loss counts: then all of it is taken in first.
@@ -352,16 +360,32 @@ class AsyncClient:
                 self._unsent.clear()
                 self._session.fail(CONNECTION_LOST)
                 self._unwatch(connection)
-                connection.reset()
-                for fd in connection.filenos():
-                    self._loop.add_reader(fd, self._far_readable)
+                self._reset(connection)
                 break
         self._session.region = connection.region
+        if not connection.filenos():
+            # It is to be connected anew as soon as there are descriptors.
+            return
         self._watch_local(connection)
         if self._unsent:
             self._schedule_flush()
         if connection.has_input():
             self._loop.call_soon(self._readable)
+
+    def _reset(self, connection: Connection) -> None:
+        """Connects anew, as soon as there are descriptors for it."""
+        if connection is not self._connection:
+            return
+        try:
+            connection.reset()
+        except (OSError, zmq.ZMQError):
+            self._resetting = True
+            self._loop.call_later(RESET_PAUSE_S, self._reset, connection)
+            return
+        self._resetting = False
+        for fd in connection.filenos():
+            self._loop.add_reader(fd, self._far_readable)
+        self._readable()
 
     def _set_timer(self) -> None:
         at = self._session.next_deadline()

@@ -39,36 +39,44 @@ class Promise(Protocol):
 
 
 class Answer:
-    """A promise that one thread waits for. A ``Future`` can do more, and costs more."""
+    """A promise that one thread waits for.
 
-    __slots__ = ("_error", "_lock", "_result")
+    A ``Future`` can do more, costs more, and its lock may stay taken when Ctrl-C comes while
+    somebody waits.
+    """
+
+    __slots__ = ("_done", "_error", "_lock", "_result")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lock.acquire()
+        self._done = False
         self._result: Any = None
         self._error: BaseException | None = None
 
     def done(self) -> bool:
         """Whether there is a result or an error."""
-        return not self._lock.locked()
+        return self._done
 
     def set_result(self, result: Any, /) -> None:
         """Ends the waiting."""
         self._result = result
+        self._done = True
         self._lock.release()
 
     def set_exception(self, exception: BaseException, /) -> None:
         """Ends the waiting."""
         self._error = exception
+        self._done = True
         self._lock.release()
 
-    def wait(self) -> Any:
-        """The result; raises the error."""
-        with self._lock:
-            if self._error is not None:
-                raise self._error
-            return self._result
+    def wait(self, timeout: float | None = None) -> Any:
+        """The result; raises the error, or TimeoutError after so many seconds."""
+        if not self._done and not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+            raise TimeoutError
+        if self._error is not None:
+            raise self._error
+        return self._result
 
 
 class Call:

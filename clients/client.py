@@ -7,7 +7,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -163,11 +162,11 @@ class Client:
             if alike is not None:
                 return self._run_alike(route, *alike, len(inputs), deadline)
         results: list[Outputs] = [{}] * len(inputs)
-        waiting: deque[tuple[list[int], Future[Any]]] = deque()
+        waiting: deque[tuple[list[int], Answer]] = deque()
 
         def collect() -> None:
-            places, future = waiting.popleft()
-            answer = future.result()
+            places, promise = waiting.popleft()
+            answer = promise.wait()
             for i, outputs in zip(places, answer if len(places) > 1 else [answer], strict=True):
                 results[i] = outputs
 
@@ -176,10 +175,10 @@ class Client:
         step = max(1, min(MANY_REQUESTS_PER_MESSAGE, at_once // _MANY_MESSAGES_IN_FLIGHT))
         under_way = 0
         for start in range(0, len(inputs), step):
-            for places, future in self._send_many(
+            for places, answer in self._send_many(
                 route, inputs[start : start + step], start, deadline
             ):
-                waiting.append((places, future))
+                waiting.append((places, answer))
                 under_way += len(places)
             while under_way > at_once - step:
                 under_way -= len(waiting[0][0])
@@ -201,8 +200,8 @@ class Client:
 
     def _send_many(
         self, route: Route, inputs: Sequence[Inputs], start: int, deadline: float
-    ) -> list[tuple[list[int], Future[Any]]]:
-        """Sends requests numbered from ``start``; which of them each future stands for."""
+    ) -> list[tuple[list[int], Answer]]:
+        """Sends requests numbered from ``start``; which of them each answer stands for."""
         prepared = [route.arrays(item) for item in inputs]
         groups: list[tuple[bytes, list[int]]] = []
         # For each target the group that may still grow, and its bytes.
@@ -227,8 +226,8 @@ class Client:
 
     def _send(
         self, route: Route, target: bytes, prepared: Sequence[Any], deadline: float
-    ) -> Future[Any]:
-        future: Future[Any] = Future()
+    ) -> Answer:
+        answer = Answer()
         columns = [[arrays[i] for arrays, _, _ in prepared] for i in range(len(prepared[0][0]))]
         arrays = [c[0] if len(c) == 1 else np.concatenate(c) for c in columns]
         rows = [rows for _, _, rows in prepared]
@@ -243,11 +242,11 @@ class Client:
                 rows if rows[0] else None,
                 sum(rows),
                 deadline,
-                future,
+                answer,
                 placement,
             )
         )
-        return future
+        return answer
 
     def models(self) -> list[dict[str, Any]]:
         """What is served: name, version, labels, state and signature names of each model."""
@@ -306,10 +305,10 @@ class Client:
 
     def _query(self, what: str, arguments: dict[str, Any], timeout: float | None = None) -> Any:
         self._check_may_wait()
-        future: Future[Any] = Future()
-        self._io.query(what, arguments, future)
+        answer = Answer()
+        self._io.query(what, arguments, answer)
         try:
-            return future.result(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+            return answer.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the server answered") from None
 

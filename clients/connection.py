@@ -23,6 +23,8 @@ from batchyard.wire.tensors import Buffer
 CONNECT_TIMEOUT_S = 5.0
 # How long the server may take to share its memory, once it has answered.
 JOIN_TIMEOUT_S = 1.0
+# Between two tries to connect anew when there are no descriptors.
+RESET_PAUSE_S = 0.1
 # How long closing may take to send what was given to the socket: a goodbye.
 _LINGER_MS = 200
 # Once one endpoint has answered, how long those that come before it may still take.
@@ -47,11 +49,18 @@ class Connection:
         self._open()
 
     def _open(self) -> None:
+        self._socket = socket = self._context.socket(zmq.DEALER)
+        try:
+            self._set_up(socket)
+        except BaseException:
+            socket.close(0)
+            raise
         # The two ways end together: what was sent by either will not be answered.
         self._is_lost = False
         # Whether ZeroMQ's sockets had nothing when last asked, and were left alone since.
         self._looked = False
-        self._socket = socket = self._context.socket(zmq.DEALER)
+
+    def _set_up(self, socket: zmq.Socket[bytes]) -> None:
         socket.setsockopt(zmq.LINGER, _LINGER_MS)
         socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
@@ -123,6 +132,8 @@ class Connection:
         Those of ZeroMQ are edge-triggered: ``has_input`` must be asked before each wait, or they
         may never tell. A local socket comes later than the others: see ``local_fileno``.
         """
+        if self._socket.closed:
+            return []
         return [int(self._socket.getsockopt(zmq.FD)), int(self._monitor.getsockopt(zmq.FD))]
 
     def local_fileno(self) -> int:
@@ -262,8 +273,9 @@ class Connection:
 
     def close(self) -> None:
         """Says goodbye and closes all sockets."""
-        self._send_far(protocol.encode(MessageType.GOODBYE, []), [])
-        self._close()
+        if not self._socket.closed:
+            self._send_far(protocol.encode(MessageType.GOODBYE, []), [])
+            self._close()
 
     def _close(self) -> None:
         self._leave_local()

@@ -17,6 +17,14 @@ _CANCELLING = threading.Lock()
 _LOCK = threading.Lock()
 
 
+class _Condition(threading.Condition):
+    """Enters and leaves in one step each: Ctrl-C between two would leave the lock taken."""
+
+    if not TYPE_CHECKING:
+        __enter__ = property(lambda self: self._lock.__enter__)
+        __exit__ = property(lambda self: self._lock.__exit__)
+
+
 class PredictFuture(Future[Outputs]):
     """The future of a submitted request. Cancelling it also tells the server.
 
@@ -45,7 +53,7 @@ class PredictFuture(Future[Outputs]):
         def _condition(self) -> threading.Condition:
             if self._made is None:
                 # Before the lock is taken: making one may run finalizers, which may take it too.
-                condition = threading.Condition()
+                condition = _Condition()
                 with _LOCK:
                     if self._made is None:
                         self._made = condition

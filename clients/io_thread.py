@@ -15,14 +15,13 @@ from typing import Any
 import zmq
 
 from batchyard.clients.calls import Call, Promise
-from batchyard.clients.connection import JOIN_TIMEOUT_S, Connection, Search
+from batchyard.clients.connection import JOIN_TIMEOUT_S, RESET_PAUSE_S, Connection, Search
 from batchyard.clients.region import ClientRegion
 from batchyard.clients.session import CLOSED, CONNECTION_LOST, Message, Session
 from batchyard.wire.endpoints import check
 
 # Messages read before new calls are sent.
 _DRAIN_MAX = 64
-_RESET_PAUSE_S = 0.1
 # epoll takes no timeout of more than some weeks.
 _SLEEP_MAX_S = 3600.0
 
@@ -255,10 +254,15 @@ class IoThread:
             self._end_all()
         elif not self._awake:
             # Before the write: after it the thread may be asleep again already.
-            self._awake = True
-            with self._lock:
-                if not self._ended:
-                    os.eventfd_write(self._wakeup, 1)
+            try:
+                self._awake = True
+                with self._lock:
+                    if not self._ended:
+                        os.eventfd_write(self._wakeup, 1)
+            except BaseException:
+                # Ctrl-C: the next caller has to wake it.
+                self._awake = False
+                raise
 
     def _run(self) -> None:
         self.thread_id = threading.get_ident()
@@ -351,7 +355,7 @@ class IoThread:
             except (OSError, zmq.ZMQError):
                 self._session.flush(self._take(), time.monotonic())
                 self._session.fail(CONNECTION_LOST)
-                time.sleep(_RESET_PAUSE_S)
+                time.sleep(RESET_PAUSE_S)
 
     def _receive(self, connection: Connection, limit: int | None) -> None:
         """Takes in what was received, up to a limit; all of it when there is none."""

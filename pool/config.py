@@ -150,7 +150,8 @@ class Model(_Section):
         description="Python runtime only: whether the function may be given large inputs where a "
         "client on this machine has them, read-only, instead of a copy. The client could change "
         "them meanwhile: set false for a function that sorts its inputs, or uses values of them "
-        "as indices without copying them first.",
+        "as indices without copying them first. A function that writes to such an input is called "
+        "again with a copy, and gets copies from then on.",
     )
     batching: Batching = Field(default=Batching(), description="See [models.batching].")
 

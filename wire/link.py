@@ -95,6 +95,10 @@ class Link:
         if not data:
             raise LinkClosed
         if data == b"\xc1":
+            if not fds:
+                # The kernel drops descriptors when this process may have no more: what the packet
+                # said is lost.
+                raise LinkClosed
             fd = fds.pop()
             try:
                 with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as body:

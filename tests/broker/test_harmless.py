@@ -180,11 +180,6 @@ def test_a_region_that_could_not_be_told_is_told_next_time(ends: tuple[WorkerLin
     assert (len(link.unsent), link.regions) == (2, {5})
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=OSError,
-    reason="WorkerLink.flush raises OSError for a long packet that waited, and the loop ends",
-)
 def test_a_long_packet_waits_until_there_are_descriptors(ends: tuple[WorkerLink, Link]) -> None:
     link, worker = ends
     while not link.unsent:

@@ -73,6 +73,29 @@ client.close()
 """
 
 
+_LOST_ASYNC = """
+import asyncio
+from batchyard.clients import AsyncClient
+client.close()
+
+async def ask():
+    async with AsyncClient(sys.argv[1]) as client:
+        inputs = {"value": np.ones(1, np.float32), "width": np.ones(1, int)}
+        await client.predict("grow", inputs)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        client._connection.give_up()
+        client._readable()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            with contextlib.suppress(errors.Unavailable):
+                return (await client.predict("grow", inputs))["y"][0, 0]
+            await asyncio.sleep(0.05)
+
+print(asyncio.run(ask()))
+"""
+
+
 def run(server: Server, script: str) -> str:
     """What a process prints that was given the endpoint."""
     command = [sys.executable, "-c", _PREAMBLE + script, server.endpoint]
@@ -87,6 +110,10 @@ def test_answers_may_be_kept_by_the_hundred(tight_server: Server) -> None:
 
 def test_a_connection_is_made_anew_once_there_are_descriptors(tight_server: Server) -> None:
     assert run(tight_server, _LOST) == "3.0"
+
+
+def test_an_async_connection_is_made_anew_once_there_are_descriptors(tight_server: Server) -> None:
+    assert run(tight_server, _LOST_ASYNC) == "1.0"
 
 
 def test_an_async_client_forgets_a_socket_that_is_closed(tight_server: Server) -> None:

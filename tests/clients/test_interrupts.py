@@ -101,7 +101,6 @@ wait = lambda: client.submit("echo", x).result()
 _PREDICT_MANY = """
 wait = lambda: client.predict_many("echo", [x, large])
 """
-_KEPT = "the lock of a stock future's condition stays taken, and the client's thread waits for it"
 # The interrupt comes before the thread is woken.
 _AS_IT_WAKES = """
 written = os.eventfd_write
@@ -132,7 +131,6 @@ def test_ctrl_c_at_random_moments(server: Server, ask: str) -> None:
     assert run(server, ask + _RANDOM, limit_s=12.0) == ["works", "closes"]
 
 
-@pytest.mark.xfail(strict=True, reason=f"Client._query, predict_many and result(): {_KEPT}")
 @pytest.mark.parametrize(
     "wait", [_STATS, _RESULT, _PREDICT_MANY], ids=["stats", "result", "predict_many"]
 )
@@ -140,6 +138,5 @@ def test_ctrl_c_as_it_begins_to_wait(server: Server, wait: str) -> None:
     assert run(server, wait + _AS_IT_WAITS) == ["works", "closes"]
 
 
-@pytest.mark.xfail(strict=True, reason="IoThread._wake: _awake stays set, and nobody wakes it")
 def test_ctrl_c_as_the_thread_is_woken(server: Server) -> None:
     assert run(server, _AS_IT_WAKES) == ["works", "closes"]

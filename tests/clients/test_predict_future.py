@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from support.waiting import DEADLINE_S
 
-from batchyard.clients import errors
+from batchyard.clients import errors, futures
 from batchyard.clients.calls import resolve
 from batchyard.clients.client import Client
 from batchyard.clients.futures import PredictFuture
@@ -260,7 +260,7 @@ def test_two_threads_that_set_a_result_set_one() -> None:
 
 def test_the_collector_may_end_futures_while_one_begins_to_wait() -> None:
     """Making a condition is Python code: what finalizers do in there must not wait for it."""
-    made = threading.Condition
+    made = futures._Condition
     ended, other = future(), future()
 
     def make(*args: Any) -> threading.Condition:
@@ -269,7 +269,7 @@ def test_the_collector_may_end_futures_while_one_begins_to_wait() -> None:
             ended.set_result(Y)
         return made(*args)
 
-    with mock.patch.object(threading, "Condition", make):
+    with mock.patch.object(futures, "_Condition", make):
         on_thread(other.cancel)
     assert ended.result(0) is Y
     assert other.cancelled()
