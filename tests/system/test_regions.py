@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -378,7 +379,11 @@ def test_killed_processes_leave_no_local_socket(victim: str) -> None:
 def test_a_server_starts_where_a_killed_one_left_its_sockets() -> None:
     with Server(config=tables(), bind=(), ipc=True) as killed:
         killed.kill()
-        assert killed.ipc_path.with_name("broker.local").exists()
+        # Its broker may have been killed with it, or have had the time to leave nothing.
+        left = killed.ipc_path.with_name("broker.local")
+        if not left.exists():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stale:
+                stale.bind(str(left))
         bind = (f"ipc://{killed.ipc_path}",)
         with Server(config=tables(), bind=bind) as server, server.client() as client:
             assert offset_in_region(client.empty(100)) is not None
