@@ -153,6 +153,12 @@ class Connection:
         self._looked = not found
         return found
 
+    @property
+    def must_look(self) -> bool:
+        """Whether ZeroMQ's sockets were used since ``has_input`` found nothing: what arrived
+        meanwhile their descriptors may never tell."""
+        return not self._looked
+
     def look_again(self) -> None:
         """One of ZeroMQ's descriptors is readable."""
         self._looked = False

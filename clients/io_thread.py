@@ -135,9 +135,9 @@ class IoThread:
     def _send_now(self, call: Call) -> bool:
         """Sends a call on this thread; False when another is at it.
 
-        By the local socket: a call that is placed goes no other way. ZeroMQ's must be left alone
-        while the thread sleeps on its descriptor: sending would take note of what arrived, and
-        then the descriptor never tells of it.
+        By the local socket, but for tensors that may not lie in the region and are too large for
+        it. Sending those by ZeroMQ takes note of what arrived there, of which the descriptor that
+        the thread sleeps on then never tells: so it is woken to look.
         """
         if threading.get_ident() == self.thread_id:
             # A callback: the session is in use by whoever called it.
@@ -151,8 +151,10 @@ class IoThread:
                 earliest = self._session.next_deadline()
                 self._send([call])
                 self._watch.update(False, bool(self._unsent))
-                lost = self._connection is not None and self._connection.has_ended
-                must_wake = lost or call.deadline < earliest
+                connection = self._connection
+                if connection is not None:
+                    must_wake = connection.has_ended or connection.must_look
+                must_wake = must_wake or call.deadline < earliest
                 self._is_touching = False
             self._role.release()
         except BaseException:
@@ -228,7 +230,7 @@ class IoThread:
                 session.receive(*message_in)
             session.expire(time.monotonic())
             self._is_touching = False
-        return session.is_idle and not self._unsent
+        return session.is_idle and not (self._unsent or connection.must_look)
 
     def query(self, what: str, arguments: dict[str, Any], promise: Promise) -> None:
         """Asks the broker something."""
