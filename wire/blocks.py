@@ -39,6 +39,20 @@ class BlockAllocator:
         found = self._take(want, start)
         return self._take(want, 0) if found is None and start else found
 
+    def reserve(self, block: Block) -> None:
+        """Hands out just this block. Raises ValueError when any of it is not free."""
+        i = bisect_left(self._offsets, block.offset + 1) - 1
+        end = block.offset + block.nbytes
+        if i < 0 or self._offsets[i] + self._sizes[i] < end or block.nbytes < 1:
+            raise ValueError(f"{block} is not free")
+        after = self._offsets[i] + self._sizes[i] - end
+        before = block.offset - self._offsets[i]
+        pieces = [(self._offsets[i], before), (end, after)]
+        kept = [(offset, size) for offset, size in pieces if size]
+        self._offsets[i : i + 1] = [offset for offset, _ in kept]
+        self._sizes[i : i + 1] = [size for _, size in kept]
+        self.used_nbytes += block.nbytes
+
     def _take(self, want: int, start: int) -> Block | None:
         for i, size in enumerate(self._sizes):
             first = self._offsets[i]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -28,33 +28,51 @@ class Kind(IntEnum):
     """What a packet is, and who sends it."""
 
     # supervisor -> broker
-    ATTACH = 1  # worker_id, pid, device, concurrent_batches; the link to it beside it
-    REAPED = 2  # worker_id
+    ATTACH = 1  # worker_id, slot, pid, device, concurrent_batches, restarts; the link beside it
+    REAPED = 2  # worker_id, why it ended, whether its slot will have another
     DRAIN = 3
+    RETIRE = 4  # worker_id: no more batches for it; RETIRED when it has none
+    MODELS = 5  # ModelSettings of all that is served from now on, as maps
     # broker -> supervisor
     LISTENING = 11  # endpoints
     READY = 12  # worker_id
     DRAINED = 13
+    RETIRED = 14  # worker_id
+    HUNG = 15  # worker_id, why: it is to be killed
+    UNLOADED = 16  # name, version: a version that MODELS left out is gone from all workers
     # child -> supervisor
-    FAILED = 21  # exit code, message: why the child exits
+    FAILED = 21  # exit code, message, [model, version] or nil: why the child exits
+    # supervisor -> worker
+    LINK = 31  # the broker was started anew; the link to it beside it
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """A model as the broker must know it before a worker has loaded it.
+    """A version of a model as the broker must know it before a worker has loaded it.
 
-    ``batching`` has the fields of ``broker.policy.BatchingParameters``.
+    ``batching`` has the fields of ``broker.policy.BatchingParameters``. ``is_current``: requests
+    that name no version get this one. ``retry`` says whether a request may run again after its
+    worker died; None: unless the model writes state. ``error`` says why the version cannot be
+    served, or is empty.
     """
 
     name: str
     version: int
     labels: list[str]
     batching: dict[str, Any]
+    is_current: bool = True
+    retry: bool | None = None
+    batch_execution_timeout_s: float = float("inf")
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """What a broker needs; the arena's descriptor comes beside it."""
+    """What a broker needs; the arena's descriptor comes beside it.
+
+    ``awaited`` are the ids of workers that served a broker before this one: no block is handed
+    out before each of them said which it still uses, or is gone.
+    """
 
     bind: list[str]
     ipc_mode: int
@@ -63,6 +81,7 @@ class BrokerSettings:
     region_nbytes: int
     regions_max: int
     models: list[ModelSettings]
+    awaited: list[int] = field(default_factory=list)
 
     def to_wire(self) -> dict[str, Any]:
         """A map of plain values."""
@@ -95,11 +114,14 @@ class ModelSource:
 class WorkerSettings:
     """What a worker needs; its link to the broker and the arena's descriptor come beside it.
 
+    ``worker_id`` is another for each process, ``slot`` its place in the pool. ``loads_quietly``:
+    others serve meanwhile, so loading must not take their processors away.
     ``memory_limit_mb`` and ``memory_growth`` bind GPU memory; parallelism is in threads, 0 for
     the runtime's own choice.
     """
 
     worker_id: int
+    slot: int
     device: str
     memory_limit_mb: int | None
     memory_growth: bool
@@ -108,6 +130,7 @@ class WorkerSettings:
     cpu_affinity: list[int] | None
     concurrent_batches: int
     models: list[ModelSource]
+    loads_quietly: bool = False
 
     def to_wire(self) -> dict[str, Any]:
         """A map of plain values."""

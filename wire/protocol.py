@@ -52,6 +52,7 @@ class MessageType(IntEnum):
     QUERY = 7
     ANSWER = 8
     GOODBYE = 9
+    DRAINING = 10
 
 
 _PREFIXES = {type_: MAGIC + bytes((VERSION, type_)) for type_ in MessageType}
@@ -133,7 +134,7 @@ class Predict:
     ``rows`` is None for one request whose target gives whole shapes, the number of requests
     when each has one row, or a list with the rows of each. ``timeouts_us`` is None for no
     deadline, the microseconds left to all, or a list with those left to each (None: no
-    deadline).
+    deadline). ``resent`` says that a broker, this one or another, may have got the message before.
     """
 
     message_id: int
@@ -141,6 +142,7 @@ class Predict:
     rows: int | list[int] | None
     timeouts_us: int | list[int | None] | None
     region: RegionPlaces | None = None
+    resent: bool = False
 
     @property
     def count(self) -> int:
@@ -166,13 +168,14 @@ class Result:
     """The outputs of one or more segments, their rows one after the other in each output.
 
     With ``in_region`` there are no frames: each request's outputs lie where its PREDICT message
-    said that they may.
+    said that they may. ``queued_rows`` is how many rows wait for the model in the broker.
     """
 
     segments: list[Segment]
     version: int
     outputs: list[OutputHeader]
     in_region: bool = False
+    queued_rows: int = 0
 
 
 @dataclass(slots=True)
@@ -222,19 +225,23 @@ def encode_predict(
     rows: int | list[int] | None,
     timeouts_us: int | list[int | None] | None,
     region: RegionPlaces | None = None,
+    resent: bool = False,
 ) -> bytes:
     """The header of a PREDICT message."""
-    if region is None:
+    places = None if region is None else (region.inputs, region.replies)
+    if resent:
+        return encode(MessageType.PREDICT, (message_id, target, rows, timeouts_us, places, True))
+    if places is None:
         return encode(MessageType.PREDICT, (message_id, target, rows, timeouts_us))
-    places = (region.inputs, region.replies)
     return encode(MessageType.PREDICT, (message_id, target, rows, timeouts_us, places))
 
 
 def decode_predict(body: list[Any]) -> Predict:
     """The fields of a PREDICT body, their types checked; InvalidArgument otherwise."""
-    if len(body) not in (4, 5):
+    if not 4 <= len(body) <= 6:
         raise InvalidArgument(
-            "PREDICT header: needs [message_id, target, rows, timeouts_us] and maybe the region's"
+            "PREDICT header: needs [message_id, target, rows, timeouts_us], and may have the "
+            "region's part and whether it is resent"
         )
     message_id, target, rows, timeouts = body[:4]
     if type(message_id) is not int or message_id < 0:
@@ -260,9 +267,11 @@ def decode_predict(body: list[Any]) -> Predict:
     elif timeouts is not None and not _is_int(timeouts):
         raise InvalidArgument("PREDICT header: timeouts_us must be nil, an integer or a list")
     region = None
-    if len(body) == 5 and body[4] is not None:
+    if len(body) > 4 and body[4] is not None:
         region = _region_places(body[4], count_of(rows))
-    return Predict(message_id, target, rows, timeouts, region)
+    if len(body) == 6 and type(body[5]) is not bool:
+        raise InvalidArgument("PREDICT header: resent must be a bool")
+    return Predict(message_id, target, rows, timeouts, region, len(body) == 6 and body[5])
 
 
 def _region_places(places: Any, count: int) -> RegionPlaces:
@@ -310,8 +319,10 @@ def reply_offsets(nbytes: Sequence[int]) -> list[int]:
 
 def encode_result(result: Result) -> bytes:
     """The header of a RESULT message."""
-    body = (result.segments, result.version, result.outputs)
-    return encode(MessageType.RESULT, (*body, True) if result.in_region else body)
+    return encode(
+        MessageType.RESULT,
+        (result.segments, result.version, result.outputs, result.in_region, result.queued_rows),
+    )
 
 
 def decode_result(body: list[Any]) -> Result:
@@ -322,6 +333,7 @@ def decode_result(body: list[Any]) -> Result:
         version,
         [(name, dtype, tuple(shape)) for name, dtype, shape in outputs],
         len(body) > 3 and bool(body[3]),
+        body[4] if len(body) > 4 and type(body[4]) is int else 0,
     )
 
 

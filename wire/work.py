@@ -23,6 +23,8 @@ class Kind(IntEnum):
     RELEASED = 5
     ATTACH = 6
     DETACH = 7
+    RESUMED = 8
+    UNLOAD = 9
 
 
 # The memory that offsets count in: the arena, or else the region of that id.
@@ -125,6 +127,10 @@ class Execute:
     ARENA or the id of a region. Before, ``copies`` are to be made into the arena:
     ``(region, offset, arena offset, nbytes)``.
 
+    ``block`` is the part of the arena that the batch lies in, ``(offset, nbytes)``. ``origins``
+    says whose rows these are, in their order: ``(message_id, first, count, row_start, rows)`` of
+    each part. The worker keeps both for a broker that does not know them (see ``Resumed``).
+
     Outputs may be written to ``output_nbytes`` bytes of the arena at ``output_offset``. Those of
     the rows in ``replies``, ``(region, offset, nbytes, first row, rows)`` for each request, are
     to be written there instead, if they fit (see ``protocol.reply_offsets``).
@@ -142,6 +148,8 @@ class Execute:
     output_offset: int
     output_nbytes: int
     replies: list[tuple[int, int, int, int, int]]
+    block: tuple[int, int]
+    origins: list[tuple[int, int, int, int, int]]
 
     def to_wire(self) -> list[Any]:
         """The packet."""
@@ -159,6 +167,8 @@ class Execute:
             self.output_offset,
             self.output_nbytes,
             self.replies,
+            self.block,
+            self.origins,
         ]
 
     @classmethod
@@ -254,3 +264,42 @@ class Detach:
     def to_wire(self) -> list[Any]:
         """The packet."""
         return [Kind.DETACH, self.region]
+
+
+@dataclass(slots=True)
+class Resumed:
+    """A worker's first packet to a broker that was started anew: what it still has of the last.
+
+    ``batches`` are those that it was given and has not answered; their answers follow. ``kept``
+    has ``(batch_id, block offset, block nbytes)`` of those that were answered and whose inputs a
+    model still holds on to: RELEASED follows.
+    """
+
+    batches: list[Execute]
+    kept: list[tuple[int, int, int]]
+
+    def to_wire(self) -> list[Any]:
+        """The packet."""
+        return [Kind.RESUMED, [batch.to_wire() for batch in self.batches], self.kept]
+
+    @classmethod
+    def from_wire(cls, packet: list[Any]) -> Resumed:
+        """The message in a RESUMED packet."""
+        return cls([Execute.from_wire(batch) for batch in packet[1]], packet[2])
+
+
+@dataclass(slots=True)
+class Unload:
+    """A version that is not served any more: no later batch is for it."""
+
+    model: str
+    version: int
+
+    def to_wire(self) -> list[Any]:
+        """The packet."""
+        return [Kind.UNLOAD, self.model, self.version]
+
+    @classmethod
+    def from_wire(cls, packet: list[Any]) -> Unload:
+        """The message in an UNLOAD packet."""
+        return cls(*packet[1:])
