@@ -70,6 +70,8 @@ class ModelSettings:
 class BrokerSettings:
     """What a broker needs; the arena's descriptor comes beside it.
 
+    ``in_flight_max`` bounds the requests of one client that have no answer.
+
     ``awaited`` are the ids of workers that served a broker before this one: no block is handed
     out before each of them said which it still uses, or is gone.
     """
@@ -82,6 +84,7 @@ class BrokerSettings:
     regions_max: int
     models: list[ModelSettings]
     awaited: list[int] = field(default_factory=list)
+    in_flight_max: int = 100_000
 
     def to_wire(self) -> dict[str, Any]:
         """A map of plain values."""
