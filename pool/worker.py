@@ -74,7 +74,7 @@ class Worker:
         )
         # Models that run at once; there may be a thread more, see _gather_ahead.
         self._running = threading.Semaphore(settings.concurrent_batches)
-        self._serves = False
+        self._loaded = False
 
     def load(self) -> None:
         """Loads the models, and tells the broker. Raises CannotServe."""
@@ -87,11 +87,11 @@ class Worker:
             # What models are made of stays: the collector need not look at it with every batch.
             gc.collect()
             gc.freeze()
+        self._loaded = True
         self._answers.ready(Ready(self._settings.device, tuple(reports)))
 
     def serve(self) -> None:
         """Serves on this thread and on as many more as batches may run at once. Raises Ended."""
-        self._serves = True
         for _ in range(self._settings.concurrent_batches - 1):
             self.start(self._serve)
         self._serve()
@@ -159,7 +159,7 @@ class Worker:
         end of the process is done. But nobody waits for a batch, or for a model that loads: its
         supervisor is gone, or has no use for the answer.
         """
-        if self._serves and self._answers.idle:
+        if self._loaded and self._answers.idle:
             self._intake.end()
             time.sleep(_GOODBYE_S)
         _exit(control.EXIT_OK)

@@ -1,4 +1,4 @@
-"""The broker's end of a worker's link, with the worker's threads in this process."""
+"""The broker's end of a worker's link; and one with the worker's threads in this process."""
 
 from __future__ import annotations
 
@@ -46,56 +46,19 @@ class Model:
         return list(self._function(inputs).items())
 
 
-class Broker:
+class BrokersEnd:
     """The other end of a worker's link: it lays batches out and reads what comes back."""
 
     def __init__(self) -> None:
         fd = arena.create_memfd(ARENA_NBYTES, "test-arena")
         self.arena = arena.Mapping(fd)
         os.close(fd)
-        self.link, workers = Link.pair()
-        self.answers = Answers(workers)
-        self.intake = Intake(workers, self.arena.memory, self.answers, self._begin, self._unload)
-        self._models: dict[tuple[str, int], Model] = {}
-        self._running = threading.Semaphore(0)
-        self._threads: list[threading.Thread] = []
+        self.link, self.workers_link = Link.pair()
         self._regions: list[arena.Mapping] = []
-
-    def serve(self, function: Function, threads: int = 1) -> None:
-        """Has a worker's threads run ``function`` as model ``m`` version 7.
-
-        With the first region one more begins, as in a worker; models run on ``threads`` of them.
-        """
-        self._models["m", 7] = Model(function)
-        for _ in range(threads):
-            self._running.release()
-            self._begin()
-
-    def _begin(self) -> None:
-        def serve() -> None:
-            with contextlib.suppress(Ended):
-                execution.serve(self.intake, self.answers, self._models, self._running)
-
-        thread = threading.Thread(target=serve)
-        self._threads.append(thread)
-        thread.start()
-
-    def _unload(self, name: str, version: int) -> None:
-        del self._models[name, version]
 
     def die(self) -> None:
         """Closes the broker's end, as its death does."""
         self.link.close()
-
-    def come_back(self) -> None:
-        """Gives the worker a link to a broker started anew, which is this one from now on."""
-        self.link, workers = Link.pair()
-        self.intake.resume(workers)
-
-    @property
-    def threads(self) -> int:
-        """How many threads serve."""
-        return len(self._threads)
 
     def attach(self, region: int, nbytes: int = 4096) -> memoryview:
         """Gives the worker a region; its memory."""
@@ -115,6 +78,8 @@ class Broker:
         batch_id: int = 1,
         output_nbytes: int = OUTPUT_OFFSET,
         model: str = "m",
+        version: int = 7,
+        signature: str = "s",
         offset: int = 0,
         rows: int = 1,
         padded_rows: int | None = None,
@@ -137,8 +102,8 @@ class Broker:
         execute = work.Execute(
             batch_id=batch_id,
             model=model,
-            version=7,
-            signature="s",
+            version=version,
+            signature=signature,
             rows=rows,
             padded_rows=rows if padded_rows is None else padded_rows,
             alone=alone,
@@ -194,16 +159,66 @@ class Broker:
         return not select.select([self.link], [], [], 0)[0]
 
     def close(self) -> None:
+        """Closes the link, and unmaps all."""
+        self.link.close()
+        for region in self._regions:
+            region.close()
+        self.arena.close()
+
+
+class Broker(BrokersEnd):
+    """A broker's end whose worker's threads are in this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = Answers(self.workers_link)
+        self.intake = Intake(
+            self.workers_link, self.arena.memory, self.answers, self._begin, self._unload
+        )
+        self._models: dict[tuple[str, int], Model] = {}
+        self._running = threading.Semaphore(0)
+        self._threads: list[threading.Thread] = []
+
+    def serve(self, function: Function, threads: int = 1) -> None:
+        """Has a worker's threads run ``function`` as model ``m`` version 7.
+
+        With the first region one more begins, as in a worker; models run on ``threads`` of them.
+        """
+        self._models["m", 7] = Model(function)
+        for _ in range(threads):
+            self._running.release()
+            self._begin()
+
+    def _begin(self) -> None:
+        def serve() -> None:
+            with contextlib.suppress(Ended):
+                execution.serve(self.intake, self.answers, self._models, self._running)
+
+        thread = threading.Thread(target=serve)
+        self._threads.append(thread)
+        thread.start()
+
+    def _unload(self, name: str, version: int) -> None:
+        del self._models[name, version]
+
+    def come_back(self) -> None:
+        """Gives the worker a link to a broker started anew, which is this one from now on."""
+        self.link, workers = Link.pair()
+        self.intake.resume(workers)
+
+    @property
+    def threads(self) -> int:
+        """How many threads serve."""
+        return len(self._threads)
+
+    def close(self) -> None:
         """Ends the worker's threads, as its supervisor does."""
         self.intake.end()
         for thread in self._threads:
             thread.join(DEADLINE_S)
             assert not thread.is_alive()
         self.intake.close()
-        self.link.close()
-        for region in self._regions:
-            region.close()
-        self.arena.close()
+        super().close()
 
 
 @contextlib.contextmanager
