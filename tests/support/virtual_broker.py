@@ -103,9 +103,7 @@ class VirtualBroker(VirtualBooks):
         self.lose(worker)
         self.reap(worker, comes_back=True)
         reports = [make_report(name=name, version=version) for name, version in was.versions]
-        return self.start_worker(
-            *reports, concurrent_batches=was.concurrent_batches, slot=was.slot
-        )
+        return self.start_worker(*reports, concurrent_batches=was.concurrent_batches, slot=was.slot)
 
     def retire(self, worker: int) -> None:
         """The worker is to get no more batches."""
@@ -242,10 +240,11 @@ class VirtualBroker(VirtualBooks):
             self.cut |= {(part.group, part.first) for part in batch.parts}
         return self.handle(events.BatchFailed(batch.id, error, kept))
 
-    def deliver(self, batch: Batch) -> None:
+    def deliver(self, batch: Batch | int) -> None:
         """The last reply that reads the batch's outputs has left."""
-        self.unhold(batch.id, "replies")
-        self.handle(events.BatchDelivered(batch.id))
+        batch_id = batch if isinstance(batch, int) else batch.id
+        self.unhold(batch_id, "replies")
+        self.handle(events.BatchDelivered(batch_id))
 
     def release(self, batch: Batch | int) -> None:
         """The model lets go of inputs that it kept."""
