@@ -1,4 +1,4 @@
-"""A broker that goes on where another died, in virtual time: what workers tell it that they have."""
+"""A broker that goes on where another died, in virtual time: what workers tell that they have."""
 
 from __future__ import annotations
 
@@ -249,9 +249,7 @@ def test_what_hangs_is_noticed_though_nobody_knows_since_when() -> None:
     assert b.forgotten == [batch.id]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an orphan of a lost worker stays overdue until it is reaped"
-)
+@pytest.mark.xfail(strict=True, reason="an orphan of a lost worker stays overdue")
 def test_a_worker_that_was_killed_wakes_the_loop_no_more() -> None:
     b, _ = hanging()
     b.tick(5.0)

@@ -29,15 +29,14 @@ def run_all(
     batch that kills, with what it has ahead, and is replaced.
     """
     ran: list[Batch] = []
+    known = raises or {}
     for _ in range(_TURNS_MAX):
         b.tick(0.001)
         if not b.running:
             return ran
         batch = b.running[min(b.running)]
         ran.append(batch)
-        error = (
-            next((raises[r] for r in requests_of(batch) if r in raises), None) if raises else None
-        )
+        error = next((known[r] for r in requests_of(batch) if r in known), None)
         if kills(batch):
             b.die(batch.worker_id)
         elif error is not None:
