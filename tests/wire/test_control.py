@@ -25,10 +25,11 @@ SIGNATURES = st.none() | st.dictionaries(
     st.dictionaries(TEXT, st.fixed_dictionaries({"dtype": TEXT, "shape": st.lists(NUMBERS)})),
 )
 MODELS = st.builds(ModelSettings, TEXT, NUMBERS, st.lists(TEXT), BATCHING)
-BROKERS = st.builds(BrokerSettings, st.lists(TEXT), *[NUMBERS] * 5, st.lists(MODELS))
+BROKERS = st.builds(BrokerSettings, st.lists(TEXT), *[NUMBERS] * 6, st.lists(MODELS))
 SOURCES = st.builds(ModelSource, TEXT, NUMBERS, TEXT, TEXT, st.lists(NUMBERS), SIGNATURES)
 WORKERS = st.builds(
     WorkerSettings,
+    NUMBERS,
     NUMBERS,
     TEXT,
     st.none() | NUMBERS,
