@@ -61,19 +61,28 @@ def test_what_was_not_answered_is_sent_again(broker: PlayedBroker, client: Clien
     assert broker.asked.empty()
 
 
-def test_who_waits_for_its_own_answer_gets_it(
+def test_who_drives_the_connection_itself_gets_its_answer(
     broker: PlayedBroker, client: Client, elsewhere: ThreadPoolExecutor
 ) -> None:
-    outputs = elsewhere.submit(client.predict, MODEL, floats(1))
-    many = elsewhere.submit(client.predict_many, MODEL, [floats(i) for i in range(5)])
-    first = {broker.next().predict.message_id, broker.next().predict.message_id}
+    outputs = elsewhere.submit(client.predict, MODEL, floats(1), timeout=DEADLINE_S)
+    first = broker.next()
     broker.kill()
     broker.start()
-    again = [broker.next(), broker.next()]
-    assert {asked.predict.message_id for asked in again} == first
-    for asked in again:
-        asked.answer()
+    again = broker.next()
+    assert again.predict.message_id == first.predict.message_id
+    again.answer()
     assert outputs.result(DEADLINE_S)["y"].tolist() == [2]
+
+
+def test_many_requests_are_sent_again_together(
+    broker: PlayedBroker, client: Client, elsewhere: ThreadPoolExecutor
+) -> None:
+    inputs = [floats(i) for i in range(5)]
+    many = elsewhere.submit(client.predict_many, MODEL, inputs, timeout=DEADLINE_S)
+    broker.next()
+    broker.kill()
+    broker.start()
+    broker.next().answer()
     assert [y["y"].tolist() for y in many.result(DEADLINE_S)] == [[2 * i] for i in range(5)]
 
 
@@ -153,31 +162,22 @@ def works(client: Client) -> bool:
 
 
 def test_server_that_drains_gets_no_more(broker: PlayedBroker, client: Client) -> None:
-    accepted, lost = client.submit(MODEL, floats(1)), client.submit(MODEL, floats(2))
-    asked = [broker.next() for _ in range(1 + broker.asked.empty())]
+    accepted = client.submit(MODEL, floats(1))
+    asked = broker.next()
+    lost = client.submit(MODEL, floats(2))
+    broker.next()
     broker.drain()
-
-    def refused() -> bool:
-        future = client.submit(MODEL, floats(3))
-        with contextlib.suppress(errors.Unavailable):
-            future.result(DEADLINE_S)
-        return broker.count == before
-
-    before = -1
-
-    def settled() -> bool:
-        nonlocal before
-        before = broker.count
-        return refused()
-
-    wait_until(settled, "calls are refused without being sent")
-    asked[0].answer()
+    wait_until(lambda: client._io._session.is_draining, "the client knows")
+    with pytest.raises(errors.Unavailable, match="shutting down"):
+        client.predict(MODEL, floats(3))
+    assert broker.count == 2
+    asked.answer()
     assert accepted.result(DEADLINE_S)["y"].tolist() == [2]
     started = time.monotonic()
     broker.kill()
-    with contextlib.suppress(errors.Unavailable):
-        lost.result(DEADLINE_S)
     # It said that it would not be back.
+    with pytest.raises(errors.Unavailable):
+        lost.result(DEADLINE_S)
     assert time.monotonic() - started < 2
 
 
@@ -251,7 +251,7 @@ def test_every_call_is_answered_while_the_broker_dies_again_and_again(
         answered = 0
         while not ends:
             x = floats(i, answered)
-            assert client.predict(MODEL, x)["y"].tolist() == (2 * x).tolist()
+            assert client.predict(MODEL, x, timeout=DEADLINE_S)["y"].tolist() == (2 * x).tolist()
             futures = [client.submit(MODEL, floats(j)) for j in range(5)]
             assert [f.result(DEADLINE_S)["y"][0] for f in futures] == [0, 2, 4, 6, 8]
             answered += 1

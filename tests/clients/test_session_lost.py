@@ -84,7 +84,7 @@ def test_what_wants_no_answer_is_cancelled_right_behind(session: Session) -> Non
     session.cancel(cancelled)
     session.expire(2.5)
     assert isinstance(error_of(late), DeadlineExceeded)
-    resent, cancel = come_back(session, now=3.0)
+    _, cancel = come_back(session, now=3.0)
     gone = [[sent.id, 0, 1], [sent.id, 2, 2], [sent.id, 5, 1]]
     assert bodies([cancel]) == [(MessageType.CANCEL, gone)]
     refuse(session, [tuple(segment) for segment in gone], Cancelled("given up"))
