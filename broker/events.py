@@ -39,6 +39,8 @@ class Batch:
 
     # When its worker took it up, as far as the broker can tell; NEVER while it waits there.
     running_since: float = NEVER
+    # Whether its rows ran before, and must not meet new ones.
+    is_retry: bool = False
     # Whether its worker may still write to reply space of its requests.
     is_running: bool = True
     # Whether one whole request, and no padding, made it: its outputs are as they are.

@@ -65,6 +65,7 @@ class Forming:
     def _run_again(self, now: float) -> Iterable[Action]:
         """What ran before and came to nothing."""
         retries = self._ledger.retries
+        retries.is_fresh = False
         for retry in retries:
             lane = retry.parts[0].group.lane
             worker = self._worker_for(retry, lane)
@@ -74,6 +75,7 @@ class Forming:
             batch = self._hand_over(lane, worker, retry.parts, layout, now)
             if batch is None:
                 return
+            batch.is_retry = True
             retries.remove(retry)
             yield Dispatch(batch)
         if not retries.has_suspects:

@@ -19,6 +19,8 @@ from batchyard.wire.errors import (
     Unavailable,
 )
 
+# Below, message ids are counted by their clients: two may have the same.
+UNIQUE_ID_MIN = 1 << 40
 # Lanes that may hold something at once: each turn looks at all of them.
 _WAITING_LANES_MAX = 2048
 
@@ -30,6 +32,8 @@ class Ledger:
     def __init__(self, queue_nbytes_max: int, in_flight_max: int) -> None:
         # Messages that are not answered whole, by client and message id.
         self.groups: dict[tuple[bytes, int], RequestGroup] = {}
+        # Those whose id no other client's message can have.
+        self._by_unique_id: dict[int, RequestGroup] = {}
         # Lanes that hold something.
         self.waiting: dict[Lane, None] = {}
         self.retries = Retries()
@@ -85,10 +89,17 @@ class Ledger:
         """Takes a message: it waits in its lane."""
         self.groups[group.client, group.message_id] = group
         self._in_flight[group.client] = self._in_flight.get(group.client, 0) + group.count
+        if group.message_id >= UNIQUE_ID_MIN:
+            self._by_unique_id[group.message_id] = group
         group.lane.model.requests += group.count
         group.lane.append(group)
         self.joined_queue([Part(group, 0, group.count, 0, group.total_rows)])
         self.deadlines.add(group)
+
+    def sent_before(self, group: RequestGroup) -> RequestGroup | None:
+        """The same message, as it came by a connection that was lost, if it is not answered."""
+        known = self._by_unique_id.get(group.message_id)
+        return known if known is not None and known.client != group.client else None
 
     # What waits
 
@@ -210,6 +221,8 @@ class Ledger:
     def _forget(self, group: RequestGroup) -> None:
         """Every request of a group is answered."""
         del self.groups[group.client, group.message_id]
+        if self._by_unique_id.get(group.message_id) is group:
+            del self._by_unique_id[group.message_id]
         left = self._in_flight[group.client] - group.count
         if left:
             self._in_flight[group.client] = left

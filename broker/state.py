@@ -33,8 +33,8 @@ from batchyard.broker.events import (
 from batchyard.broker.forming import Forming
 from batchyard.broker.ledger import Ledger, requests_of
 from batchyard.broker.queue import Part, RequestGroup
-from batchyard.broker.resumption import UNIQUE_ID_MIN, Orphan, Orphans, Outcome, part_of
-from batchyard.broker.retries import Refusal, after_death, after_error
+from batchyard.broker.resumption import Orphan, Orphans, Outcome, part_of
+from batchyard.broker.retries import Death, Refusal, Retry, after_death, after_error
 from batchyard.broker.scheduler import WorkerState
 from batchyard.wire.blocks import BlockAllocator
 from batchyard.wire.errors import BatchyardError, Cancelled, Unavailable
@@ -102,6 +102,8 @@ class BrokerState:
         """When ``TimePassed`` is due at the latest, if nothing else happens; may be in the past."""
         if self.awaited:
             return self._ledger.deadlines.next
+        if self._ledger.retries.is_fresh:
+            return -policy.NEVER
         return min(
             self._forming.scheduler.next_ripe(),
             self._ledger.deadlines.next,
@@ -139,8 +141,8 @@ class BrokerState:
 
     def _requests_arrived(self, event: events.RequestsArrived, now: float) -> Iterable[Action]:
         group = event.group
-        before = self._sent_before(group) if event.resent else None
-        fitting = group.lane.fitting(group)
+        running_rows = self._orphans.rows_of(group.message_id) if event.resent else 0
+        fitting = group.lane.fitting(group, running_rows)
         error = (
             Unavailable("the server is shutting down")
             if self.draining
@@ -149,6 +151,7 @@ class BrokerState:
         if error is not None:
             group.unanswered = 0
             return [Refuse(group, [(0, group.count)], error)]
+        before = self._ledger.sent_before(group) if event.resent else None
         self._ledger.accept(group)
         actions: list[Action] = []
         if event.resent:
@@ -157,15 +160,6 @@ class BrokerState:
             full = self._ledger.queue_full(group, fitting)
             actions += self._ledger.refuse([(group, range(fitting, group.count))], full)
         return actions
-
-    def _sent_before(self, group: RequestGroup) -> RequestGroup | None:
-        """The same message, as it came by a connection that was lost."""
-        if group.message_id < UNIQUE_ID_MIN:
-            return None
-        for (client, message_id), known in self.groups.items():
-            if message_id == group.message_id and client != group.client:
-                return known
-        return None
 
     def _resume(
         self, group: RequestGroup, before: RequestGroup | None, now: float
@@ -180,7 +174,9 @@ class BrokerState:
             group.running += 1
         self._ledger.left_queue(taken)
         if not group.lane.model.may_retry:
-            running = {request for part in taken for request in requests_of(part)}
+            # Of one in pieces all have to be there.
+            waiting = {part.first for part in group.lane.parts if part.group is group}
+            running = {request for part in taken for request in requests_of(part)} - waiting
             others = [request for request in range(group.count) if request not in running]
             error = Unavailable(
                 f"model {group.lane.model.name!r}: the connection was lost while this may have "
@@ -236,10 +232,12 @@ class BrokerState:
                 yield Unload(report.name, report.version)
 
     def _batches_resumed(self, event: events.BatchesResumed, now: float) -> Iterable[Action]:
+        overdue_at = now
         for execute in event.resumed.batches:
             model = self.catalog.models.get((execute.model, execute.version))
-            timeout_s = policy.NEVER if model is None else model.batch_execution_timeout_s
-            self._orphans.add(event.worker_id, execute, now + timeout_s)
+            # One after the other, at worst.
+            overdue_at += policy.NEVER if model is None else model.batch_execution_timeout_s
+            self._orphans.add(event.worker_id, execute, overdue_at)
             self._forming.avoid_id(execute.batch_id)
         for batch_id, offset, nbytes in event.resumed.kept:
             self._orphans.keep(event.worker_id, batch_id, offset, nbytes)
@@ -276,12 +274,16 @@ class BrokerState:
         yield from self._retire_if_idle(batch.worker_id)
 
     def _came_to_nothing(
-        self, parts: list[Part], now: float, error: BatchyardError | None, why: str = ""
+        self, parts: list[Part], now: float, reason: BatchyardError | Death
     ) -> Iterable[Action]:
-        """A batch raised ``error``, or its worker died because of ``why``."""
-        wanted = [run for part in parts for run in part.divide(part.group.dropped)[0]]
+        """A batch raised, or its worker died with it."""
+        wanted = _still_wanted(parts)
         if wanted:
-            verdict = after_death(wanted, why) if error is None else after_error(wanted, error)
+            verdict = (
+                after_death(wanted, reason)
+                if isinstance(reason, Death)
+                else after_error(wanted, reason)
+            )
             if verdict.retries:
                 self._ledger.retries.add(verdict.retries)
                 self._ledger.joined_queue(wanted)
@@ -299,6 +301,7 @@ class BrokerState:
         worker = self.workers.get(orphan.worker_id)
         if worker is not None:
             worker.orphans -= 1
+            self._forming.watchdog.answered(worker, now)
             yield from self._retire_if_idle(worker.id)
         self._forming.scheduler.memory_came_back()
         yield from self._settle_orphan(orphan, now)
@@ -345,6 +348,7 @@ class BrokerState:
         if worker is None:
             return
         self._lost[worker_id] = worker
+        self._orphans.worker_lost(worker_id)
         self._coming_back.add(worker.slot)
         for batch in worker.batches.values():
             batch.holders.discard(WORKER)
@@ -362,17 +366,14 @@ class BrokerState:
         else:
             self._coming_back.discard(event.slot)
         worker = self._lost.pop(event.worker_id, None)
+        death = Death(event.worker_id, event.why)
         for batch in worker.batches.values() if worker is not None else ():
             batch.is_running = False
             batch.lane.model.in_execution -= 1
             if batch.running_since == policy.NEVER:
-                # It had not been taken up: it is as it was before.
-                batch.lane.give_back(batch.parts)
-                self._ledger.joined_queue(batch.parts)
-                yield from self._ledger.left_worker(batch.parts)
-                yield from self._ledger.expire(now, batch.lane)
+                yield from self._was_not_taken_up(batch, now)
             else:
-                yield from self._came_to_nothing(batch.parts, now, None, event.why)
+                yield from self._came_to_nothing(batch.parts, now, death)
         for batch in list(self.batches.values()):
             if batch.worker_id == event.worker_id:
                 self._let_go(batch.id, UNREAPED)
@@ -380,12 +381,24 @@ class BrokerState:
         if not (self.workers or self._lost or self._coming_back):
             yield from self._nobody_left()
 
+    def _was_not_taken_up(self, batch: Batch, now: float) -> Iterable[Action]:
+        """A worker died before a batch's turn: its rows are as they were before."""
+        wanted = _still_wanted(batch.parts)
+        if wanted and batch.is_retry:
+            self._ledger.retries.add([Retry(wanted)])
+        else:
+            batch.lane.give_back(wanted)
+        self._ledger.joined_queue(wanted)
+        yield from self._ledger.left_worker(batch.parts)
+        yield from self._ledger.expire(now, batch.lane)
+
     def _orphans_died(self, event: events.WorkerReaped, now: float) -> Iterable[Action]:
         for orphan in self._orphans.of_worker(event.worker_id):
             self._orphans.forget(orphan)
             claimed = [part for part, _ in orphan.claims]
             if claimed:
-                yield from self._came_to_nothing(claimed, now, None, event.why)
+                death = Death(event.worker_id, event.why)
+                yield from self._came_to_nothing(claimed, now, death)
             yield Forget(orphan.id)
         self._orphans.release_all(event.worker_id)
         self._forming.scheduler.memory_came_back()
@@ -473,3 +486,8 @@ class BrokerState:
             del self.batches[batch.id]
             self.allocator.free(batch.block)
             self._forming.scheduler.memory_came_back()
+
+
+def _still_wanted(parts: Iterable[Part]) -> list[Part]:
+    """The parts without requests that have an answer."""
+    return [run for part in parts for run in part.divide(part.group.dropped)[0]]
