@@ -30,8 +30,8 @@ _RSS_LIMIT_MB = 2048
 _INPUT_NBYTES_MAX = 1 << 14
 _NOTHING_INSTALLED = """\
 atheris is not installed, so there is no guided fuzzing here. `pip install '.[fuzz]'` brings it
-where it has a wheel: CPython 3.11 to 3.14 on Linux, x86-64. The same properties are tested without it by
-`pytest tests/fuzz`."""
+where it has a wheel: CPython 3.11 to 3.14 on Linux, x86-64. Without it `pytest tests/fuzz` tests
+the same properties."""
 _WHAT_NOW = """
 What crashed is in {folder}, each with what it raised (.txt). `python -m fuzz --show FILE` runs one
 again and prints its bytes as hex. When it is fixed: bytes of a header, target, predict, cancel or
@@ -96,7 +96,7 @@ def _fuzz(name: str, target: FuzzTarget, runs: int, folder: Path, seed: int) -> 
         path.mkdir(parents=True, exist_ok=True)
     for number, document in enumerate(target.seeds()):
         (corpus / f"seed-{number:03}").write_bytes(pack(document))
-    before = set(crashes.iterdir())
+    before = set(crashes.glob(f"{name}-*"))
     began = time.monotonic()
     # What is found goes to the first folder, and is where the next run goes on.
     command = [sys.executable, "-m", "fuzz.one_target", name, str(crashes), str(found), str(corpus)]
@@ -112,7 +112,7 @@ def _fuzz(name: str, target: FuzzTarget, runs: int, folder: Path, seed: int) -> 
     ended = subprocess.run(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, check=False)
     log = ended.stderr.decode(errors="replace")
     counts = [*_DONE.findall(log), *_STATUS.findall(log)]
-    new = sorted(path for path in set(crashes.iterdir()) - before if path.suffix != ".txt")
+    new = sorted(path for path in set(crashes.glob(f"{name}-*")) - before if path.suffix != ".txt")
     return Outcome(
         name,
         max(map(int, counts), default=0),
@@ -135,10 +135,10 @@ def _print(outcome: Outcome) -> Outcome:
 
 def _telling(outcome: Outcome) -> list[str]:
     """The lines of the log that say what went wrong."""
-    lines = outcome.log.splitlines()
+    lines = [line for line in outcome.log.splitlines() if not line.startswith(("#", "INFO: "))]
     crashes = [line for line in lines if line.startswith("CRASH ")]
     # Else libFuzzer or Python ended it, and said why at the end.
-    return crashes if outcome.exit_code == 0 else crashes + lines[-25:]
+    return crashes if outcome.exit_code == 0 else crashes + lines[-12:]
 
 
 def _show(path: Path) -> int:

@@ -56,7 +56,8 @@ def check_session(document: Any) -> None:
         list_of(bytes, frames)
         if isinstance(header, list):
             type_, body = fields(header, int, list)
-            header = b"BY\x01" + bytes([type_ & 255]) + pack(_with_ids(type_, body, ids))
+            header[0] = type_ & 255
+            header = b"BY\x01" + bytes([type_ & 255]) + pack(_with_ids(type_ & 255, body, ids))
         session.receive(header, list(frames))
     session.fail(Cancelled("the end"))
     if not _counts_wrong(document, ids):

@@ -56,8 +56,11 @@ def refused(error: Exception, *classes: type[Exception], naming: str = "") -> No
     """Whether a refusal is of one of the classes, with a message that can be sent and read, and
     that says ``naming``."""
     assert type(error) in classes, f"{type(error).__name__} is none of the errors for this"
-    text = error.message if isinstance(error, BatchyardError) else str(error)
-    assert isinstance(text, str)
+    text = str(error)
+    if isinstance(error, BatchyardError):
+        # It travels; what is said of a configuration is for who wrote it.
+        text = error.message
+        assert isinstance(text, str)
+        assert len(text) <= MESSAGE_MAX, f"the message has {len(text)} characters"
     assert text.strip(), "the message says nothing"
-    assert len(text) <= MESSAGE_MAX, f"the message has {len(text)} characters"
     assert naming in text

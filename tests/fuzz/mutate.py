@@ -23,6 +23,8 @@ _OTHERS: list[Any] = [None, True, False, 0.5, float("nan"), float("inf"), "", b"
 _WORDS = ["float32", "string", "bool", "bfloat16", "m", "p", "x", "models", "metadata", "\0", "é"]
 _MAGIC = b"BY"
 _DEPTH_MAX = 24
+# Of what is made longer: several times in a row, that is without end.
+_TEXT_MAX = 1 << 14
 
 
 def mutate(data: bytes, most: int, seed: int, raw: RawMutator) -> bytes:
@@ -82,7 +84,7 @@ def _changed_list(value: list[Any], chance: random.Random, raw: RawMutator, dept
         j = chance.randrange(len(value))
         value[i], value[j] = value[j], value[i]
     else:
-        value *= 2
+        value *= 2 if len(value) < _TEXT_MAX else 1
     return value
 
 
@@ -135,7 +137,7 @@ def _changed_text(value: str, chance: random.Random) -> str:
     if what < 0.6:
         return value[:i] + value[: chance.randrange(len(value) + 1)] * 2 + value[i:]
     if what < 0.65:
-        return value * chance.choice((2, 10, 600))
+        return (value * chance.choice((2, 10, 600)))[:_TEXT_MAX]
     if what < 0.75:
         return value[:i] + str(chance.choice(_NUMBERS)) + value[i:]
     character = chance.choice('0123456789[]{}=:"*/.\\,-\n\0\x7f\ud7ff\u0660\u2028') or "0"

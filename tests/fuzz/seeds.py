@@ -23,7 +23,10 @@ def _golden(*paths: str) -> list[bytes]:
 
 def headers() -> list[Any]:
     """Header frames."""
-    names = ("valid/headers", "invalid/headers", "invalid/predict", "invalid/cancel")
+    names = (
+        "valid/headers",
+        *(f"invalid/{x}" for x in ("headers", "predict", "cancel", "requests")),
+    )
     return [[data] for data in _golden(*(f"{name}.hex" for name in names))]
 
 
