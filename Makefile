@@ -13,7 +13,7 @@ PEERS := .venv-peers
 PEER_NEEDS := benchmarks/peers/requirements
 SITE_PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: demo test lint types unit bench bench-peers docs clean
+.PHONY: demo test lint types unit chaos bench bench-peers docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -30,6 +30,12 @@ types: $(VENV)/installed
 
 unit: $(VENV)/installed
 	$(BIN)/python -m pytest -q
+
+# Random faults under load for SECONDS; a run with the same SEED makes the same choices.
+chaos: SECONDS ?= 600
+chaos: SEED ?= $(shell date +%s)
+chaos: $(VENV)/installed
+	CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/system/test_chaos.py
 
 bench: $(VENV)/installed
 	$(BIN)/batchyard bench small
