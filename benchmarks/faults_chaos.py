@@ -13,7 +13,7 @@ import numpy as np
 from batchyard.benchmarks.child import Child
 from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.faults_injector import Injector
-from batchyard.benchmarks.faults_judge import Fault, read_outcomes, violations
+from batchyard.benchmarks.faults_judge import Fault, counted, read_outcomes, violations
 from batchyard.benchmarks.faults_mix import LARGE, LARGE_COLUMNS
 from batchyard.benchmarks.faults_server import OBEDIENT, ServerView, obedient_model, wait_until
 from batchyard.benchmarks.served import Model
@@ -85,6 +85,9 @@ def run_chaos(
         with Injector(server, seed, faults) as injector:
             while (left_s := until - time.monotonic()) > 0 and not injector.errors:
                 each_second()
+                # So that a long run does not fill the callers' memory.
+                for child, path in zip(children, paths, strict=True):
+                    child.ask("flush", path=str(path))
                 time.sleep(min(1.0, left_s))
         chaos.timeline = injector.timeline
         for child, path in zip(children, paths, strict=True):
@@ -95,8 +98,7 @@ def run_chaos(
         raise injector.errors[0]
     ledger = server.ledger()
     for path in paths:
-        outcomes = list(read_outcomes(path))
-        chaos.counts.update(outcome.outcome for outcome in outcomes)
+        outcomes = counted(read_outcomes(path), chaos.counts)
         chaos.violations += violations(outcomes, ledger, chaos.timeline)
     return chaos
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,14 @@ def violation(outcome: Outcome, starts: int) -> str:
     return "" if outcome.outcome in allowed else f"ended with {outcome.outcome}"
 
 
-def violations(outcomes: Sequence[Outcome], ledger: Ledger, faults: Sequence[Fault]) -> list[str]:
+def counted(outcomes: Iterable[Outcome], counts: Counter[str]) -> Iterator[Outcome]:
+    """The same, counted by how they ended."""
+    for outcome in outcomes:
+        counts[outcome.outcome] += 1
+        yield outcome
+
+
+def violations(outcomes: Iterable[Outcome], ledger: Ledger, faults: Sequence[Fault]) -> list[str]:
     """Every call whose outcome no fault explains, with its story."""
     starts = ledger.starts()
     found: list[str] = []

@@ -45,7 +45,12 @@ class OpenLoop:
         self.done = np.zeros(count)
         self.outcomes = [SILENT] * count
 
-    def run(self, send: Callable[[int], Future[Any]], until: Path | None = None) -> None:
+    def run(
+        self,
+        send: Callable[[int], Future[Any]],
+        until: Path | None = None,
+        grace_s: float = _GRACE_S,
+    ) -> None:
         """Sends each at its moment, and waits for what is unanswered.
 
         When the file ``until`` is there, nothing more is sent, and what was not counts for nothing.
@@ -68,7 +73,7 @@ class OpenLoop:
                 continue
             future.add_done_callback(partial(self.answered, i))
             futures.append(future)
-        deadline = time.monotonic() + _GRACE_S
+        deadline = time.monotonic() + grace_s
         for future in futures:
             while not future.done() and time.monotonic() < deadline:
                 time.sleep(0.005)

@@ -36,7 +36,7 @@ LARGE_COLUMNS = 25_000
 _MANY = 40
 _BURST = 16
 _TASKS = 6
-_PAUSE_S = 0.03
+_PAUSE_S = 0.1
 # Of the calls that are neither large nor have a deadline; the others stay with good rows.
 _RAISING = 0.02
 _KILLING = 0.0005
