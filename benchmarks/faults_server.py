@@ -23,6 +23,7 @@ from batchyard.wire.errors import BatchyardError
 BROKER, WORKER = "batchyard.broker", "batchyard.pool.worker"
 LIVE = frozenset(("READY", "BUSY"))
 _DEADLINE_S = 60.0
+_LOG_TAIL = 4000
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 OBEDIENT = "obedient"
 
@@ -93,10 +94,14 @@ def faulty_server(
         variables = {FOLDER_VARIABLE: name, BATCH_S_VARIABLE: str(batch_s)}
         stack.enter_context(_environment(variables))
         bind = ["tcp://127.0.0.1:*", f"ipc://{folder}/ipc/broker"]
-        tcp, ipc = stack.enter_context(server_bound_to(bind, [str(config)]))
+        log = folder / "log"
+        tcp, ipc = stack.enter_context(server_bound_to(bind, [str(config)], log))
         with Client(ipc) as client:
             broker = client.stats()["broker"]["pid"]
-        yield ServerView(tcp, ipc, _parent(broker), folder, workers, config)
+        try:
+            yield ServerView(tcp, ipc, _parent(broker), folder, workers, config)
+        except (BenchmarkFailed, BatchyardError) as error:
+            raise BenchmarkFailed(f"{error}\n{log.read_text()[-_LOG_TAIL:]}") from error
 
 
 @contextlib.contextmanager
