@@ -12,6 +12,7 @@ from batchyard.wire.protocol import show
 
 if TYPE_CHECKING:
     from batchyard.broker.loop import BrokerLoop
+    from batchyard.broker.worker_link import WorkerLink
 
 
 def answer(broker: BrokerLoop, body: list[Any]) -> tuple[int, Any]:
@@ -29,7 +30,7 @@ def answer(broker: BrokerLoop, body: list[Any]) -> tuple[int, Any]:
         raise InvalidArgument("QUERY header: needs [query_id, what, {arguments}]")
     query_id, what, arguments = body
     if what == "models":
-        return query_id, [_model(model) for model in broker.state.catalog.models.values()]
+        return query_id, [_model(model) for model in _models(broker)]
     if what == "metadata":
         return query_id, _metadata(broker, arguments)
     if what == "stats":
@@ -43,6 +44,8 @@ def _model(model: ServedModel) -> dict[str, Any]:
         "version": model.version,
         "labels": list(model.labels),
         "state": model.state,
+        "is_current": model.is_current,
+        "error": model.error,
         "signatures": sorted(model.signatures),
     }
 
@@ -60,7 +63,12 @@ def _metadata(broker: BrokerLoop, arguments: dict[str, Any]) -> dict[str, Any]:
         **_model(model),
         "max_batch_size": model.parameters.max_batch_size,
         "max_enqueued_batches": model.parameters.max_enqueued_batches,
-        "signatures": {name: spec.to_wire() for name, spec in model.signatures.items()},
+        "retry": model.may_retry,
+        "signatures": {
+            name: spec.to_wire()
+            for name in model.signatures
+            if (spec := model.signature(name)) is not None
+        },
     }
 
 
@@ -75,7 +83,7 @@ def _stats(broker: BrokerLoop) -> dict[str, Any]:
             "draining": state.draining,
             "replies_dropped": broker.replies_dropped,
         },
-        "workers": [_worker(broker, worker_id) for worker_id in sorted(broker.workers)],
+        "workers": [_worker(broker, link) for link in _by_slot(broker)],
         "models": [
             {
                 **_model(model),
@@ -84,21 +92,34 @@ def _stats(broker: BrokerLoop) -> dict[str, Any]:
                 "batches": model.batches,
                 "batch_rows": {str(n): model.batch_rows[n] for n in sorted(model.batch_rows)},
             }
-            for model in state.catalog.models.values()
+            for model in _models(broker)
         ],
         "arena": {"bytes": state.allocator.nbytes, "used_bytes": state.allocator.used_nbytes},
     }
 
 
-def _worker(broker: BrokerLoop, worker_id: int) -> dict[str, Any]:
-    link = broker.workers[worker_id]
-    known = broker.state.workers.get(worker_id)
+def _models(broker: BrokerLoop) -> list[ServedModel]:
+    return sorted(broker.state.catalog.models.values(), key=lambda m: (m.name, m.version))
+
+
+def _by_slot(broker: BrokerLoop) -> list[WorkerLink]:
+    """The process of each slot: while one replaces another, the one that serves."""
+    slots: dict[int, WorkerLink] = {}
+    for _, link in sorted(broker.workers.items()):
+        shown = slots.get(link.slot)
+        if shown is None or shown.state in ("FAILED", "STOPPING") or link.state == "READY":
+            slots[link.slot] = link
+    return [slots[slot] for slot in sorted(slots)]
+
+
+def _worker(broker: BrokerLoop, link: WorkerLink) -> dict[str, Any]:
+    known = broker.state.workers.get(link.id)
     state = "BUSY" if known is not None and known.in_flight else link.state
     return {
-        "id": worker_id,
+        "id": link.slot,
         "pid": link.pid,
         "device": link.device,
         "state": state,
-        "restarts": 0,
+        "restarts": link.restarts,
         "batches": known.batches_done if known is not None else 0,
     }

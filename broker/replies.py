@@ -89,7 +89,8 @@ def replies(deliver: Deliver, outputs: list[Output]) -> Iterator[Reply]:
             yield Reply(client, encode_error(segments, error), [])
             continue
         headers, frames = _cut(deliver, placed, outputs)
-        yield Reply(client, encode_result(Result(segments, version, headers)), frames)
+        result = Result(segments, version, headers, False, batch.lane.model.queued_rows)
+        yield Reply(client, encode_result(result), frames)
 
 
 def _add(
@@ -128,7 +129,8 @@ def _written_header(
         rows = sum(part.rows for part, _ in placed)
         headers = [(name, dtype, (rows, *shape[1:])) for name, dtype, shape in headers]
     version = deliver.batch.lane.model.version
-    return encode_result(Result(segments, version, headers, in_region=True))
+    queued_rows = deliver.batch.lane.model.queued_rows
+    return encode_result(Result(segments, version, headers, True, queued_rows))
 
 
 def _objection(deliver: Deliver, outputs: list[Output]) -> BatchyardError | None:
@@ -251,4 +253,6 @@ def _assemble(part: Part, version: int) -> Reply:
         else:
             frames.append(b"".join(runs))
     segment = (part.group.message_id, part.first, 1)
-    return Reply(part.group.client, encode_result(Result([segment], version, headers)), frames)
+    queued_rows = part.group.lane.model.queued_rows
+    result = Result([segment], version, headers, False, queued_rows)
+    return Reply(part.group.client, encode_result(result), frames)

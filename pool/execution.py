@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import os
-import select
 import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from batchyard.pool.answers import Answers
 from batchyard.pool.intake import Assignment, Intake
 from batchyard.pool.outputs import place
 from batchyard.pool.runtimes.base import Array, LoadedModel
 from batchyard.wire import dtypes, work
 from batchyard.wire.errors import BatchyardError, Internal, ResourceExhausted
-from batchyard.wire.link import Link, LinkClosed
 from batchyard.wire.tensors import decode_strings
 
 Models = Mapping[tuple[str, int], LoadedModel]
@@ -30,15 +26,14 @@ _LAST_PAUSE_S = 1.0
 _REGION_PATIENCE_S = 0.1
 
 
-def serve(link: Link, intake: Intake, models: Models, running: threading.Semaphore) -> None:
-    """Runs batches that come over the link until it closes. Several threads may do so at once.
+def serve(intake: Intake, answers: Answers, models: Models, running: threading.Semaphore) -> None:
+    """Runs batches as they come; returns by Ended. Several threads may do so at once.
 
     ``running`` bounds how many models run at once: a thread more gathers the next batch meanwhile.
     """
     kept_inputs: list[weakref.ref[Array]] = []
     while True:
-        kept_inputs = _wait(link, kept_inputs, models)
-        assignment = intake.next()
+        assignment, kept_inputs = _next(intake, kept_inputs, models)
         batch_id = assignment.execute.batch_id
         answer, fds, inputs = _run(assignment, models, running)
         in_region = bool(assignment.regions)
@@ -47,13 +42,10 @@ def serve(link: Link, intake: Intake, models: Models, running: threading.Semapho
         # Whether somebody still reads the block: a variable that took the tensor's memory, a
         # callable that stored its argument. The broker must not give it away yet.
         answer.kept = bool(kept)
-        link.send(answer.to_wire(), fds)
-        for fd in fds:
-            os.close(fd)
+        answers.answer(answer, fds)
         if kept:
             # Only now: RELEASED must not overtake DONE.
-            released = work.Released(batch_id).to_wire()
-            kept_inputs += _tell_when_released(link, released, kept)
+            kept_inputs += _tell_when_released(answers, batch_id, kept)
             del kept
 
 
@@ -76,7 +68,7 @@ def _kept(inputs: Sequence[weakref.ref[Array]], models: Models, patience_s: floa
 
 
 def _tell_when_released(
-    link: Link, packet: list[Any], kept: Sequence[Array]
+    answers: Answers, batch_id: int, kept: Sequence[Array]
 ) -> list[weakref.ref[Array]]:
     left = len(kept)
 
@@ -84,30 +76,30 @@ def _tell_when_released(
         nonlocal left
         left -= 1
         if not left:
-            # There may be nobody left to be told.
-            with contextlib.suppress(LinkClosed, OSError):
-                link.send(packet)
+            answers.released(batch_id)
 
     for array in kept:
         weakref.finalize(array, released).atexit = False
     return [weakref.ref(array) for array in kept]
 
 
-def _wait(
-    link: Link, kept_inputs: list[weakref.ref[Array]], models: Models
-) -> list[weakref.ref[Array]]:
-    """Waits for a packet; meanwhile has models let go of inputs. Those that are kept still."""
+def _next(
+    intake: Intake, kept_inputs: list[weakref.ref[Array]], models: Models
+) -> tuple[Assignment, list[weakref.ref[Array]]]:
+    """Waits for a batch; meanwhile has models let go of inputs. And those that are kept still."""
     pause_s = _FIRST_PAUSE_S
     while kept_inputs := [inputs for inputs in kept_inputs if inputs() is not None]:
-        if select.select([link], [], [], pause_s)[0]:
-            break
+        assignment = intake.poll(pause_s)
+        if assignment is not None:
+            return assignment, kept_inputs
         _let_go(models)
         pause_s = min(2 * pause_s, _LAST_PAUSE_S)
-    return kept_inputs
+    return intake.next(), kept_inputs
 
 
 def _let_go(models: Models) -> None:
-    for model in models.values():
+    # A copy: a version may be unloaded meanwhile.
+    for model in tuple(models.values()):
         model.let_go()
 
 

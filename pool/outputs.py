@@ -12,7 +12,7 @@ import numpy as np
 from batchyard.pool.intake import Assignment
 from batchyard.pool.runtimes.base import Array
 from batchyard.wire import arena, dtypes, work
-from batchyard.wire.errors import Internal, InvalidArgument
+from batchyard.wire.errors import Internal, InvalidArgument, ResourceExhausted
 from batchyard.wire.protocol import reply_offsets
 from batchyard.wire.tensors import encode_strings
 
@@ -93,15 +93,26 @@ def _place_all(
     total = sum(arena.align(output.nbytes) for output in outputs)
     if total <= execute.output_nbytes:
         return _write(outputs, assignment.arena.data, execute.output_offset), []
-    fd = arena.create_memfd(total, "batchyard-outputs")
+    try:
+        fd = arena.create_memfd(total, "batchyard-outputs")
+    except OSError as error:
+        raise _no_room(total, error) from None
     try:
         mapping = arena.Mapping(fd)
         placed = _write(outputs, mapping.memory, 0)
         mapping.close()
-    except BaseException:
+    except BaseException as error:
         os.close(fd)
+        if isinstance(error, OSError):
+            raise _no_room(total, error) from None
         raise
     return placed, [fd]
+
+
+def _no_room(nbytes: int, error: OSError) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"the worker has no memory for outputs of {nbytes} bytes: {error.strerror}"
+    )
 
 
 def _write(outputs: Sequence[_Output], memory: memoryview, offset: int) -> list[work.PlacedOutput]:

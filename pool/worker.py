@@ -2,146 +2,176 @@
 
 Bound to its device before anything imports TensorFlow: the supervisor has set the environment,
 and this module imports runtimes only when it loads models.
+
+It outlives brokers: when one is started anew, the supervisor hands over a link to it. It ends
+with its supervisor, or when that one closes the control link.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import logging
 import os
 import sys
 import threading
 import time
 import traceback
-from typing import Any
+from collections.abc import Callable
+from typing import NoReturn
 
+from batchyard.pool.answers import Answers
 from batchyard.pool.execution import serve
-from batchyard.pool.intake import Intake
-from batchyard.pool.runtimes.base import LoadedModel, ModelLoadError
-from batchyard.pool.warmup import warm_up
+from batchyard.pool.intake import Ended, Intake
+from batchyard.pool.loading import CannotServe, load
+from batchyard.pool.quiet import quietly
+from batchyard.pool.runtimes.base import LoadedModel
 from batchyard.wire import control, log
 from batchyard.wire.arena import Mapping
-from batchyard.wire.control import ModelSource, WorkerSettings
+from batchyard.wire.control import WorkerSettings
 from batchyard.wire.link import Link, LinkClosed
-from batchyard.wire.work import ModelReport, Ready
+from batchyard.wire.work import Ready
+
+# How long what models have registered for the process's end may take.
+_GOODBYE_S = 2.0
 
 
 def main(control_fd: int, parent_pid: int) -> int:
-    """Runs batches until the broker closes the link; the exit code."""
+    """Runs batches until the supervisor closes its link; the exit code."""
     control.die_with_parent(parent_pid)
     control.leave_signals_to_parent()
     supervisor = Link.from_fd(control_fd)
     body, (link_fd, arena_fd) = supervisor.receive()
     settings = WorkerSettings.from_wire(body)
     log.configure(f"worker-{settings.worker_id}")
-    link = Link.from_fd(link_fd)
     arena = Mapping(arena_fd)
     os.close(arena_fd)
     if settings.cpu_affinity is not None:
         os.sched_setaffinity(0, settings.cpu_affinity)
-    models: dict[tuple[str, int], LoadedModel] = {}
-    reports = []
+    worker = Worker(settings, Link.from_fd(link_fd), arena)
+    # Before models load, which may take minutes: a broker may die then too.
+    worker.start(lambda: worker.obey(supervisor))
     try:
-        for source in settings.models:
-            model, report = _load(source, settings)
-            models[source.name, source.version] = model
-            reports.append(report)
-    except _CannotServe as error:
-        supervisor.send([control.Kind.FAILED, error.exit_code, str(error)])
+        worker.load()
+    except CannotServe as error:
+        with contextlib.suppress(LinkClosed):
+            supervisor.send([control.Kind.FAILED, error.exit_code, str(error), error.model])
         return error.exit_code
-    try:
-        # What models are made of stays: the collector need not look at it with every batch.
-        gc.collect()
-        gc.freeze()
-        link.send(Ready(settings.device, tuple(reports)).to_wire())
-        _serve_on_threads(settings.concurrent_batches, link, arena.memory, models)
-    except LinkClosed:
-        return control.EXIT_OK
+    with contextlib.suppress(Ended):
+        worker.serve()
     return control.EXIT_OK
 
 
-class _CannotServe(Exception):
-    def __init__(self, exit_code: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+class Worker:
+    """The models of this process, and the threads that run them."""
 
-
-def _load(source: ModelSource, settings: WorkerSettings) -> tuple[LoadedModel, ModelReport]:
-    started = time.perf_counter()
-    try:
-        model = _open(source, settings)
-    except ModelLoadError as error:
-        message = f"model {source.name!r} does not load: {error}"
-        raise _CannotServe(control.EXIT_MODEL, message) from error
-    loaded = time.perf_counter()
-    signatures = warm_up(source.name, model, source.batch_sizes)
-    warmed = time.perf_counter()
-    report = ModelReport(
-        name=source.name,
-        version=source.version,
-        stateful=model.stateful,
-        bears_changing_inputs=model.bears_changing_inputs,
-        signatures=tuple(signatures),
-        load_s=loaded - started,
-        warmup_s=warmed - loaded,
-    )
-    log.info(
-        "model_loaded",
-        model=source.name,
-        version=source.version,
-        device=settings.device,
-        load_s=report.load_s,
-        warmup_s=report.warmup_s,
-    )
-    return model, report
-
-
-def _open(source: ModelSource, settings: WorkerSettings) -> LoadedModel:
-    if source.runtime == "python":
-        from batchyard.pool.runtimes.python import PythonModel
-
-        return PythonModel(source.name, source.path, source.signature, source.read_in_place)
-    try:
-        from batchyard.pool.runtimes import savedmodel
-    except ImportError as error:
-        message = (
-            f"TensorFlow cannot be imported ({error}): pip install 'batchyard[cpu]' or "
-            "'batchyard[gpu]'"
+    def __init__(self, settings: WorkerSettings, link: Link, arena: Mapping) -> None:
+        self._settings = settings
+        self._models: dict[tuple[str, int], LoadedModel] = {}
+        self._answers = Answers(link)
+        self._intake = Intake(
+            link, arena.memory, self._answers, self._gather_ahead, on_unload=self._unload
         )
-        raise _CannotServe(control.EXIT_DEVICE, message) from error
-    try:
-        savedmodel.check_device(settings)
-    except savedmodel.DeviceError as error:
-        raise _CannotServe(control.EXIT_DEVICE, str(error)) from error
-    return savedmodel.SavedModel(source.name, source.path, settings)
+        # Models that run at once; there may be a thread more, see _gather_ahead.
+        self._running = threading.Semaphore(settings.concurrent_batches)
+        self._loaded = False
 
+    def load(self) -> None:
+        """Loads the models, and tells the broker. Raises CannotServe."""
+        reports = []
+        with quietly() if self._settings.loads_quietly else contextlib.nullcontext():
+            for source in self._settings.models:
+                model, report = load(source, self._settings)
+                self._models[source.name, source.version] = model
+                reports.append(report)
+            # What models are made of stays: the collector need not look at it with every batch.
+            gc.collect()
+            gc.freeze()
+        self._loaded = True
+        self._answers.ready(Ready(self._settings.device, tuple(reports)))
 
-def _serve_on_threads(count: int, link: Link, memory: memoryview, models: Any) -> None:
-    """Serves on this thread and on ``count - 1`` more; returns by LinkClosed, as ``serve``.
+    def serve(self) -> None:
+        """Serves on this thread and on as many more as batches may run at once. Raises Ended."""
+        for _ in range(self._settings.concurrent_batches - 1):
+            self.start(self._serve)
+        self._serve()
 
-    Once a client has a region, on one more: it copies the next batch's rows out of regions while
-    models run, which never are more than ``count``. But not with a model that minds on which
-    thread it runs.
-    """
-    running = threading.Semaphore(count)
+    def obey(self, supervisor: Link) -> NoReturn:
+        """Does what the supervisor says, until it closes the link: then the process ends."""
+        while True:
+            try:
+                packet, fds = supervisor.receive()
+            except LinkClosed:
+                self._end()
+            if packet[0] == control.Kind.LINK:
+                self._intake.resume(Link.from_fd(fds[0]))
 
-    def serve_or_end() -> None:
-        try:
-            serve(link, intake, models, running)
-        except LinkClosed:
+    def start(self, target: Callable[[], None]) -> None:
+        """Runs it on a thread of its own."""
+
+        def run() -> None:
+            try:
+                target()
+            except Ended:
+                return
+            except BaseException:
+                # A worker that serves on fewer threads than the broker counts on would lose
+                # batches.
+                traceback.print_exc()
+                _exit(control.EXIT_FAILURE)
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def _serve(self) -> None:
+        serve(self._intake, self._answers, self._models, self._running)
+
+    def _gather_ahead(self) -> None:
+        """Serves on one thread more, once a client has a region.
+
+        It copies the next batch's rows out of regions while models run. But not with a model that
+        minds on which thread it runs.
+        """
+        if all(model.any_thread for model in self._models.values()):
+            self.start(self._serve)
+
+    def _unload(self, name: str, version: int) -> None:
+        self._answers.unloaded(name, version)
+        model = self._models.pop((name, version), None)
+        if model is None:
             return
-        except BaseException:
-            # A worker that serves on fewer threads than the broker counts on would lose batches.
-            traceback.print_exc()
-            os._exit(control.EXIT_FAILURE)
+        left = [model]
+        del model
 
-    def start() -> None:
-        threading.Thread(target=serve_or_end, daemon=True).start()
+        def free() -> None:
+            started = time.perf_counter()
+            # The last to have it frees it: this thread, or the one that runs it still.
+            left.clear()
+            seconds = time.perf_counter() - started
+            log.info("model_unloaded", model=name, version=version, unload_s=seconds)
 
-    ahead = all(model.any_thread for model in models.values())
-    intake = Intake(link, memory, on_region=start if ahead else lambda: None)
-    for _ in range(count - 1):
-        start()
-    serve(link, intake, models, running)
+        # Not on the thread that takes the next batch.
+        self.start(free)
+
+    def _end(self) -> NoReturn:
+        """Ends the process.
+
+        When nothing runs, the main thread returns, so that what models have registered for the
+        end of the process is done. But nobody waits for a batch, or for a model that loads: its
+        supervisor is gone, or has no use for the answer.
+        """
+        if self._loaded and self._answers.idle:
+            self._intake.end()
+            time.sleep(_GOODBYE_S)
+        _exit(control.EXIT_OK)
+
+
+def _exit(code: int) -> NoReturn:
+    """Ends the process now, whatever its other threads do."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,13 @@ class LinkClosed(Exception):
     """The process at the other end is gone, or closed its end."""
 
 
+class PacketLost(LinkClosed):
+    """This process could not take the descriptor that a long packet lies in: it may have no more.
+
+    For most who read, that ends the link as well: they do not know what they were told.
+    """
+
+
 class Link:
     """One end. ``send`` and ``receive`` are each one system call, so threads may share an end."""
 
@@ -98,7 +105,7 @@ class Link:
             if not fds:
                 # The kernel drops descriptors when this process may have no more: what the packet
                 # said is lost.
-                raise LinkClosed
+                raise PacketLost
             fd = fds.pop()
             try:
                 with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as body:
@@ -112,6 +119,11 @@ class Link:
             INLINE_NBYTES, socket.CMSG_SPACE(_FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
         )
         return data, ancillary
+
+    def shut_down(self) -> None:
+        """Ends the link for both, with this end still open: what was sent to it can be read."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Closes this end; the other sees end of file."""

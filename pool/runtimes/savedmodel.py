@@ -11,6 +11,7 @@ A model that cannot fill its own variables there is loaded into a session object
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
+from tensorflow.python.framework.ops import dismantle_graph
 
 from batchyard.pool.runtimes.base import Array, ModelLoadError
 from batchyard.pool.runtimes.graph_state import bears_changing_inputs, writes_state
@@ -59,6 +61,7 @@ class SavedModel:
         served, unrestored = self._load(config)
         if unrestored is not None:
             # The session's end frees the memory that the next one needs.
+            self._end()
             del self._session, self._signatures, self._nothing
             bind_eager_runtime(settings)
             self._load_by_objects(served, config, unrestored)
@@ -96,6 +99,10 @@ class SavedModel:
     def _take(self, session: Any, signature_defs: Mapping[str, Any]) -> None:
         """Runs these signatures in this session from now on."""
         self._session = session
+        # When nobody has this object any more, the last run over: at once, not when the garbage
+        # collector comes by, which does not look at what it was told to leave alone.
+        self._end = weakref.finalize(self, _end, session)
+        self._end.atexit = False
         self._signatures: dict[str, _Signature] = {}
         self.stateful = False
         self.bears_changing_inputs = True
@@ -182,6 +189,13 @@ class SavedModel:
             # not: its own example feeds rank 1 to a placeholder of shape (?, 1).
             return self._session.make_callable(fetches, feeds)
         return make(config_pb2.CallableOptions(feed=feeds, fetch=fetches))
+
+
+def _end(session: Any) -> None:
+    """Frees a session, with its variables, and its graph, with its constants."""
+    session.close()
+    # Its objects refer to each other: it would stay.
+    dismantle_graph(session.graph)
 
 
 class _UnsupportedTensor(Exception):

@@ -11,9 +11,10 @@ import pytest
 from support.descriptors import no_descriptors_leak
 from support.waiting import DEADLINE_S
 
-from batchyard.pool.intake import Assignment, Intake
+from batchyard.pool.answers import Answers
+from batchyard.pool.intake import Assignment, Ended, Intake
 from batchyard.wire import arena, work
-from batchyard.wire.link import Link, LinkClosed
+from batchyard.wire.link import Link
 
 ARENA_NBYTES = 4096
 
@@ -25,9 +26,9 @@ class Sender:
         fd = arena.create_memfd(ARENA_NBYTES, "test-arena")
         self.arena = arena.Mapping(fd)
         os.close(fd)
-        self.link, self.workers = Link.pair()
+        self.link, workers = Link.pair()
         self.began = 0
-        self.intake = Intake(self.workers, self.arena.memory, self._begin)
+        self.intake = Intake(workers, self.arena.memory, Answers(workers), self._begin)
 
     def _begin(self) -> None:
         self.began += 1
@@ -62,6 +63,8 @@ class Sender:
             output_offset=0,
             output_nbytes=0,
             replies=[(replies, 0, 1, 0, 1)] if replies else [],
+            block=(0, 64),
+            origins=[(batch_id, 0, 1, 0, 1)],
         )
         self.link.send(execute.to_wire())
 
@@ -70,9 +73,8 @@ class Sender:
 
     def close(self) -> None:
         self.link.close()
-        self.workers.close()
         # With the regions that are attached still.
-        del self.intake
+        self.intake.close()
         self.arena.close()
 
 
@@ -196,7 +198,7 @@ def test_threads_get_each_batch_once_and_after_its_region(sender: Sender) -> Non
                 assignment = sender.next()
                 region = assignment.execute.batch_id
                 seen.append((region, int(assignment.regions[region][0])))
-        except LinkClosed:
+        except Ended:
             return
 
     threads = [threading.Thread(target=take) for _ in range(4)]
@@ -206,7 +208,7 @@ def test_threads_get_each_batch_once_and_after_its_region(sender: Sender) -> Non
         sender.attach(region, fill=region)
         sender.execute(region, region)
         sender.detach(region)
-    sender.link.close()
+    sender.intake.end()
     for thread in threads:
         thread.join(DEADLINE_S)
         assert not thread.is_alive()

@@ -197,7 +197,7 @@ class TensorFlowAlias:
         from batchyard.pool.runtimes.savedmodel import SavedModel
         from batchyard.wire.control import WorkerSettings
 
-        settings = WorkerSettings(0, "cpu", None, False, 1, 0, None, 1, [])
+        settings = WorkerSettings(0, 0, "cpu", None, False, 1, 0, None, 1, [])
         return SavedModel("raises", os.environ["BATCHYARD_TEST_RAISES"], settings)
 
 

@@ -26,7 +26,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _ANSWER_S = 60.0
-_SETTINGS = WorkerSettings(0, "cpu", None, False, 1, 0, None, 1, [])
+_SETTINGS = WorkerSettings(0, 0, "cpu", None, False, 1, 0, None, 1, [])
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The broker's end of a worker's link, with the worker's threads in this process."""
+"""The broker's end of a worker's link; and one with the worker's threads in this process."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import numpy.typing as npt
 from support.waiting import DEADLINE_S
 
 from batchyard.pool import execution
-from batchyard.pool.intake import Intake
+from batchyard.pool.answers import Answers
+from batchyard.pool.intake import Ended, Intake
 from batchyard.wire import arena, dtypes, work
-from batchyard.wire.link import Link, LinkClosed
+from batchyard.wire.link import Link
 from batchyard.wire.signatures import SignatureSpec
 from batchyard.wire.tensors import decode, encode
 
@@ -45,42 +46,19 @@ class Model:
         return list(self._function(inputs).items())
 
 
-class Broker:
+class BrokersEnd:
     """The other end of a worker's link: it lays batches out and reads what comes back."""
 
     def __init__(self) -> None:
         fd = arena.create_memfd(ARENA_NBYTES, "test-arena")
         self.arena = arena.Mapping(fd)
         os.close(fd)
-        self.link, self._workers_link = Link.pair()
-        self._threads: list[threading.Thread] = []
+        self.link, self.workers_link = Link.pair()
         self._regions: list[arena.Mapping] = []
 
-    def serve(self, function: Function, threads: int = 1) -> None:
-        """Has a worker's threads run ``function`` as model ``m`` version 7.
-
-        With the first region one more begins, as in a worker; models run on ``threads`` of them.
-        """
-        models = {("m", 7): Model(function)}
-        running = threading.Semaphore(threads)
-
-        def serve() -> None:
-            with contextlib.suppress(LinkClosed):
-                execution.serve(self._workers_link, intake, models, running)
-
-        def start() -> None:
-            thread = threading.Thread(target=serve)
-            self._threads.append(thread)
-            thread.start()
-
-        intake = Intake(self._workers_link, self.arena.memory, on_region=start)
-        for _ in range(threads):
-            start()
-
-    @property
-    def threads(self) -> int:
-        """How many threads serve."""
-        return len(self._threads)
+    def die(self) -> None:
+        """Closes the broker's end, as its death does."""
+        self.link.close()
 
     def attach(self, region: int, nbytes: int = 4096) -> memoryview:
         """Gives the worker a region; its memory."""
@@ -100,6 +78,8 @@ class Broker:
         batch_id: int = 1,
         output_nbytes: int = OUTPUT_OFFSET,
         model: str = "m",
+        version: int = 7,
+        signature: str = "s",
         offset: int = 0,
         rows: int = 1,
         padded_rows: int | None = None,
@@ -112,6 +92,7 @@ class Broker:
         """Writes inputs into the arena, from ``offset`` on, and has them run with those that are
         ``placed`` already."""
         places = list(placed)
+        block = offset, 1024
         for name, array in inputs.items():
             dtype = dtypes.from_numpy(array.dtype) or ""
             frame = encode(array, dtype)
@@ -121,8 +102,8 @@ class Broker:
         execute = work.Execute(
             batch_id=batch_id,
             model=model,
-            version=7,
-            signature="s",
+            version=version,
+            signature=signature,
             rows=rows,
             padded_rows=rows if padded_rows is None else padded_rows,
             alone=alone,
@@ -131,6 +112,8 @@ class Broker:
             output_offset=OUTPUT_OFFSET,
             output_nbytes=output_nbytes,
             replies=list(replies),
+            block=block,
+            origins=[(batch_id, 0, 1, 0, rows)],
         )
         self.link.send(execute.to_wire())
 
@@ -154,6 +137,14 @@ class Broker:
         assert (packet[0], fds) == (work.Kind.FAILED, []), packet
         return work.Failed.from_wire(packet)
 
+    def resumed(self) -> tuple[list[int], list[int]]:
+        """The next packet, which must tell what the worker has of the last broker: the batches
+        that it has not answered, and those whose inputs are kept."""
+        packet, fds = self.receive()
+        assert (packet[0], fds) == (work.Kind.RESUMED, []), packet
+        resumed = work.Resumed.from_wire(packet)
+        return [execute.batch_id for execute in resumed.batches], [kept[0] for kept in resumed.kept]
+
     def outputs(self, done: work.Done, memory: memoryview | None = None) -> dict[str, Array]:
         """The outputs that it tells of, as copies."""
         memory = self.arena.memory if memory is None else memory
@@ -168,15 +159,66 @@ class Broker:
         return not select.select([self.link], [], [], 0)[0]
 
     def close(self) -> None:
-        """Ends the worker's threads, as the death of a broker does."""
+        """Closes the link, and unmaps all."""
         self.link.close()
-        for thread in self._threads:
-            thread.join(DEADLINE_S)
-            assert not thread.is_alive()
-        self._workers_link.close()
         for region in self._regions:
             region.close()
         self.arena.close()
+
+
+class Broker(BrokersEnd):
+    """A broker's end whose worker's threads are in this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = Answers(self.workers_link)
+        self.intake = Intake(
+            self.workers_link, self.arena.memory, self.answers, self._begin, self._unload
+        )
+        self._models: dict[tuple[str, int], Model] = {}
+        self._running = threading.Semaphore(0)
+        self._threads: list[threading.Thread] = []
+
+    def serve(self, function: Function, threads: int = 1) -> None:
+        """Has a worker's threads run ``function`` as model ``m`` version 7.
+
+        With the first region one more begins, as in a worker; models run on ``threads`` of them.
+        """
+        self._models["m", 7] = Model(function)
+        for _ in range(threads):
+            self._running.release()
+            self._begin()
+
+    def _begin(self) -> None:
+        def serve() -> None:
+            with contextlib.suppress(Ended):
+                execution.serve(self.intake, self.answers, self._models, self._running)
+
+        thread = threading.Thread(target=serve)
+        self._threads.append(thread)
+        thread.start()
+
+    def _unload(self, name: str, version: int) -> None:
+        del self._models[name, version]
+
+    def come_back(self) -> None:
+        """Gives the worker a link to a broker started anew, which is this one from now on."""
+        self.link, workers = Link.pair()
+        self.intake.resume(workers)
+
+    @property
+    def threads(self) -> int:
+        """How many threads serve."""
+        return len(self._threads)
+
+    def close(self) -> None:
+        """Ends the worker's threads, as its supervisor does."""
+        self.intake.end()
+        for thread in self._threads:
+            thread.join(DEADLINE_S)
+            assert not thread.is_alive()
+        self.intake.close()
+        super().close()
 
 
 @contextlib.contextmanager

@@ -120,6 +120,57 @@ def test_a_full_arena_can_be_freed_again() -> None:
     assert allocator.allocate(ARENA_NBYTES) == whole
 
 
+@given(st.data())
+def test_just_the_block_that_is_asked_for_is_reserved(data: st.DataObject) -> None:
+    allocator = BlockAllocator(ARENA_NBYTES)
+    # As another allocator handed them out.
+    other = BlockAllocator(ARENA_NBYTES)
+    sizes = data.draw(st.lists(st.integers(1, 6 * ALIGNMENT), min_size=1, max_size=12))
+    blocks = [block for size in sizes if (block := other.allocate(size)) is not None]
+    reserved = data.draw(st.permutations(data.draw(st.lists(st.sampled_from(blocks), unique=True))))
+    for block in reserved:
+        allocator.reserve(block)
+        with pytest.raises(ValueError, match="is not free"):
+            allocator.reserve(block)
+    assert allocator.used_nbytes == sum(block.nbytes for block in reserved)
+    # The gaps between them are what is handed out.
+    for _, size in gaps(reserved):
+        assert allocator.allocate(size) is not None
+    assert allocator.used_nbytes == ARENA_NBYTES
+    assert allocator.allocate(1) is None
+    for block in reserved:
+        allocator.free(block)
+    for block in reserved:
+        allocator.reserve(block)
+    assert allocator.used_nbytes == ARENA_NBYTES
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Block(0, 2 * ALIGNMENT),
+        Block(2 * ALIGNMENT, 2 * ALIGNMENT),
+        Block(3 * ALIGNMENT, ALIGNMENT),
+        Block(2 * ALIGNMENT, 3 * ALIGNMENT),
+        Block(ARENA_NBYTES, ALIGNMENT),
+        Block(ARENA_NBYTES - ALIGNMENT, 2 * ALIGNMENT),
+        Block(0, 0),
+    ],
+    ids=["ends", "begins", "whole", "in the middle", "outside", "past the end", "nothing"],
+)
+def test_a_block_that_is_not_all_free_cannot_be_reserved(wrong: Block) -> None:
+    allocator = BlockAllocator(ARENA_NBYTES)
+    taken = [Block(ALIGNMENT, 2 * ALIGNMENT), Block(3 * ALIGNMENT, ALIGNMENT)]
+    for block in taken:
+        allocator.reserve(block)
+    with pytest.raises(ValueError, match="is not free"):
+        allocator.reserve(wrong)
+    assert allocator.used_nbytes == 3 * ALIGNMENT
+    for block in taken:
+        allocator.free(block)
+    assert allocator.allocate(ARENA_NBYTES) == Block(0, ARENA_NBYTES)
+
+
 def test_an_arena_of_an_odd_size_hands_out_no_byte_past_its_end() -> None:
     allocator = BlockAllocator(ALIGNMENT + 1)
     assert allocator.allocate(ALIGNMENT + 1) is None

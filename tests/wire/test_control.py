@@ -24,11 +24,31 @@ SIGNATURES = st.none() | st.dictionaries(
     st.sampled_from(["inputs", "outputs"]),
     st.dictionaries(TEXT, st.fixed_dictionaries({"dtype": TEXT, "shape": st.lists(NUMBERS)})),
 )
-MODELS = st.builds(ModelSettings, TEXT, NUMBERS, st.lists(TEXT), BATCHING)
-BROKERS = st.builds(BrokerSettings, st.lists(TEXT), *[NUMBERS] * 5, st.lists(MODELS))
-SOURCES = st.builds(ModelSource, TEXT, NUMBERS, TEXT, TEXT, st.lists(NUMBERS), SIGNATURES)
+SECONDS = st.floats(0, allow_nan=False)
+MODELS = st.builds(
+    ModelSettings,
+    TEXT,
+    NUMBERS,
+    st.lists(TEXT),
+    BATCHING,
+    st.booleans(),
+    st.none() | st.booleans(),
+    SECONDS,
+    TEXT,
+)
+BROKERS = st.builds(
+    BrokerSettings,
+    st.lists(TEXT),
+    *[NUMBERS] * 5,
+    st.lists(MODELS, max_size=3),
+    st.lists(NUMBERS),
+)
+SOURCES = st.builds(
+    ModelSource, TEXT, NUMBERS, TEXT, TEXT, st.lists(NUMBERS), SIGNATURES, st.booleans()
+)
 WORKERS = st.builds(
     WorkerSettings,
+    NUMBERS,
     NUMBERS,
     TEXT,
     st.none() | NUMBERS,
@@ -38,6 +58,7 @@ WORKERS = st.builds(
     st.none() | st.lists(NUMBERS),
     NUMBERS,
     st.lists(SOURCES, max_size=3),
+    st.booleans(),
 )
 # The link carries one packet at a time: examples may share it.
 SHARES_LINK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)

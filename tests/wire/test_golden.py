@@ -72,6 +72,11 @@ HEADERS: dict[str, tuple[MessageType, Any]] = {
         MessageType.PREDICT,
         Predict(13, M.encode(), 1, 5, RegionPlaces([None], [(0, 1 << 40)])),
     ),
+    "predict_resent": (MessageType.PREDICT, Predict(8, M.encode(), 1, None, resent=True)),
+    "predict_resent_in_region": (
+        MessageType.PREDICT,
+        Predict(13, M.encode(), 1, 5, RegionPlaces([None], [(0, 64)]), resent=True),
+    ),
     "result": (MessageType.RESULT, Result([(8, 0, 2)], 1, [("y", "float32", (2, 10))])),
     "result_of_two_messages": (
         MessageType.RESULT,
@@ -85,6 +90,10 @@ HEADERS: dict[str, tuple[MessageType, Any]] = {
     "result_in_region": (
         MessageType.RESULT,
         Result([(11, 0, 2)], 1, [("y", "float32", (3, 10))], in_region=True),
+    ),
+    "result_while_others_wait": (
+        MessageType.RESULT,
+        Result([(8, 0, 2)], 1, [("y", "float32", (2, 10))], queued_rows=300),
     ),
     "cancel": (MessageType.CANCEL, [(8, 2, 1), (9, 0, 0)]),
     "cancel_nothing": (MessageType.CANCEL, []),
@@ -106,6 +115,7 @@ HEADERS: dict[str, tuple[MessageType, Any]] = {
     "answer": (MessageType.ANSWER, [1, 0, "", [MODEL]]),
     "answer_error": (MessageType.ANSWER, [2, 5, "model 'n' is not served here", None]),
     "goodbye": (MessageType.GOODBYE, []),
+    "draining": (MessageType.DRAINING, []),
 }
 
 TARGETS = {
@@ -185,6 +195,7 @@ def encoded(type_: MessageType, message: Any) -> bytes:
             message.rows,
             message.timeouts_us,
             message.region,
+            message.resent,
         )
     if isinstance(message, Result):
         return protocol.encode_result(message)

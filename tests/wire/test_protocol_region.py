@@ -50,6 +50,22 @@ def test_predict_in_a_region_round_trip(rows: int | list[int] | None, data: st.D
     assert protocol.encode_predict(7, predict.target, rows, None, predict.region) == header
 
 
+@given(ROWS, st.data(), st.booleans())
+def test_predict_resent_round_trip(
+    rows: int | list[int] | None, data: st.DataObject, resent: bool
+) -> None:
+    places = data.draw(st.none() | places_of(protocol.count_of(rows)))
+    header = protocol.encode_predict(7, b"target", rows, None, places, resent)
+    predict = protocol.decode_predict(protocol.decode(header)[1])
+    assert predict == protocol.Predict(7, b"target", rows, None, places, resent)
+
+
+@pytest.mark.parametrize("value", [0, 1, None, "yes", []])
+def test_resent_is_a_truth_value(value: object) -> None:
+    with pytest.raises(InvalidArgument, match="resent must be a bool"):
+        protocol.decode_predict([1, b"t", 2, None, None, value])
+
+
 def test_a_region_part_that_is_nil_is_none() -> None:
     assert protocol.decode_predict([1, b"t", 2, None, None]).region is None
 
@@ -82,13 +98,19 @@ def test_any_region_part_is_refused_or_of_the_right_types(
     st.lists(st.tuples(OFFSETS, OFFSETS, OFFSETS), max_size=3),
     st.lists(st.tuples(st.text(max_size=2), st.just("float32"), st.tuples(OFFSETS)), max_size=2),
     st.booleans(),
+    st.integers(0, 1 << 40),
 )
-def test_result_round_trip(segments: Any, outputs: Any, in_region: bool) -> None:
-    result = Result(segments, 3, outputs, in_region)
+def test_result_round_trip(segments: Any, outputs: Any, in_region: bool, queued_rows: int) -> None:
+    result = Result(segments, 3, outputs, in_region, queued_rows)
     _, body = protocol.decode(protocol.encode_result(result))
-    # Who knows nothing of regions finds what was always there.
-    assert len(body) == (4 if in_region else 3)
+    assert body[3:] == [in_region, queued_rows]
     assert protocol.decode_result(body) == result
+
+
+def test_a_result_may_end_after_its_outputs() -> None:
+    # Those of a broker that does not say what waits.
+    assert protocol.decode_result([[], 1, []]) == Result([], 1, [])
+    assert protocol.decode_result([[], 1, [], True]) == Result([], 1, [], in_region=True)
 
 
 @pytest.mark.parametrize("value", [False, None])

@@ -24,7 +24,9 @@ from batchyard.wire.work import (
     PlacedInput,
     Ready,
     Released,
+    Resumed,
     SignatureReport,
+    Unload,
 )
 
 TEXT = st.text(max_size=6)
@@ -70,6 +72,13 @@ EXECUTE = st.builds(
     output_offset=NUMBERS,
     output_nbytes=NUMBERS,
     replies=REPLIES,
+    block=st.tuples(NUMBERS, NUMBERS),
+    origins=st.lists(st.tuples(*[NUMBERS] * 5), max_size=3),
+)
+RESUMED = st.builds(
+    Resumed,
+    st.lists(EXECUTE, max_size=3),
+    st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), max_size=3),
 )
 DONE = st.builds(
     Done,
@@ -116,11 +125,31 @@ def test_ready(ends: tuple[Link, Link], ready: Ready) -> None:
 def test_execute(ends: tuple[Link, Link], execute: Execute) -> None:
     packet = carried(ends, execute.to_wire())
     assert packet[0] == Kind.EXECUTE
-    received = Execute.from_wire(packet)
-    received.inputs = as_tuples(received.inputs)
-    received.copies = [(r, o, t, n) for r, o, t, n in received.copies]
-    received.replies = [(r, o, n, first, rows) for r, o, n, first, rows in received.replies]
-    assert received == execute
+    assert as_it_was_sent(Execute.from_wire(packet)) == execute
+
+
+def as_it_was_sent(execute: Execute) -> Execute:
+    execute.inputs = as_tuples(execute.inputs)
+    execute.copies = [(r, o, t, n) for r, o, t, n in execute.copies]
+    execute.replies = [(r, o, n, first, rows) for r, o, n, first, rows in execute.replies]
+    offset, nbytes = execute.block
+    execute.block = offset, nbytes
+    execute.origins = [(m, f, c, start, rows) for m, f, c, start, rows in execute.origins]
+    return execute
+
+
+@SHARES_LINK
+@given(resumed=RESUMED)
+def test_resumed(ends: tuple[Link, Link], resumed: Resumed) -> None:
+    packet = carried(ends, resumed.to_wire())
+    assert packet[0] == Kind.RESUMED
+    received = Resumed.from_wire(packet)
+    batches = [as_it_was_sent(execute) for execute in received.batches]
+    kept = [(batch_id, offset, nbytes) for batch_id, offset, nbytes in received.kept]
+    assert Resumed(batches, kept) == resumed
+    # A worker passes on what it read.
+    again = carried(ends, Resumed(Resumed.from_wire(packet).batches, kept).to_wire())
+    assert again == packet
 
 
 @SHARES_LINK
@@ -145,6 +174,12 @@ def test_released(ends: tuple[Link, Link]) -> None:
     assert carried(ends, Released(7).to_wire()) == [Kind.RELEASED, 7]
 
 
+def test_unload(ends: tuple[Link, Link]) -> None:
+    packet = carried(ends, Unload("m", 3).to_wire())
+    assert packet == [Kind.UNLOAD, "m", 3]
+    assert Unload.from_wire(packet) == Unload("m", 3)
+
+
 def test_a_region_comes_with_its_descriptor_and_goes_without(ends: tuple[Link, Link]) -> None:
     ours, theirs = ends
     fd = os.memfd_create("test-region")
@@ -165,7 +200,7 @@ def test_a_batch_of_many_inputs_fits(ends: tuple[Link, Link]) -> None:
         (f"input-{i}", "float32", (64, 224), 0, i, 64) for i in range(5000)
     ]
     copies = [(1, 64 * i, 128 * i, 64) for i in range(5000)]
-    execute = Execute(1, "m", 1, "s", 64, 64, False, places, copies, 0, 0, [])
+    execute = Execute(1, "m", 1, "s", 64, 64, False, places, copies, 0, 0, [], (0, 64), [])
     received = Execute.from_wire(carried(ends, execute.to_wire()))
     assert as_tuples(received.inputs) == places
     assert [tuple(copy) for copy in received.copies] == copies
