@@ -141,8 +141,8 @@ class Supervisor:
             self._happened(events.BrokerDrained())
 
     def _ended(self, child: Child, id: int | None) -> None:
-        # What it said last may still wait to be read.
-        while child.link.fileno() in self._selector.get_map():
+        # What it said last may still wait to be read, unless it was told to end.
+        while (fd := child.link.fileno()) >= 0 and fd in self._selector.get_map():
             self._heard(child, id)
         self._selector.unregister(child.sentinel)
         code = child.reap()
