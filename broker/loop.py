@@ -14,16 +14,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import zmq
-
 from batchyard.broker import events
 from batchyard.broker.admission import admit
+from batchyard.broker.delivery import Delivery, as_typed
 from batchyard.broker.front import Front
 from batchyard.broker.gather import gather
 from batchyard.broker.local_front import LocalClient, LocalFront
 from batchyard.broker.queries import answer
 from batchyard.broker.queue import Region
-from batchyard.broker.replies import Output, failures, replies, reply_places
+from batchyard.broker.replies import Output, reply_places
 from batchyard.broker.settings import served_models
 from batchyard.broker.state import BrokerState
 from batchyard.broker.worker_link import WorkerLink
@@ -47,11 +46,6 @@ _DRAIN_MAX = 256
 _ROUNDS_MAX = 8
 # Turns that a draining broker still refuses what arrives, when it has answered all it accepted.
 _DRAIN_TURNS = 4
-# Zero-copy replies are looked after this often while there are any.
-_TRACKER_POLL_S = 0.001
-# Above this share of the arena replies are copied out of it, so that clients who do not read
-# cannot hold all of it.
-_ZERO_COPY_ARENA_SHARE = 0.5
 _TIME_PASSED = events.TimePassed()
 _DRAINING = protocol.encode(MessageType.DRAINING, [])
 # How long workers of a broker that died may take to answer the next, and how often to look.
@@ -81,16 +75,12 @@ class BrokerLoop:
         self.started_at = time.monotonic()
         self.arena = arena
         self.max_message_nbytes = max_message_nbytes
-        self.replies_dropped = 0
+        self.delivery = Delivery(front, local_front, state.allocator)
         self._front = front
         self._local_front = local_front
         self._supervisor = supervisor
         self._epoll = epoll
         self._handlers: dict[int, Callable[[int], None]] = {}
-        self._tracked: list[tuple[list[zmq.MessageTracker], int]] = []
-        self._outputs: dict[int, list[Output]] = {}
-        # Local clients that do not read.
-        self._stuck: list[bytes] = []
         self._idle_turns = 0
         self._running = True
         # Workers that served a broker before this one, and whether it goes on where that ended.
@@ -134,11 +124,11 @@ class BrokerLoop:
             ready = self._epoll.poll(0)
             if not ready:
                 break
-        if self._tracked:
-            self._settle_replies()
+        for batch_id in self.delivery.settle() if self.delivery.poll_s is not None else ():
+            self._apply(events.BatchDelivered(batch_id))
         if not self.state.is_quiet:
             self._apply(_TIME_PASSED)
-        if self._stuck:
+        if self.delivery.stuck:
             self._drop_stuck()
 
     def _is_drained(self) -> bool:
@@ -180,8 +170,8 @@ class BrokerLoop:
             timeout = 0.0
         else:
             timeout = self.state.next_wakeup() - time.monotonic()
-            if self._tracked:
-                timeout = min(timeout, _TRACKER_POLL_S)
+            if self.delivery.poll_s is not None:
+                timeout = min(timeout, self.delivery.poll_s)
         if timeout <= 0:
             return self._epoll.poll(0)
         if timeout < _FINE_TIMEOUT_S:
@@ -227,8 +217,8 @@ class BrokerLoop:
 
     def _drop_stuck(self) -> None:
         """Closes clients that let their answers pile up: better than answers that never come."""
-        while self._stuck:
-            client = self._local_front.find(self._stuck.pop())
+        while self.delivery.stuck:
+            client = self._local_front.find(self.delivery.stuck.pop())
             if client is not None:
                 log.warning("client_dropped", reason="it could not be given an answer")
                 self._lose_local(client)
@@ -257,7 +247,7 @@ class BrokerLoop:
             message_id = protocol.message_id_of(body) if names_id else None
             if type_ is MessageType.QUERY and message_id is not None:
                 reply = [message_id, error.number, error.message, None]
-                self._send(client, protocol.encode(MessageType.ANSWER, reply), [])
+                self.delivery.send(client, protocol.encode(MessageType.ANSWER, reply), [])
             else:
                 segments = [] if message_id is None else [(message_id, 0, 0)]
                 self._send_error(client, segments, error)
@@ -280,17 +270,19 @@ class BrokerLoop:
                 )
             now = time.monotonic()
             if self.state.draining:
-                self._send(client, _DRAINING, [])
+                self.delivery.send(client, _DRAINING, [])
             group = admit(self.state.catalog, client, region, predict, frames, now)
             self._apply(events.RequestsArrived(group, predict.resent))
         elif type_ is MessageType.HELLO:
-            self._send(client, self._welcome(), [])
+            self.delivery.send(client, self._welcome(), [])
         elif type_ is MessageType.CANCEL:
             segments = protocol.decode_segments(body)
             self._apply(events.RequestsCancelled(client, segments))
         elif type_ is MessageType.QUERY:
             query_id, result = answer(self, body)
-            self._send(client, protocol.encode(MessageType.ANSWER, [query_id, 0, "", result]), [])
+            self.delivery.send(
+                client, protocol.encode(MessageType.ANSWER, [query_id, 0, "", result]), []
+            )
         elif type_ is MessageType.GOODBYE:
             self._apply(events.ClientLeft(client))
         else:
@@ -303,28 +295,7 @@ class BrokerLoop:
     def _send_error(
         self, client: bytes, segments: list[protocol.Segment], error: BatchyardError
     ) -> None:
-        self._send(client, protocol.encode_error(segments, error), [])
-
-    def _send(
-        self, client: bytes, header: bytes, frames: list[Buffer], zero_copy: bool = False
-    ) -> list[zmq.MessageTracker]:
-        if self._local_front.knows(client):
-            if not self._local_front.send(client, header, frames):
-                self._stuck.append(client)
-            return []
-        try:
-            return self._front.send(client, header, frames, zero_copy)
-        except zmq.Again:
-            # It did not read its last 10,000 messages, and must not make the others wait.
-            self.replies_dropped += 1
-            if self.replies_dropped % 1000 == 1:
-                log.warning(
-                    "reply_dropped", reason="client does not read", dropped=self.replies_dropped
-                )
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-        return []
+        self.delivery.send(client, protocol.encode_error(segments, error), [])
 
     # Workers
 
@@ -385,11 +356,11 @@ class BrokerLoop:
         if self.state.is_resumed(done.batch_id):
             # They wait for their clients, and the block must not.
             outputs = [replace(output, data=memoryview(bytes(output.data))) for output in outputs]
-        self._outputs[done.batch_id] = outputs
+        self.delivery.outputs[done.batch_id] = outputs
         finished = events.BatchFinished(done.batch_id, output_nbytes, done.kept, done.replied)
         self._apply(finished)
         if not self.state.is_resumed(done.batch_id):
-            self._outputs.pop(done.batch_id, None)
+            self.delivery.outputs.pop(done.batch_id, None)
         if overflow is not None:
             # Unmapped when the last reply that reads it has gone out.
             del outputs, memory
@@ -439,7 +410,7 @@ class BrokerLoop:
                 elif kind == control.Kind.DRAIN:
                     self._apply(events.DrainStarted())
                     for client in self._local_front.clients():
-                        self._send(client, _DRAINING, [])
+                        self.delivery.send(client, _DRAINING, [])
         except BlockingIOError:
             return
         except LinkClosed:
@@ -484,7 +455,8 @@ class BrokerLoop:
             if isinstance(action, events.Dispatch):
                 self._dispatch(action.batch)
             elif isinstance(action, events.Deliver):
-                self._deliver(action)
+                if self.delivery.deliver(action):
+                    self._apply(events.BatchDelivered(action.batch.id))
             elif isinstance(action, events.Refuse):
                 message_id = action.group.message_id
                 segments = [(message_id, first, count) for first, count in action.requests]
@@ -504,7 +476,7 @@ class BrokerLoop:
                 worker.send(work.Unload(action.name, action.version).to_wire(), [])
             self._tell_supervisor([control.Kind.UNLOADED, action.name, action.version])
         elif isinstance(action, events.Forget):
-            self._outputs.pop(action.batch_id, None)
+            self.delivery.outputs.pop(action.batch_id, None)
 
     def _dispatch(self, batch: events.Batch) -> None:
         worker = self.workers[batch.worker_id]
@@ -512,7 +484,7 @@ class BrokerLoop:
         try:
             gathered = gather(self.arena.memory, batch)
         except (BatchyardError, MemoryError) as error:
-            self._apply(events.BatchFailed(batch.id, _typed(error), kept=False))
+            self._apply(events.BatchFailed(batch.id, as_typed(error), kept=False))
             return
         execute = work.Execute(
             batch_id=batch.id,
@@ -541,35 +513,3 @@ class BrokerLoop:
         except OSError as error:
             full = ResourceExhausted(f"the broker has no descriptor left for this: {error}")
             self._apply(events.BatchFailed(batch.id, full, kept=False))
-
-    def _deliver(self, deliver: events.Deliver) -> None:
-        batch = deliver.batch
-        allocator = self.state.allocator
-        zero_copy = allocator.used_nbytes < allocator.nbytes * _ZERO_COPY_ARENA_SHARE
-        trackers: list[zmq.MessageTracker] = []
-        try:
-            messages = list(replies(deliver, self._outputs[batch.id]))
-        except (BatchyardError, MemoryError) as error:
-            messages = list(failures(deliver, _typed(error)))
-        for reply in messages:
-            trackers += self._send(reply.client, reply.header, reply.frames, zero_copy)
-        if trackers:
-            self._tracked.append((trackers, batch.id))
-        else:
-            self._apply(events.BatchDelivered(batch.id))
-
-    def _settle_replies(self) -> None:
-        """Gives back the blocks of batches whose replies have left."""
-        waiting = []
-        for trackers, batch_id in self._tracked:
-            if all(tracker.done for tracker in trackers):
-                self._apply(events.BatchDelivered(batch_id))
-            else:
-                waiting.append((trackers, batch_id))
-        self._tracked = waiting
-
-
-def _typed(error: BatchyardError | MemoryError) -> BatchyardError:
-    if isinstance(error, BatchyardError):
-        return error
-    return ResourceExhausted("the broker has no memory left for this")

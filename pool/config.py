@@ -334,6 +334,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not TOML: {error}") from error
+    except RecursionError:
+        raise ConfigurationError(f"{path}: not TOML: it is nested too deeply") from None
 
 
 def validate(tables: dict[str, Any], source: str) -> Config:
