@@ -48,8 +48,9 @@ _ROUNDS_MAX = 8
 _DRAIN_TURNS = 4
 _TIME_PASSED = events.TimePassed()
 _DRAINING = protocol.encode(MessageType.DRAINING, [])
-# How long workers of a broker that died may take to answer the next, and how often to look.
-_SILENCE_MAX_S = 5.0
+# How long workers of a broker that died may take to answer the next, and how often to look. Shorter
+# than clients look for the server: one worker that stands still must not cost them their requests.
+_SILENCE_MAX_S = 2.0
 _SILENCE_LOOK_S = 0.1
 # Below this, epoll's own resolution of a millisecond would be too coarse.
 _FINE_TIMEOUT_S = 0.05
