@@ -28,7 +28,7 @@ from batchyard.wire.protocol import MessageType
 _CLIENT_START_S = 10.0
 _PAUSES_S = (0.3, 1.2)
 # A process that died young too often is given up: see docs/failures.md.
-_GROWN_UP_S = 3.0
+_GROWN_UP_S = 2.0
 _GARBAGE_MESSAGES = 20
 _ODD: Sequence[Any] = (0, -1, "x", None, [], {}, 1 << 62)
 # What comes and goes with reloads.
@@ -54,6 +54,7 @@ class Injector:
         self._victims: list[subprocess.Popen[str]] = []
         self._stopped: set[int] = set()
         self._first_seen: dict[int, float] = {}
+        self._deck: list[str] = []
         self._configuration = server.config.read_text()
         faults: dict[str, Callable[[], str]] = {
             "kill_worker": self._kill_worker,
@@ -69,7 +70,8 @@ class Injector:
         self._faults = {name: faults[name] for name in only or faults}
 
     def __enter__(self) -> Self:
-        self._look()
+        # Those that were there before are no newcomers.
+        self._first_seen = dict.fromkeys(self._server.children(WORKER), 0.0)
         self._thread.start()
         return self
 
@@ -96,11 +98,17 @@ class Injector:
         try:
             while not self._ends.wait(self._choice.uniform(*_PAUSES_S)):
                 self._look()
-                name = self._choice.choice(sorted(self._faults))
+                name = self._next_fault()
                 self._note(f"{name}: begins")
                 self._note(f"{name}: {self._faults[name]()}")
         except BaseException as error:
             self.errors.append(error)
+
+    def _next_fault(self) -> str:
+        """Each once before one comes again, in an order of chance."""
+        if not self._deck:
+            self._deck = self._choice.sample(sorted(self._faults), len(self._faults))
+        return self._deck.pop()
 
     def _note(self, what: str) -> None:
         self.timeline.append(Fault(time.monotonic(), what))
@@ -126,8 +134,8 @@ class Injector:
         return f"process {pid}"
 
     def _die_at_call(self) -> str:
-        if len(self._grown_up()) < self._server.workers:
-            return "some are too young"
+        if len(self._grown_up()) < 2:
+            return "too many are young"
         when = self._choice.choice(("before", "during", "after"))
         order(self._server.folder, when)
         return f"whoever runs next dies {when} it"
@@ -147,8 +155,8 @@ class Injector:
     def _stop_worker(self) -> str:
         """For good: its batch runs too long, and it is replaced."""
         pids = self._grown_up()
-        if len(pids) < self._server.workers:
-            return "some are too young"
+        if not pids:
+            return "none is old enough"
         pid = self._choice.choice(pids)
         self._stopped.add(pid)
         _signal(pid, signal.SIGSTOP)
