@@ -47,11 +47,14 @@ runtime = "python"
 class Injector:
     """Makes faults, one after the other, on a thread of its own while the block runs."""
 
-    def __init__(self, server: ServerView, seed: int, only: Sequence[str] = ()) -> None:
-        """``only`` names faults; all without it."""
+    def __init__(
+        self, server: ServerView, seed: int, only: Sequence[str] = (), calm: float = 1.0
+    ) -> None:
+        """``only`` names faults; all without it. ``calm`` makes the time between them longer."""
         self.timeline: list[Fault] = []
         self.errors: list[BaseException] = []
         self._server = server
+        self._calm = calm
         self._choice = random.Random(seed)
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -97,7 +100,7 @@ class Injector:
 
     def _run(self) -> None:
         try:
-            while not self._ends.wait(self._choice.uniform(*_PAUSES_S)):
+            while not self._ends.wait(self._choice.uniform(*_PAUSES_S) * self._calm):
                 name = self._next_fault()
                 self._note(f"{name}: begins")
                 self._note(f"{name}: {self._faults[name]()}")
