@@ -6,17 +6,16 @@ import os
 import resource
 import select
 import sys
-from typing import Any
 
-from batchyard.broker.catalog import Catalog, ServedModel
+from batchyard.broker.catalog import Catalog
 from batchyard.broker.front import Front
 from batchyard.broker.local_front import LocalFront
 from batchyard.broker.loop import BrokerLoop
-from batchyard.broker.policy import BatchingParameters
+from batchyard.broker.settings import served_models
 from batchyard.broker.state import BrokerState
 from batchyard.wire import control, log
 from batchyard.wire.arena import Mapping
-from batchyard.wire.control import BrokerSettings, ModelSettings
+from batchyard.wire.control import BrokerSettings
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.link import Link, LinkClosed
 
@@ -41,8 +40,7 @@ def _serve(supervisor: Link) -> int:
     arena = Mapping(arena_fd)
     os.close(arena_fd)
     catalog = Catalog(arena.nbytes)
-    for model in settings.models:
-        catalog.add(_served(model))
+    catalog.update(served_models(settings.models))
     front = Front(settings.max_message_nbytes)
     epoll = select.epoll()
     local_front = LocalFront(epoll, settings.region_nbytes, settings.regions_max)
@@ -50,7 +48,13 @@ def _serve(supervisor: Link) -> int:
         endpoints = [front.bind(endpoint, settings.ipc_mode) for endpoint in settings.bind]
         local_front.listen(settings.bind, settings.ipc_mode)
         supervisor.send([control.Kind.LISTENING, endpoints])
-        state = BrokerState(catalog, arena.nbytes, settings.queue_nbytes_max)
+        state = BrokerState(
+            catalog,
+            arena.nbytes,
+            settings.queue_nbytes_max,
+            settings.in_flight_max,
+            settings.awaited,
+        )
         loop = BrokerLoop(
             state, front, local_front, epoll, arena, supervisor, settings.max_message_nbytes
         )
@@ -66,19 +70,6 @@ def _serve(supervisor: Link) -> int:
         epoll.close()
         front.close()
     return control.EXIT_OK
-
-
-def _served(model: ModelSettings) -> ServedModel:
-    batching: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in model.batching.items()
-    }
-    return ServedModel(
-        name=model.name,
-        version=model.version,
-        labels=tuple(model.labels),
-        parameters=BatchingParameters(**batching),
-    )
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def _count_rows(
 
 
 def _check_sizes(route: Route, each: list[int] | None, total: int) -> None:
-    parameters = route.lane.model.parameters
+    parameters = route.lane.parameters
     if total > ROWS_MAX:
         raise InvalidArgument(
             f"{_where(route)}: the message has {total} rows, may have at most {ROWS_MAX}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from batchyard.broker.policy import BatchingParameters
+from batchyard.broker.policy import NEVER, BatchingParameters
 from batchyard.broker.queue import Lane
 from batchyard.wire import dtypes
 from batchyard.wire.arena import align
@@ -17,18 +18,36 @@ from batchyard.wire.work import ModelReport
 
 # Lanes and routes are made by what clients send (row shapes); idle ones go when there are more.
 _ROUTES_MAX = 4096
+# A tensor without elements has no bytes that bound its sizes, but numpy and TensorFlow want their
+# product, with as many rows as a message may have and the size of an element, below 63 bits.
+_EMPTY_MAX = 1 << 36
+# Of the target that a route is remembered by. Longer ones are read anew each time.
+_ROUTE_NBYTES_MAX = 16 * 1024
 
 
 @dataclass(slots=True, eq=False)
 class ServedModel:
-    """One version of a model, and how it fares. States are TensorFlow Serving's."""
+    """One version of a model, and how it fares.
+
+    ``is_current``: requests that name no version get it. ``retry`` says whether requests may run
+    again after a worker died with them, or after their batch raised; None: unless the model
+    writes state. ``error`` says why the version cannot be served, or is empty.
+    """
 
     name: str
     version: int
     labels: tuple[str, ...]
     parameters: BatchingParameters
-    state: str = "LOADING"
+    is_current: bool = True
+    retry: bool | None = None
+    batch_execution_timeout_s: float = NEVER
+    error: str = ""
+    # Requests are refused, those that wait are answered, then it goes.
+    is_retired: bool = False
+    # No worker serves it, and none will.
+    is_abandoned: bool = False
     stateful: bool = False
+    # As workers loaded them.
     signatures: dict[str, SignatureSpec] = field(default_factory=dict)
     output_row_nbytes: dict[str, int] = field(default_factory=dict)
     # Ids of workers that serve it. A stateful model keeps to the first of them.
@@ -42,6 +61,42 @@ class ServedModel:
     # Whether it may be shown inputs where a client has them: it neither minds that they change
     # while it runs, nor holds on to them afterwards.
     reads_in_place: bool = True
+
+    @property
+    def state(self) -> str:
+        """TensorFlow Serving's name for it."""
+        if self.is_retired:
+            return "UNLOADING"
+        if self.workers:
+            return "AVAILABLE"
+        return "END" if self.error or self.is_abandoned else "LOADING"
+
+    @property
+    def may_retry(self) -> bool:
+        """Whether requests may run again."""
+        return not self.stateful if self.retry is None else self.retry
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not self.queued_rows and not self.in_execution
+
+    def configure(self, other: ServedModel) -> None:
+        """Takes what the configuration says from ``other``, the same version."""
+        self.labels = other.labels
+        self.parameters = other.parameters
+        self.is_current = other.is_current
+        self.retry = other.retry
+        self.batch_execution_timeout_s = other.batch_execution_timeout_s
+        self.error = other.error
+        self.is_retired = False
+
+    def signature(self, name: str) -> SignatureSpec | None:
+        """A signature as it is served."""
+        spec = self.signatures.get(name)
+        if spec is not None and spec.batched and not self.parameters.enable_batching:
+            return replace(spec, batched=False)
+        return spec
 
 
 @dataclass(slots=True, eq=False)
@@ -82,22 +137,48 @@ class Catalog:
     """Finds the route of a target, or says what is wrong with it."""
 
     def __init__(self, arena_nbytes: int) -> None:
-        self.models: dict[str, ServedModel] = {}
+        # By name and version, those that are being retired as well.
+        self.models: dict[tuple[str, int], ServedModel] = {}
         self.lanes: dict[tuple[object, ...], Lane] = {}
         self._routes: dict[bytes, Route] = {}
         self._arena_nbytes = arena_nbytes
 
     def add(self, model: ServedModel) -> None:
         """A model that the configuration names; not yet AVAILABLE."""
-        self.models[model.name] = model
+        self.models[model.name, model.version] = model
+        self._routes.clear()
+
+    def update(self, wanted: Iterable[ServedModel]) -> list[ServedModel]:
+        """What is served from now on. What is not any more is returned: it is retired."""
+        keys = set()
+        for model in wanted:
+            key = model.name, model.version
+            keys.add(key)
+            known = self.models.get(key)
+            if known is None:
+                self.models[key] = model
+            else:
+                known.configure(model)
+        retired = [model for key, model in self.models.items() if key not in keys]
+        for model in retired:
+            model.is_retired = True
+            model.is_current = False
+        # What waits keeps the lane that it is in; what comes gets one by the new parameters.
+        self._routes.clear()
+        self.lanes.clear()
+        return retired
+
+    def forget(self, model: ServedModel) -> None:
+        """A retired version that nothing waits for any more."""
+        del self.models[model.name, model.version]
 
     def worker_ready(self, worker_id: int, report: ModelReport) -> None:
-        """A worker serves the model from now on."""
-        model = self.models[report.name]
+        """A worker serves a version that is known here from now on."""
+        model = self.models[report.name, report.version]
         for signature in report.signatures:
             spec = signature.spec
-            if not model.parameters.enable_batching:
-                spec = replace(spec, batched=False)
+            if model.signatures.get(spec.name, spec) != spec:
+                self._routes.clear()
             model.signatures[spec.name] = spec
             model.output_row_nbytes[spec.name] = signature.output_row_nbytes or 0
         model.stateful = report.stateful
@@ -106,37 +187,52 @@ class Catalog:
             model.reads_in_place = False
         # At the end: a stateful model keeps to the worker that it is on.
         model.workers.append(worker_id)
-        model.state = "AVAILABLE"
+        model.is_abandoned = False
 
     def worker_lost(self, worker_id: int) -> None:
         """A worker serves nothing any more."""
         for model in self.models.values():
             if worker_id in model.workers:
                 model.workers.remove(worker_id)
-                if not model.workers:
-                    model.state = "END"
+
+    def abandon(self) -> None:
+        """No worker is left, and none will come."""
+        for model in self.models.values():
+            model.is_abandoned = True
 
     def find(self, name: str, version: int | None, label: str | None) -> ServedModel:
         """The model that is served under a name and, if given, a version or a label.
 
-        Raises NotFound when there is none, Unavailable while or when no worker serves it.
+        Raises NotFound when there is none, Unavailable when no worker has served it yet, or none
+        ever will again. While its workers are being replaced its requests wait.
         """
-        model = self.models.get(name)
-        if model is None:
-            raise NotFound(f"model {name!r} is not served here; served are {_list(self.models)}")
-        if version is not None and version != model.version:
-            raise NotFound(
-                f"model {name!r} has no version {version} here; version {model.version} is served"
-            )
-        if label is not None and label not in model.labels:
-            raise NotFound(
-                f"model {name!r} has no version labelled {label!r}; labels are "
-                f"{_list(model.labels)}"
-            )
-        if not model.workers:
-            what = "is still loading" if model.state == "LOADING" else "has no worker left"
-            raise Unavailable(f"model {name!r} {what}")
+        versions = self._versions(name)
+        if version is not None:
+            found = [model for model in versions if model.version == version]
+        elif label is not None:
+            found = [model for model in versions if label in model.labels]
+        else:
+            found = [model for model in versions if model.is_current] or versions[-1:]
+        if not found:
+            raise _not_found(versions, version, label)
+        model = found[0]
+        where = f"model {name!r} version {model.version}"
+        if model.error and not model.workers:
+            raise Unavailable(f"{where} cannot be served: {model.error}")
+        if model.is_abandoned:
+            raise Unavailable(f"{where} has no worker left")
+        if not model.signatures:
+            raise Unavailable(f"{where} is still loading")
         return model
+
+    def _versions(self, name: str) -> list[ServedModel]:
+        """The versions of a model, increasing, without those that are being retired."""
+        served = [model for model in self.models.values() if not model.is_retired]
+        versions = [model for model in served if model.name == name]
+        if not versions:
+            names = _list(sorted({model.name for model in served}))
+            raise NotFound(f"model {name!r} is not served here; served are {names}")
+        return sorted(versions, key=lambda model: model.version)
 
     def route(self, encoded: bytes) -> Route:
         """The route of an encoded target; raises what ``find`` raises, and InvalidArgument."""
@@ -144,9 +240,11 @@ class Catalog:
         if route is None:
             if len(self._routes) >= _ROUTES_MAX:
                 self._forget_idle()
-            route = self._routes[encoded] = self._make_route(Target.decode(encoded))
-        elif not route.lane.model.workers:
-            self.find(route.lane.model.name, None, None)
+            route = self._make_route(Target.decode(encoded))
+            if len(encoded) <= _ROUTE_NBYTES_MAX:
+                self._routes[encoded] = route
+        elif route.lane.model.is_abandoned:
+            self.find(route.lane.model.name, route.lane.model.version, None)
         return route
 
     def _forget_idle(self) -> None:
@@ -155,7 +253,7 @@ class Catalog:
 
     def _make_route(self, target: Target) -> Route:
         model = self.find(target.model, target.version, target.label)
-        signature = model.signatures.get(target.signature)
+        signature = model.signature(target.signature)
         if signature is None:
             raise NotFound(
                 f"model {model.name!r} has no signature {target.signature!r}; it has "
@@ -279,6 +377,11 @@ def _check_input(spec: TensorSpec, given: InputHeader, batched: bool, where: str
             f"{where}: input {spec.name!r} has shape {format_shape(given.shape)}, needs "
             f"{format_shape(spec.shape)}"
         )
+    if 0 in shape and element_count([dim or 1 for dim in shape]) > _EMPTY_MAX:
+        raise InvalidArgument(
+            f"{where}: input {spec.name!r} has shape {format_shape(given.shape)}; without elements "
+            f"its other sizes may multiply to {_EMPTY_MAX} at most"
+        )
     if not batched and None in given.shape:
         raise InvalidArgument(
             f"{where}: requests for it are never batched, so each must be a message of its own "
@@ -294,6 +397,16 @@ def _row_shape(
         return dims
     declared = (None,) * len(dims) if spec.shape is None else spec.shape[1:]
     return tuple(None if want is None else dim for want, dim in zip(declared, dims, strict=False))
+
+
+def _not_found(versions: list[ServedModel], version: int | None, label: str | None) -> NotFound:
+    name = versions[0].name
+    if version is not None:
+        numbers = ", ".join(str(model.version) for model in versions)
+        which = f"version {numbers} is" if len(versions) == 1 else f"versions {numbers} are"
+        return NotFound(f"model {name!r} has no version {version} here; {which} served")
+    labels = sorted(label for model in versions for label in model.labels)
+    return NotFound(f"model {name!r} has no version labelled {label!r}; labels are {_list(labels)}")
 
 
 def _list(names: object) -> str:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from batchyard.broker.catalog import ServedModel
 from batchyard.broker.layout import BatchLayout
+from batchyard.broker.policy import NEVER
 from batchyard.broker.queue import Lane, Part, RequestGroup
 from batchyard.wire.blocks import Block
 from batchyard.wire.errors import BatchyardError
 from batchyard.wire.protocol import Segment
-from batchyard.wire.work import Ready
+from batchyard.wire.work import Ready, Resumed
+
+# What may hold a batch's block: the worker until it answers, replies that read outputs, a model
+# that kept its inputs, and a lost worker until it is reaped.
+WORKER, REPLIES, MODEL, UNREAPED = "worker", "replies", "model", "unreaped"
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +37,8 @@ class Batch:
     # Why the block cannot be given to another batch yet.
     holders: set[str] = field(default_factory=set)
 
+    # When its worker took it up, as far as the broker can tell; NEVER while it waits there.
+    running_since: float = NEVER
     # Whether its worker may still write to reply space of its requests.
     is_running: bool = True
     # Whether one whole request, and no padding, made it: its outputs are as they are.
@@ -51,9 +59,10 @@ class Batch:
 
 @dataclass(slots=True)
 class RequestsArrived:
-    """A message that passed admission."""
+    """A message that passed admission. ``resent``: it may have arrived before."""
 
     group: RequestGroup
+    resent: bool = False
 
 
 @dataclass(slots=True)
@@ -73,11 +82,20 @@ class ClientLeft:
 
 @dataclass(slots=True)
 class WorkerReady:
-    """A worker has loaded its models."""
+    """A worker has loaded its models. It has the place ``slot`` in the pool, after others."""
 
     worker_id: int
     concurrent_batches: int
     ready: Ready
+    slot: int = -1
+
+
+@dataclass(slots=True)
+class BatchesResumed:
+    """A worker told what it still has of a broker before this one."""
+
+    worker_id: int
+    resumed: Resumed
 
 
 @dataclass(slots=True)
@@ -123,9 +141,29 @@ class WorkerLost:
 
 @dataclass(slots=True)
 class WorkerReaped:
-    """A lost worker's process is gone: it writes nothing more."""
+    """A lost worker's process is gone: it writes nothing more.
+
+    ``why`` it ended. ``comes_back``: its slot will have another.
+    """
 
     worker_id: int
+    why: str = "it died"
+    comes_back: bool = False
+    slot: int = -1
+
+
+@dataclass(slots=True)
+class WorkerRetiring:
+    """A worker is to get no more batches."""
+
+    worker_id: int
+
+
+@dataclass(slots=True)
+class ModelsChanged:
+    """All that is served from now on."""
+
+    models: list[ServedModel]
 
 
 @dataclass(slots=True)
@@ -143,12 +181,15 @@ Event = (
     | RequestsCancelled
     | ClientLeft
     | WorkerReady
+    | BatchesResumed
     | BatchFinished
     | BatchFailed
     | InputsReleased
     | BatchDelivered
     | WorkerLost
     | WorkerReaped
+    | WorkerRetiring
+    | ModelsChanged
     | DrainStarted
     | TimePassed
 )
@@ -186,4 +227,34 @@ class Refuse:
     error: BatchyardError
 
 
-Action = Dispatch | Deliver | Refuse
+@dataclass(slots=True)
+class Kill:
+    """End a worker: it hangs. It is lost already."""
+
+    worker_id: int
+    why: str
+
+
+@dataclass(slots=True)
+class Retired:
+    """A retiring worker has nothing left. It is lost already."""
+
+    worker_id: int
+
+
+@dataclass(slots=True)
+class Unload:
+    """A version is gone: have the workers forget it."""
+
+    name: str
+    version: int
+
+
+@dataclass(slots=True)
+class Forget:
+    """Nobody will ask for the outputs of a resumed batch any more."""
+
+    batch_id: int
+
+
+Action = Dispatch | Deliver | Refuse | Kill | Retired | Unload | Forget

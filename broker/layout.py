@@ -54,7 +54,7 @@ def plan_layout(lane: Lane, parts: Sequence[Part], rows: int) -> BatchLayout:
 
 
 def _plan(lane: Lane, parts: Sequence[Part], rows: int) -> BatchLayout:
-    parameters = lane.model.parameters
+    parameters = lane.parameters
     batched = lane.signature.batched
     padded = padded_rows(rows, parameters.allowed_batch_sizes) if batched else rows
     slots = []
@@ -135,7 +135,7 @@ def joined_runs(
 def _row_shape(lane: Lane, i: int, parts: Sequence[Part]) -> tuple[int, ...]:
     """The shape of one row of input ``i``: open dimensions as large as the largest row's."""
     dims = lane.row_shapes[i]
-    buckets = lane.model.parameters.length_buckets
+    buckets = lane.parameters.length_buckets
     return tuple(
         dim
         if dim is not None

@@ -143,6 +143,10 @@ class LocalFront:
         """Whether ``key`` is a client of this front."""
         return key in self._clients
 
+    def clients(self) -> list[bytes]:
+        """The keys of all clients."""
+        return list(self._clients)
+
     def find(self, key: bytes) -> LocalClient | None:
         """The client of that key, if it is still there."""
         return self._clients.get(key)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from batchyard.broker.catalog import ServedModel
 from batchyard.wire.errors import InvalidArgument
-from batchyard.wire.protocol import show
+from batchyard.wire.protocol import NAME_MAX, show
 
 if TYPE_CHECKING:
     from batchyard.broker.loop import BrokerLoop
+    from batchyard.broker.worker_link import WorkerLink
 
 
 def answer(broker: BrokerLoop, body: list[Any]) -> tuple[int, Any]:
@@ -29,7 +30,7 @@ def answer(broker: BrokerLoop, body: list[Any]) -> tuple[int, Any]:
         raise InvalidArgument("QUERY header: needs [query_id, what, {arguments}]")
     query_id, what, arguments = body
     if what == "models":
-        return query_id, [_model(model) for model in broker.state.catalog.models.values()]
+        return query_id, [_model(model) for model in _models(broker)]
     if what == "metadata":
         return query_id, _metadata(broker, arguments)
     if what == "stats":
@@ -43,24 +44,37 @@ def _model(model: ServedModel) -> dict[str, Any]:
         "version": model.version,
         "labels": list(model.labels),
         "state": model.state,
+        "is_current": model.is_current,
+        "error": model.error,
         "signatures": sorted(model.signatures),
     }
 
 
 def _metadata(broker: BrokerLoop, arguments: dict[str, Any]) -> dict[str, Any]:
     name, version, label = (arguments.get(key) for key in ("model", "version", "label"))
-    if not isinstance(name, str):
-        raise InvalidArgument("query metadata: needs the argument model, a string")
+    if not isinstance(name, str) or len(name) > NAME_MAX:
+        raise InvalidArgument(
+            f"query metadata: needs the argument model, a string of at most {NAME_MAX} "
+            f"characters, not {show(name)}"
+        )
     if version is not None and type(version) is not int:
         raise InvalidArgument(f"query metadata: version must be an integer, not {show(version)}")
-    if label is not None and not isinstance(label, str):
-        raise InvalidArgument(f"query metadata: label must be a string, not {show(label)}")
+    if label is not None and (not isinstance(label, str) or len(label) > NAME_MAX):
+        raise InvalidArgument(
+            f"query metadata: label must be a string of at most {NAME_MAX} characters, not "
+            f"{show(label)}"
+        )
     model = broker.state.catalog.find(name, version, label)
     return {
         **_model(model),
         "max_batch_size": model.parameters.max_batch_size,
         "max_enqueued_batches": model.parameters.max_enqueued_batches,
-        "signatures": {name: spec.to_wire() for name, spec in model.signatures.items()},
+        "retry": model.may_retry,
+        "signatures": {
+            name: spec.to_wire()
+            for name in model.signatures
+            if (spec := model.signature(name)) is not None
+        },
     }
 
 
@@ -73,9 +87,9 @@ def _stats(broker: BrokerLoop) -> dict[str, Any]:
             "uptime_s": time.monotonic() - broker.started_at,
             "cpu_s": time.process_time(),
             "draining": state.draining,
-            "replies_dropped": broker.replies_dropped,
+            "replies_dropped": broker.delivery.dropped,
         },
-        "workers": [_worker(broker, worker_id) for worker_id in sorted(broker.workers)],
+        "workers": [_worker(broker, link) for link in _by_slot(broker)],
         "models": [
             {
                 **_model(model),
@@ -84,21 +98,34 @@ def _stats(broker: BrokerLoop) -> dict[str, Any]:
                 "batches": model.batches,
                 "batch_rows": {str(n): model.batch_rows[n] for n in sorted(model.batch_rows)},
             }
-            for model in state.catalog.models.values()
+            for model in _models(broker)
         ],
         "arena": {"bytes": state.allocator.nbytes, "used_bytes": state.allocator.used_nbytes},
     }
 
 
-def _worker(broker: BrokerLoop, worker_id: int) -> dict[str, Any]:
-    link = broker.workers[worker_id]
-    known = broker.state.workers.get(worker_id)
+def _models(broker: BrokerLoop) -> list[ServedModel]:
+    return sorted(broker.state.catalog.models.values(), key=lambda m: (m.name, m.version))
+
+
+def _by_slot(broker: BrokerLoop) -> list[WorkerLink]:
+    """The process of each slot: while one replaces another, the one that serves."""
+    slots: dict[int, WorkerLink] = {}
+    for _, link in sorted(broker.workers.items()):
+        shown = slots.get(link.slot)
+        if shown is None or shown.state in ("FAILED", "STOPPING") or link.state == "READY":
+            slots[link.slot] = link
+    return [slots[slot] for slot in sorted(slots)]
+
+
+def _worker(broker: BrokerLoop, link: WorkerLink) -> dict[str, Any]:
+    known = broker.state.workers.get(link.id)
     state = "BUSY" if known is not None and known.in_flight else link.state
     return {
-        "id": worker_id,
+        "id": link.slot,
         "pid": link.pid,
         "device": link.device,
         "state": state,
-        "restarts": 0,
+        "restarts": link.restarts,
         "batches": known.batches_done if known is not None else 0,
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from batchyard.broker.policy import NEVER
+from batchyard.broker.policy import NEVER, BatchingParameters
 from batchyard.wire.dtypes import STRING
 from batchyard.wire.protocol import OutputHeader
 from batchyard.wire.signatures import SignatureSpec
@@ -102,6 +102,8 @@ class RequestGroup:
     # may write to its reply space until then.
     running: int = 0
     last_words: tuple[Any, ...] = ()
+    # Workers that died while they ran a request of it, by request.
+    deaths: dict[int, int] = field(default_factory=dict)
     # Requests that were answered, of a group of which others were not.
     answered: set[int] | frozenset[int] = _NONE
     # Requests that were refused while a batch may hold rows of them: nobody wants those rows.
@@ -111,7 +113,6 @@ class RequestGroup:
 
     def __post_init__(self) -> None:
         self.unanswered = self.count
-        self.queued_rows = self.total_rows
 
     def row_start(self, request: int) -> int:
         """The group's row at which a request begins; for ``count``, the total."""
@@ -132,6 +133,11 @@ class RequestGroup:
         if not isinstance(self.dropped, set):
             self.dropped = set()
         self.dropped.update(requests)
+
+    def note_death(self, request: int) -> int:
+        """A worker died while it ran a request; how many that were."""
+        self.deaths[request] = self.deaths.get(request, 0) + 1
+        return self.deaths[request]
 
     def was_told(self, request: int) -> bool:
         """Whether the replies answered a large request themselves: its pieces did not fit."""
@@ -214,6 +220,45 @@ class Part:
         self.rows -= rows
         return taken
 
+    def cut(self, requests: int) -> tuple[Part, Part]:
+        """Its first so many requests, fewer than it has, and the rest."""
+        middle = self.first + requests
+        rows = self.group.row_start(middle) - self.row_start
+        return (
+            Part(self.group, self.first, requests, self.row_start, rows),
+            Part(
+                self.group, middle, self.count - requests, self.row_start + rows, self.rows - rows
+            ),
+        )
+
+    def cut_rows(self, rows: int) -> tuple[Part, Part]:
+        """Its first so many rows, and the rest: pieces of its one request from now on."""
+        group, request = self.group, self.first
+        if request not in group.split:
+            group.split[request] = SplitRequest(self.rows)
+        return (
+            Part(group, request, 1, self.row_start, rows),
+            Part(group, request, 1, self.row_start + rows, self.rows - rows),
+        )
+
+    def without(self, taken: Part) -> list[Part]:
+        """What is left of it without ``taken``, whose requests or rows are among its own."""
+        if self.first in self.group.split:
+            end, taken_end = self.row_start + self.rows, taken.row_start + taken.rows
+            rows = [(self.row_start, taken.row_start), (taken_end, end)]
+            return [Part(self.group, self.first, 1, a, b - a) for a, b in rows if a < b]
+        return self.divide(range(taken.first, taken.first + taken.count))[0]
+
+    def late_requests(self, now: float) -> Collection[int]:
+        """Those of its requests whose deadline has passed."""
+        if self.earliest_deadline > now:
+            return ()
+        requests = range(self.first, self.first + self.count)
+        deadlines = self.group.deadlines
+        if deadlines is None:
+            return requests
+        return {request for request in requests if deadlines[request] <= now}
+
     def divide(self, requests: Container[int]) -> tuple[list[Part], list[Part]]:
         """The runs of this part that are not in ``requests``, and those that are."""
         if self.first in self.group.split:
@@ -256,12 +301,14 @@ class Lane:
     layouts: dict[int, BatchLayout] = field(default_factory=dict)
     # Whether all rows have the same bytes.
     has_fixed_rows: bool = field(init=False)
+    # The model's when the lane was made: what waits was cut by them.
+    parameters: BatchingParameters = field(init=False)
     # Of the parts that have deadlines those that no later part is ahead of, so that the first has
     # the earliest of all (a sliding window's minimum).
     _earliest: deque[tuple[float, Part]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        parameters = self.model.parameters
+        self.parameters = parameters = self.model.parameters
         batch = parameters.max_batch_size if self.signature.batched else 1
         self.max_queued_rows = parameters.max_enqueued_batches * batch
         self.has_fixed_rows = self.signature.batched and not (
@@ -337,22 +384,12 @@ class Lane:
 
     def expire(self, now: float) -> list[Part]:
         """Takes out and returns every request whose deadline has passed."""
-
-        def late(part: Part) -> Collection[int]:
-            if part.earliest_deadline > now:
-                return ()
-            requests = range(part.first, part.first + part.count)
-            deadlines = part.group.deadlines
-            if deadlines is None:
-                return requests
-            return {request for request in requests if deadlines[request] <= now}
-
         removed: list[Part] = []
         # What is late is mostly what waits longest: no need to look at all.
         while self.parts and self.parts[0].earliest_deadline <= now:
             part = self.parts.popleft()
             self._forget_deadline(part)
-            stay, go = part.divide(late(part))
+            stay, go = part.divide(part.late_requests(now))
             removed.extend(go)
             self.queued_rows -= sum(gone.rows for gone in go)
             if stay:
@@ -360,20 +397,20 @@ class Lane:
                 self._recount()
                 break
         if self.earliest_deadline <= now:
-            removed.extend(self._keep(late))
+            removed.extend(self._keep(lambda part: part.late_requests(now)))
         return removed
 
-    def _keep(self, unwanted: Callable[[Part], Collection[int]]) -> list[Part]:
-        kept, removed = deque[Part](), list[Part]()
+    def take_out(self, taken: Part) -> None:
+        """Takes out what a part of a group that waits here stands for."""
+        kept = deque[Part]()
         for part in self.parts:
-            requests = unwanted(part)
-            if not requests:
-                kept.append(part)
-                continue
-            stay, go = part.divide(requests)
-            kept.extend(stay)
-            removed.extend(go)
+            kept.extend(part.without(taken) if part.group is taken.group else [part])
         self.parts = kept
+        self._recount()
+
+    def _keep(self, unwanted: Callable[[Part], Collection[int]]) -> list[Part]:
+        kept, removed = without_requests(self.parts, unwanted)
+        self.parts = deque(kept)
         self._recount()
         return removed
 
@@ -396,6 +433,22 @@ class Lane:
             self._earliest.popleft()
             return True
         return False
+
+
+def without_requests(
+    parts: Iterable[Part], unwanted: Callable[[Part], Collection[int]]
+) -> tuple[list[Part], list[Part]]:
+    """The parts without the requests that are ``unwanted`` of each, and those."""
+    kept, removed = list[Part](), list[Part]()
+    for part in parts:
+        requests = unwanted(part)
+        if not requests:
+            kept.append(part)
+            continue
+        stay, go = part.divide(requests)
+        kept.extend(stay)
+        removed.extend(go)
+    return kept, removed
 
 
 def by_client(parts: list[Part]) -> list[Part]:

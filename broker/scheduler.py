@@ -15,18 +15,26 @@ from batchyard.broker.queue import Lane
 
 @dataclass(slots=True, eq=False)
 class WorkerState:
-    """A worker as the broker sees it."""
+    """A worker as the broker sees it.
+
+    ``set_apart``: it runs suspects only. ``is_retiring``: it gets nothing more. ``orphans`` counts
+    the batches that it has of a broker before this one.
+    """
 
     id: int
     device: str
     concurrent_batches: int
+    slot: int = -1
     batches: dict[int, Batch] = field(default_factory=dict)
     batches_done: int = 0
+    orphans: int = 0
+    set_apart: bool = False
+    is_retiring: bool = False
 
     @property
     def in_flight(self) -> int:
         """Batches handed over and not answered."""
-        return len(self.batches)
+        return len(self.batches) + self.orphans
 
 
 class Scheduler:
@@ -50,6 +58,11 @@ class Scheduler:
         """A block is free again: what found no room may be tried again."""
         self._short_of_memory_at = None
         self._next = None
+
+    @property
+    def is_short_of_memory(self) -> bool:
+        """Whether a batch found no room since memory last came back."""
+        return self._short_of_memory_at is not None
 
     def memory_is_short(self, now: float) -> None:
         """The batch that was chosen found no room."""
@@ -94,9 +107,28 @@ class Scheduler:
 
     def worker_for(self, lane: Lane) -> WorkerState | None:
         """The worker that would get the lane's next batch; None when it has to wait."""
+        return policy.choose_worker(lane, [w for w in self._serving(lane) if not w.set_apart])
+
+    def worker_for_suspect(self, lane: Lane) -> WorkerState | None:
+        """The worker that is set apart for suspects, when it has nothing else; None meanwhile."""
+        serving = self._serving(lane)
+        apart = [worker for worker in serving if worker.set_apart]
+        if serving and not apart:
+            apart = [min(serving, key=lambda worker: worker.in_flight)]
+            apart[0].set_apart = True
+        return next((worker for worker in apart if not worker.in_flight), None)
+
+    def worker_for_retry(self, lane: Lane) -> WorkerState | None:
+        """A worker that has room now for what is no suspect."""
+        serving = [worker for worker in self._serving(lane) if not worker.set_apart]
+        free = [worker for worker in serving if worker.in_flight < worker.concurrent_batches]
+        return min(free, key=lambda worker: worker.in_flight, default=None)
+
+    def _serving(self, lane: Lane) -> list[WorkerState]:
+        """The workers that may have a batch of the lane, as far as its model allows one more."""
         model = lane.model
         threads = model.parameters.num_batch_threads
         if threads is not None and model.in_execution >= threads:
-            return None
+            return []
         ids = model.workers[:1] if model.stateful else model.workers
-        return policy.choose_worker(lane, [self._workers[worker_id] for worker_id in ids])
+        return [self._workers[worker_id] for worker_id in ids]

@@ -20,11 +20,13 @@ class WorkerLink:
     """
 
     id: int
+    slot: int
     pid: int
     device: str
     concurrent_batches: int
     link: Link
     epoll: select.epoll
+    restarts: int = 0
     state: str = "STARTING"
     unsent: deque[tuple[list[Any], list[int]]] = field(default_factory=deque)
     regions: set[int] = field(default_factory=set)

@@ -70,6 +70,7 @@ class ModelSettings:
 class BrokerSettings:
     """What a broker needs; the arena's descriptor comes beside it.
 
+    ``in_flight_max`` bounds the unanswered requests of one client.
     ``awaited`` are the ids of workers that served a broker before this one: no block is handed
     out before each of them said which it still uses, or is gone.
     """
@@ -80,6 +81,7 @@ class BrokerSettings:
     queue_nbytes_max: int
     region_nbytes: int
     regions_max: int
+    in_flight_max: int
     models: list[ModelSettings]
     awaited: list[int] = field(default_factory=list)
 
@@ -143,11 +145,12 @@ class WorkerSettings:
 
 
 # A service manager may signal every process of a service; only the supervisor acts on these.
-PARENT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PARENT_SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
 
 
 def leave_signals_to_parent() -> None:
-    """Has this process ignore the signals that stop a server.
+    """Has this process ignore the signals that stop a server, or have it read its configuration.
 
     The supervisor starts children with them blocked, so that none can end a child before this.
     """

@@ -66,7 +66,7 @@ def test_a_message_becomes_a_group_with_its_frames_in_the_signatures_order() -> 
     assert group.shapes == [(3, 2), (3,)]
     assert group.sources == frames[::-1]
     assert group.nbytes == sum(map(len, frames))
-    assert (group.unanswered, group.queued_rows) == (2, 3)
+    assert (group.unanswered, group.queued_rows) == (2, 0)
 
 
 def test_a_number_of_rows_is_a_number_of_requests() -> None:
