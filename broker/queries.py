@@ -87,7 +87,7 @@ def _stats(broker: BrokerLoop) -> dict[str, Any]:
             "uptime_s": time.monotonic() - broker.started_at,
             "cpu_s": time.process_time(),
             "draining": state.draining,
-            "replies_dropped": broker.replies_dropped,
+            "replies_dropped": broker.delivery.dropped,
         },
         "workers": [_worker(broker, link) for link in _by_slot(broker)],
         "models": [

@@ -35,7 +35,7 @@ from batchyard.clients.placement import place
 from batchyard.clients.region import empty
 from batchyard.clients.session import (
     CLOSED,
-    CONNECTION_LOST,
+    RECONNECT_TIMEOUT_S,
     Message,
     Session,
     deadline_after,
@@ -57,13 +57,17 @@ class AsyncClient:
         endpoints: str | Sequence[str] | None = None,
         *,
         connect_timeout: float = CONNECT_TIMEOUT_S,
+        reconnect_timeout: float = RECONNECT_TIMEOUT_S,
     ) -> None:
-        """Remembers where to connect; ``connect``, or entering the context, does it."""
+        """Remembers where to connect; ``connect``, or entering the context, does it.
+
+        ``reconnect_timeout`` is how long calls wait when the connection was lost: see ``Client``.
+        """
         if isinstance(endpoints, str):
             endpoints = [endpoints]
         self._endpoints = [check(endpoint) for endpoint in endpoints or default_endpoints()]
         self._connect_timeout = connect_timeout
-        self._session = Session()
+        self._session = Session(deadline_after(reconnect_timeout, 0.0))
         self._routes: dict[tuple[Any, ...], Route] = {}
         self._calls: list[Call] = []
         self._unsent: list[Message] = []
@@ -73,7 +77,6 @@ class AsyncClient:
         self._connections = 0
         self._connecting = asyncio.Lock()
         self._closed = False
-        self._lost = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         # The local socket that is watched, and whether for room to send.
@@ -291,16 +294,18 @@ class AsyncClient:
         calls, self._calls = self._calls, []
         self._unsent.extend(self._session.flush(calls, time.monotonic()))
         connection = self._connection
-        if connection is None or self._lost:
+        if connection is None:
             self._unsent.clear()
-            self._session.fail(CLOSED if connection is None else CONNECTION_LOST)
+            self._session.fail(CLOSED)
+            return
+        self._set_timer()
+        if self._resetting:
             return
         sent = 0
         while sent < len(self._unsent) and connection.send(*self._unsent[sent]):
             sent += 1
         del self._unsent[:sent]
         self._watch_local(connection)
-        self._set_timer()
         if connection.has_input():
             # Sending took note of what arrived: the descriptor will not tell of it again.
             self._loop.call_soon(self._readable)
@@ -351,14 +356,14 @@ class AsyncClient:
                 break
             self._session.receive(*message)
         for up in changes:
-            self._lost = not up
             if up:
                 self._connections += 1
-                # It may take messages of another size.
+                # Its answer says that there is a server, and what it takes.
                 connection.hello()
             else:
                 self._unsent.clear()
-                self._session.fail(CONNECTION_LOST)
+                self._session.lost(time.monotonic())
+                self._set_timer()
                 self._unwatch(connection)
                 self._reset(connection)
                 break
@@ -367,7 +372,7 @@ class AsyncClient:
             # It is to be connected anew as soon as there are descriptors.
             return
         self._watch_local(connection)
-        if self._unsent:
+        if self._unsent or self._session.has_output:
             self._schedule_flush()
         if connection.has_input():
             self._loop.call_soon(self._readable)

@@ -16,15 +16,12 @@ from batchyard.clients.placement import Placement
 from batchyard.wire.arena import align
 from batchyard.wire.dtypes import to_numpy
 from batchyard.wire.errors import BatchyardError
-from batchyard.wire.protocol import LARGE_FRAME_NBYTES, OutputHeader, RegionPlaces
-from batchyard.wire.tensors import Buffer, encode_strings
+from batchyard.wire.protocol import LARGE_FRAME_NBYTES, OutputHeader
 
 NEVER = float("inf")
 # Requests that travel as one message. Enough to make the cost of a message small beside them;
 # more would only make the first of them wait for the last.
 _REQUESTS_PER_MESSAGE = 1024
-# More than a century: timeouts that no integer of msgpack's holds mean the same.
-_TIMEOUT_US_MAX = 1 << 52
 _SETTLED = (concurrent.futures.InvalidStateError, asyncio.InvalidStateError)
 
 Outputs = dict[str, Array]
@@ -134,6 +131,11 @@ class Call:
         self.unanswered = self.count
         self.outputs: list[Outputs | None] = []
 
+    def lacks(self, first: int, requests: int) -> bool:
+        """Whether any of these of its requests has no answer: one may be answered twice, when
+        its message was sent twice."""
+        return not self.outputs or None in self.outputs[first : first + requests]
+
 
 class SentMessage:
     """A message that is not answered whole."""
@@ -177,40 +179,6 @@ def _frames_nbytes(call: Call) -> int:
     return sum(array.nbytes for array, offset in placed if offset is None)
 
 
-def region_places(calls: list[Call]) -> RegionPlaces | None:
-    """What a message says of the region, for calls that are placed alike."""
-    placements = [call.placement for call in calls if call.placement is not None]
-    if not placements:
-        return None
-    inputs: list[list[int] | None] = []
-    for offsets in zip(*(placement.offsets for placement in placements), strict=True):
-        inputs.append(None if offsets[0] is None else list(offsets))
-    if placements[0].reply is None:
-        return RegionPlaces(inputs, None)
-    replies = [(p.reply_offset, p.reply.nbytes) for p in placements if p.reply is not None]
-    return RegionPlaces(inputs, replies)
-
-
-def timeouts_us(calls: list[Call], now: float) -> int | list[int | None] | None:
-    """Microseconds left, as the protocol has them."""
-    if all(call.deadline == NEVER for call in calls):
-        return None
-    left = [
-        None if c.deadline == NEVER else min(int((c.deadline - now) * 1e6), _TIMEOUT_US_MAX)
-        for c in calls
-    ]
-    if len(calls) == 1:
-        return left[0]
-    return [us for us, call in zip(left, calls, strict=True) for _ in range(call.count)]
-
-
-def join_columns(arrays: Sequence[Array]) -> Buffer:
-    items: list[Any] = []
-    for array in arrays:
-        items.extend(array.ravel().tolist())
-    return encode_strings(items)
-
-
 def calls_of(sent: SentMessage, first: int, requests: int) -> Iterator[tuple[Call, int, int]]:
     """The calls that a segment touches, with the first request in the call and their number."""
     if sent.singles:
@@ -245,20 +213,20 @@ def hand_out(sent: SentMessage, first: int, requests: int, outputs: Outputs, row
 def _collect_run(call: Call, start: int, number: int, outputs: Outputs, row: int) -> int:
     """Some of several requests of a call are answered; the row after theirs."""
     rows = call.rows or ()
-    answers: list[Outputs | None] = []
-    for request in range(start, start + number):
-        stop = row + rows[request]
-        mine = {}
-        for name, array in outputs.items():
-            mine[name] = array[row:stop]
-        answers.append(mine)
-        row = stop
     if not call.outputs:
         call.outputs = [None] * call.count
-    call.outputs[start : start + number] = answers
-    call.unanswered -= number
+    answers = call.outputs
+    for request in range(start, start + number):
+        stop = row + rows[request]
+        if answers[request] is None:
+            mine = {}
+            for name, array in outputs.items():
+                mine[name] = array[row:stop]
+            answers[request] = mine
+            call.unanswered -= 1
+        row = stop
     if not call.unanswered:
-        resolve(call.promise, call.outputs)
+        resolve(call.promise, answers)
     return row
 
 
@@ -285,8 +253,9 @@ def collect(call: Call, request: int, outputs: Outputs) -> None:
     """One of several requests of a call is answered."""
     if not call.outputs:
         call.outputs = [None] * call.count
-    call.outputs[request] = outputs
-    call.unanswered -= 1
+    if call.outputs[request] is None:
+        call.outputs[request] = outputs
+        call.unanswered -= 1
     if not call.unanswered:
         resolve(call.promise, call.outputs)
 

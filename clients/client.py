@@ -27,7 +27,7 @@ from batchyard.clients.inputs import (
 from batchyard.clients.io_thread import IoThread
 from batchyard.clients.placement import place
 from batchyard.clients.region import empty
-from batchyard.clients.session import deadline_after
+from batchyard.clients.session import RECONNECT_TIMEOUT_S, deadline_after
 from batchyard.wire.endpoints import default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
 from batchyard.wire.protocol import LARGE_FRAME_NBYTES
@@ -49,15 +49,24 @@ class Client:
         endpoints: str | Sequence[str] | None = None,
         *,
         connect_timeout: float = CONNECT_TIMEOUT_S,
+        reconnect_timeout: float = RECONNECT_TIMEOUT_S,
     ) -> None:
         """Connects to the first endpoint that answers; by default the local server's.
 
         Raises Unavailable when none does within ``connect_timeout`` seconds, and
         ConfigurationError for what is no endpoint.
+
+        When the connection is lost the client connects again, and sends again what was not
+        answered; calls wait for that, within their deadlines, ``reconnect_timeout`` seconds at
+        most. Then they fail with Unavailable, and so do others, until a server is back.
         """
         if isinstance(endpoints, str):
             endpoints = [endpoints]
-        self._io = IoThread(list(endpoints or default_endpoints()), connect_timeout)
+        self._io = IoThread(
+            list(endpoints or default_endpoints()),
+            connect_timeout,
+            deadline_after(reconnect_timeout, 0.0),
+        )
         self._routes: dict[tuple[Any, ...], Route] = {}
         # A client that nobody closed is closed when nobody has it any more.
         weakref.finalize(self, self._io.close)

@@ -68,7 +68,8 @@ class Connection:
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL, 20)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+        # Calls wait for a server that was started anew: it should not be missed for long.
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
         socket.setsockopt(zmq.IPV6, int("[" in self.endpoint))
         self._monitor = socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -78,8 +79,7 @@ class Connection:
     def reset(self) -> None:
         """Connects anew, by other descriptors, after the connection was lost.
 
-        What was not sent yet is given up: sent when the server is back, it would run after its
-        caller was told that it would not.
+        What the sockets have not sent yet is given up: the session sends it again.
         """
         if not self._socket.closed:
             self._socket.setsockopt(zmq.LINGER, 0)
@@ -185,7 +185,7 @@ class Connection:
         Large frames are not copied: their memory must stay as it is until they are answered.
         """
         if self._local is None or not self._local_is_up:
-            # What speaks of a region that is gone will be told with the connection's loss.
+            # What speaks of a region that is gone is sent otherwise after the connection's loss.
             return via is Via.LOCAL or self._send_far(header, frames)
         if via is Via.ANY and len(header) + sum(map(len, frames)) > INLINE_NBYTES:
             return self._send_far(header, frames)

@@ -17,7 +17,7 @@ import zmq
 from batchyard.clients.calls import Call, Promise
 from batchyard.clients.connection import JOIN_TIMEOUT_S, RESET_PAUSE_S, Connection, Search
 from batchyard.clients.region import ClientRegion
-from batchyard.clients.session import CLOSED, CONNECTION_LOST, Message, Session
+from batchyard.clients.session import CLOSED, Message, Session
 from batchyard.wire.endpoints import check
 
 # Messages read before new calls are sent.
@@ -87,7 +87,9 @@ class IoThread:
     which cost more than all the rest.
     """
 
-    def __init__(self, endpoints: Sequence[str], connect_timeout: float) -> None:
+    def __init__(
+        self, endpoints: Sequence[str], connect_timeout: float, reconnect_timeout: float
+    ) -> None:
         """Connects. Raises ConfigurationError, or Unavailable when nobody answers in time."""
         for endpoint in endpoints:
             check(endpoint)
@@ -98,7 +100,7 @@ class IoThread:
         self.region: ClientRegion | None = None
         self._endpoints = list(endpoints)
         self._connect_timeout = connect_timeout
-        self._session = Session()
+        self._session = Session(reconnect_timeout)
         self._calls: deque[Call] = deque()
         self._commands: deque[Callable[[], None]] = deque()
         self._unsent: deque[Message] = deque()
@@ -319,33 +321,24 @@ class IoThread:
     def _serve(self, connection: Connection) -> None:
         with select.epoll() as epoll:
             self._watch = watch = _Watch(epoll, connection, self._wakeup)
-            connected = True
             while not self._closing:
                 self._sleep(watch, connection)
                 changes = connection.changes()
                 # What came before a loss counts: then all of it is taken in first.
                 self._receive(connection, None if changes else _DRAIN_MAX)
                 for up in changes:
-                    connected = up
                     if up:
                         self.connections += 1
-                        # It may take messages of another size.
+                        # Its answer says that there is a server, and what it takes.
                         connection.hello()
                     else:
                         self._unsent.clear()
-                        self._session.fail(CONNECTION_LOST)
+                        self._session.lost(time.monotonic())
                         watch.forget()
                         self._reset(connection)
                         break
                 self.region = self._session.region = connection.region
-                calls = self._take()
-                if connected:
-                    self._send(calls)
-                else:
-                    self._session.flush(calls, time.monotonic())
-                    # What would be sent when the server is back would run after its end.
-                    self._unsent.clear()
-                    self._session.fail(CONNECTION_LOST)
+                self._send(self._take())
                 self._session.expire(time.monotonic())
 
     def _reset(self, connection: Connection) -> None:
@@ -356,7 +349,7 @@ class IoThread:
                 return
             except (OSError, zmq.ZMQError):
                 self._session.flush(self._take(), time.monotonic())
-                self._session.fail(CONNECTION_LOST)
+                self._session.expire(time.monotonic())
                 time.sleep(RESET_PAUSE_S)
 
     def _receive(self, connection: Connection, limit: int | None) -> None:

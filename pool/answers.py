@@ -34,6 +34,8 @@ class Answers:
         self._lock = threading.Lock()
         self._given: dict[int, work.Execute] = {}
         self._in_vain: dict[int, tuple[Answer, list[int]]] = {}
+        # Batches whose outputs are being written into regions.
+        self._replying: set[int] = set()
         # The blocks of batches whose inputs a model holds on to.
         self._kept: dict[int, tuple[int, int]] = {}
         self._released: deque[int] = deque()
@@ -42,6 +44,15 @@ class Answers:
     def given(self, execute: work.Execute) -> None:
         """A batch came: it is to be answered."""
         self._given[execute.batch_id] = execute
+
+    def replying(self, execute: work.Execute) -> None:
+        """Outputs of a batch are about to be written where ``replies`` say, if they say it still.
+
+        After a change of brokers they do not: clients then have other regions.
+        """
+        with self._lock:
+            if execute.replies:
+                self._replying.add(execute.batch_id)
 
     @property
     def idle(self) -> bool:
@@ -79,6 +90,7 @@ class Answers:
             except BaseException:
                 _close(fds)
                 raise
+            self._replying.discard(batch_id)
             if sent:
                 del self._given[batch_id]
             else:
@@ -106,6 +118,9 @@ class Answers:
                 if batch_id not in self._given
             ]
             batches = list(self._given.values())
+            for execute in batches:
+                if execute.batch_id not in self._replying and execute.batch_id not in self._in_vain:
+                    execute.replies = []
             log.info("resumed", batches=len(batches), in_vain=len(self._in_vain), kept=len(kept))
             if self._send(work.Resumed(batches, kept)) and (
                 self._ready is None or self._send(self._ready)

@@ -172,8 +172,10 @@ class Workers:
         if self.replaces:
             self._drop_outdated()
             self._switch()
-            self._replace_next(now)
+        # What is to be loaded is known before it is.
         self._tell()
+        if self.replaces:
+            self._replace_next()
 
     def _switch(self) -> None:
         """What is to be served is served, once every slot has it."""
@@ -197,7 +199,7 @@ class Workers:
             self._told = models
             self._do(TellBroker([Kind.MODELS, [asdict(model) for model in models]]))
 
-    def _replace_next(self, now: float) -> None:
+    def _replace_next(self) -> None:
         offer = self._offer
         if not offer.needs_loading:
             return

@@ -118,7 +118,10 @@ def test_draining_has_an_end() -> None:
 
 
 def test_children_die_with_the_supervisor() -> None:
-    with Server(config=TWO_WORKERS) as server, server.client() as client:
+    with (
+        Server(config=TWO_WORKERS) as server,
+        server.client(reconnect_timeout=0) as client,
+    ):
         # One is busy, and its model looks at nothing that the supervisor could tell it.
         running, _ = run_at_gate(server, client, 1)
         children = server.processes()
