@@ -16,7 +16,11 @@ SITE_PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 # Inputs that `make fuzz` tries, of all targets together.
 RUNS ?= 100000
 
-.PHONY: demo test lint types unit fuzz bench bench-peers docs clean
+# How long `make chaos` runs; the same seed makes the same choices.
+SECONDS ?= 600
+SEED ?= $(shell date +%s)
+
+.PHONY: demo test lint types unit fuzz chaos bench bench-peers docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -46,6 +50,10 @@ $(VENV)/atheris: $(VENV)/installed
 		--config-settings editable_mode=strict --editable '.[cpu,dev,fuzz]' \
 		&& touch $@ || { echo "atheris cannot be installed here: it has wheels for CPython 3.11 to" \
 		"3.14 on Linux, x86-64. Without it pytest tests/fuzz tests the same."; exit 1; }
+
+# Random faults under load, against a real server.
+chaos: $(VENV)/installed
+	CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/system/test_chaos.py
 
 bench: $(VENV)/installed
 	$(BIN)/batchyard bench small

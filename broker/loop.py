@@ -30,8 +30,9 @@ _ROUNDS_MAX = 8
 # Turns that a draining broker still refuses what arrives, when it has answered all it accepted.
 _DRAIN_TURNS = 4
 _TIME_PASSED = events.TimePassed()
-# How long workers of a broker that died may take to answer the next, and how often to look.
-_SILENCE_MAX_S = 5.0
+# How long workers of a broker that died may take to answer the next, and how often to look. Shorter
+# than clients look for the server: one worker that stands still must not cost them their requests.
+_SILENCE_MAX_S = 2.0
 _SILENCE_LOOK_S = 0.1
 
 

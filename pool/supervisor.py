@@ -142,9 +142,10 @@ class Supervisor:
             self._happened(events.BrokerDrained())
 
     def _ended(self, child: Child, id: int | None) -> None:
-        # What it said last may still wait to be read. No end of file follows when what a model
-        # forked holds the link's other end, too.
-        child.link.set_blocking(False)
+        # What it said last may still wait to be read, unless it was told to end. No end of file
+        # follows when what a model forked holds the link's other end, too.
+        if child.link.fileno() in self._selector.get_map():
+            child.link.set_blocking(False)
         try:
             while child.link.fileno() in self._selector.get_map():
                 self._heard(child, id)
