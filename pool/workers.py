@@ -218,12 +218,12 @@ class Workers:
             self._retire(slot, old)
 
     def _drop_outdated(self) -> None:
-        """Kills what loads versions that are no more to be served, or lacks others that are."""
+        """Kills what loads to replace another, and lacks what is to be served by now."""
         for slot in self.slots:
             successor = slot.successor
             if (
                 successor is not None
-                and self._offer.on_trial(successor)
+                and successor.tries_target
                 and not has_all(successor.sources, self._offer.target.sources)
             ):
                 self._supersede(slot)
@@ -244,8 +244,8 @@ class Workers:
     def _start(self, slot: Slot) -> None:
         slot.start_at = None
         serving = [s.current for s in self.slots if s.current is not None]
-        sources = self._offer.to_load(serving, tries_target=slot.tries_target and self.replaces)
-        process = Process(next(self._ids), sources, self._offer.found)
+        sources = self._offer.to_load(serving, tries_target=slot.tries_target)
+        process = Process(next(self._ids), sources, self._offer.found, slot.tries_target)
         slot.successor = process
         # With nobody else serving, there is nobody to be quiet for.
         quietly = bool(serving)

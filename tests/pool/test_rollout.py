@@ -275,3 +275,16 @@ def test_a_model_whose_versions_all_went_keeps_what_it_has() -> None:
     server.happens(events.VersionsFound({"m": {}}))
     assert server.told() == {1: "current"}
     assert not server.packets
+
+
+def test_a_version_comes_back_that_is_not_unloaded_yet() -> None:
+    settings = config([{"name": "m", "path": PATH}])
+    server = VirtualServer(beside=(False, False), config=settings)
+    server.finds(1, 2, 3)
+    server.rolls_on()
+    server.passes(5)
+    server.dies(server.of_slot(0)[0].id)
+    everything = config([{"name": "m", "path": PATH, "version_policy": "all"}])
+    server.happens(events.ConfigurationRead(everything, versions(1, 2, 3)))
+    server.rolls_on()
+    assert server.told() == {1: "", 2: "", 3: "current"}

@@ -114,7 +114,7 @@ class Servers(RuleBasedStateMachine):
             server.passes(30)
             if server.phase is Phase.STOPPED:
                 return
-            for worker in server.workers.values():
+            for worker in list(server.workers.values()):
                 if worker.is_ready and not worker.is_killed:
                     server.happens(events.WorkerReady(worker.id))
             server.rolls_on()
@@ -147,4 +147,4 @@ class Servers(RuleBasedStateMachine):
 
 
 TestServers = Servers.TestCase
-TestServers.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestServers.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
