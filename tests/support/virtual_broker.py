@@ -103,9 +103,7 @@ class VirtualBroker(VirtualBooks):
         self.lose(worker)
         self.reap(worker, comes_back=True)
         reports = [make_report(name=name, version=version) for name, version in was.versions]
-        return self.start_worker(
-            *reports, concurrent_batches=was.concurrent_batches, slot=was.slot
-        )
+        return self.start_worker(*reports, concurrent_batches=was.concurrent_batches, slot=was.slot)
 
     def retire(self, worker: int) -> None:
         """The worker is to get no more batches."""
