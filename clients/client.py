@@ -27,6 +27,7 @@ from batchyard.clients.inputs import (
 from batchyard.clients.io_thread import IoThread
 from batchyard.clients.placement import place
 from batchyard.clients.region import empty
+from batchyard.clients.servers import ThreadedServers
 from batchyard.clients.session import RECONNECT_TIMEOUT_S, deadline_after
 from batchyard.wire.endpoints import default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
@@ -62,11 +63,15 @@ class Client:
         """
         if isinstance(endpoints, str):
             endpoints = [endpoints]
-        self._io = IoThread(
+        options = (
             list(endpoints or default_endpoints()),
             connect_timeout,
             deadline_after(reconnect_timeout, 0.0),
         )
+        several = endpoints is not None and len(endpoints) > 1
+        # None when there may be several servers.
+        self._only = None if several else IoThread(*options)
+        self._io = self._only or ThreadedServers(*options)
         self._routes: dict[tuple[Any, ...], Route] = {}
         # A client that nobody closed is closed when nobody has it any more.
         weakref.finalize(self, self._io.close)
@@ -92,13 +97,14 @@ class Client:
         deadline = NEVER if timeout is None else deadline_after(timeout, time.monotonic())
         route = self._route(model, version, label, signature, priority, timeout)
         answer = Answer()
-        outputs: Outputs = self._run(self._call(route, inputs, deadline, answer), answer)
+        io = self._only or self._io.pick()
+        outputs: Outputs = self._run(io, self._call(io, route, inputs, deadline, answer), answer)
         return outputs
 
-    def _run(self, call: Call, answer: Answer) -> Any:
+    def _run(self, io: IoThread, call: Call, answer: Answer) -> Any:
         """Sends a call and waits for its answer on this thread."""
         try:
-            self._io.run(call)
+            io.run(call)
             return answer.wait()
         except BaseException:
             # Ctrl-C, or what else a signal handler raises. An error that is the answer is too late
@@ -127,13 +133,16 @@ class Client:
         deadline = NEVER if timeout is None else deadline_after(timeout, time.monotonic())
         route = self._route(model, version, label, signature, priority, timeout)
         future = PredictFuture(self)
-        future.call = self._call(route, inputs, deadline, future)
-        self._io.add(future.call)
+        io = self._only or self._io.pick()
+        future.call = self._call(io, route, inputs, deadline, future)
+        io.add(future.call)
         return future
 
-    def _call(self, route: Route, inputs: Inputs, deadline: float, promise: Promise) -> Call:
+    def _call(
+        self, io: IoThread, route: Route, inputs: Inputs, deadline: float, promise: Promise
+    ) -> Call:
         arrays, target, rows = route.arrays(inputs)
-        placement = place(self._io.region, route, arrays, rows)
+        placement = place(io.region, route, arrays, rows)
         each = [rows] if rows else None
         return Call(route, target, arrays, each, rows, deadline, promise, placement)
 
@@ -202,8 +211,9 @@ class Client:
         """Runs requests of ``rows`` rows each, which fit into one message and into the queue."""
         answer = Answer()
         each = [rows] * count
+        io = self._only or self._io.pick()
         answers = self._run(
-            Call(route, target, [array], each, len(array), deadline, answer), answer
+            io, Call(route, target, [array], each, len(array), deadline, answer), answer
         )
         return [answers] if count == 1 else answers
 
@@ -241,9 +251,10 @@ class Client:
         arrays = [c[0] if len(c) == 1 else np.concatenate(c) for c in columns]
         rows = [rows for _, _, rows in prepared]
         placement = None
+        io = self._only or self._io.pick()
         if len(prepared) == 1:
-            placement = place(self._io.region, route, arrays, rows[0])
-        self._io.add(
+            placement = place(io.region, route, arrays, rows[0])
+        io.add(
             Call(
                 route,
                 target,
@@ -322,7 +333,7 @@ class Client:
             raise DeadlineExceeded("the deadline passed before the server answered") from None
 
     def _check_may_wait(self) -> None:
-        if threading.get_ident() == self._io.thread_id:
+        if threading.get_ident() in self._io.thread_ids:
             raise RuntimeError("a future's callback must not wait for its own client")
 
     def _give_up(self, call: Call) -> None:

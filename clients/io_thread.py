@@ -17,7 +17,7 @@ import zmq
 from batchyard.clients.calls import Call, Promise
 from batchyard.clients.connection import JOIN_TIMEOUT_S, RESET_PAUSE_S, Connection, Search
 from batchyard.clients.region import ClientRegion
-from batchyard.clients.session import CLOSED, Message, Session
+from batchyard.clients.session import CLOSED, Message, Relay, Session
 from batchyard.wire.endpoints import check
 
 # Messages read before new calls are sent.
@@ -88,19 +88,30 @@ class IoThread:
     """
 
     def __init__(
-        self, endpoints: Sequence[str], connect_timeout: float, reconnect_timeout: float
+        self,
+        endpoints: Sequence[str],
+        connect_timeout: float,
+        reconnect_timeout: float,
+        relay: Relay | None = None,
     ) -> None:
-        """Connects. Raises ConfigurationError, or Unavailable when nobody answers in time."""
+        """Connects to the first that answers. Raises ConfigurationError, or Unavailable when
+        nobody does in time.
+
+        With a ``relay`` it is one of several: it returns at once, and connects to its one endpoint
+        whenever there is a server.
+        """
         for endpoint in endpoints:
             check(endpoint)
         # Counts connections: it changes when the server may have.
         self.connections = 0
-        self.thread_id: int | None = None
+        # Threads on which futures' callbacks run.
+        self.thread_ids: set[int] = set()
         # The memory that is shared with the server, if any is.
         self.region: ClientRegion | None = None
         self._endpoints = list(endpoints)
         self._connect_timeout = connect_timeout
         self._session = Session(reconnect_timeout)
+        self._session.relay = relay
         self._calls: deque[Call] = deque()
         self._commands: deque[Callable[[], None]] = deque()
         self._unsent: deque[Message] = deque()
@@ -125,6 +136,25 @@ class IoThread:
         self._thread.start()
         self._connected.result()
 
+    def pick(self) -> IoThread:
+        """See ``Servers``: there is no choice."""
+        return self
+
+    @property
+    def session(self) -> Session:
+        """For those who only want to know."""
+        return self._session
+
+    @property
+    def load(self) -> int:
+        """How many requests are under way."""
+        return self._session.load + len(self._calls)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all is known of the server that there is."""
+        return self._connection is not None and self._connection.is_settled
+
     def add(self, call: Call) -> None:
         """Sends a call, with whatever else is ready when the thread gets to it."""
         # A caller that copies a large input has given the thread time to send the one before:
@@ -141,7 +171,7 @@ class IoThread:
         it. Sending those by ZeroMQ takes note of what arrived there, of which the descriptor that
         the thread sleeps on then never tells: so it is woken to look.
         """
-        if threading.get_ident() == self.thread_id:
+        if threading.get_ident() in self.thread_ids:
             # A callback: the session is in use by whoever called it.
             return False
         try:
@@ -182,6 +212,25 @@ class IoThread:
         while connection is not None and self._unsent and connection.send(*self._unsent[0]):
             self._unsent.popleft()
 
+    def add_from_elsewhere(self, call: Call) -> None:
+        """Sends a call that the thread of another server has."""
+        self._calls.append(call)
+        self._wake()
+
+    def hand_over(self) -> None:
+        """Has what waits here go to another server, if this one is gone."""
+        self._commands.append(self._session.hand_over)
+        self._wake()
+
+    def leave(self) -> None:
+        """Ends when everything has gone to another server."""
+        self._commands.append(self._leave)
+        self._wake()
+
+    def _leave(self) -> None:
+        self._session.lost(time.monotonic())
+        self._closing = True
+
     def run(self, call: Call) -> None:
         """Sends a call, and does what it can for its answer; the call's promise is to be waited
         for."""
@@ -201,7 +250,7 @@ class IoThread:
 
     def _give_up_role(self) -> None:
         """Undoes what a caller with the role was interrupted in, if this thread is one."""
-        if self._role._is_owned() and threading.get_ident() != self.thread_id:  # type: ignore[attr-defined]
+        if self._role._is_owned() and threading.get_ident() not in self.thread_ids:  # type: ignore[attr-defined]
             if self._is_touching and self._connection is not None:
                 # Half of a message may be taken in or given out: nothing can be relied on.
                 self._connection.give_up()
@@ -216,12 +265,15 @@ class IoThread:
             self._calls.append(call)
             return False
         self._is_touching = True
+        session.gave_away = False
         self._send([call])
         self._is_touching = False
         poll = select.poll()
         poll.register(connection.local_fileno(), select.POLLIN)
         poll.register(self._handover, select.POLLIN)
-        while not (self._unsent or connection.has_ended or call.promise.done()):
+        while not (
+            self._unsent or connection.has_ended or call.promise.done() or session.gave_away
+        ):
             left = session.next_deadline() - time.monotonic()
             ready = poll.poll(None if left > _SLEEP_MAX_S else max(left, 0.0) * 1e3)
             if any(fd == self._handover for fd, _ in ready):
@@ -249,7 +301,7 @@ class IoThread:
         self._closing = True
         self._awake = False
         self._wake()
-        if threading.get_ident() != self.thread_id:
+        if threading.get_ident() not in self.thread_ids:
             self._thread.join()
 
     def _wake(self) -> None:
@@ -269,10 +321,13 @@ class IoThread:
                 raise
 
     def _run(self) -> None:
-        self.thread_id = threading.get_ident()
+        self.thread_ids.add(threading.get_ident())
         context = zmq.Context()
         try:
-            connection = self._connect(context)
+            if self._session.relay is None:
+                connection = self._connect(context)
+            else:
+                connection = self._await(context)
         except BaseException as error:
             self._end()
             context.destroy(linger=0)
@@ -316,6 +371,13 @@ class IoThread:
             poll.register(connection.local_fileno(), select.POLLIN)
             poll.poll(left * 1e3)
             self._receive(connection, 1)
+        return connection
+
+    def _await(self, context: zmq.Context[zmq.Socket[bytes]]) -> Connection:
+        """A connection to a server that may come."""
+        connection = Connection(context, self._endpoints[0])
+        connection.join(None)
+        self._session.lost(time.monotonic())
         return connection
 
     def _serve(self, connection: Connection) -> None:

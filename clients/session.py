@@ -19,7 +19,7 @@ import secrets
 from collections.abc import Sequence
 from enum import Enum
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from batchyard.clients.calls import (
     NEVER,
@@ -33,7 +33,7 @@ from batchyard.clients.calls import (
 from batchyard.clients.encoding import encode_calls, region_places
 from batchyard.clients.region import ClientRegion
 from batchyard.clients.resending import given_up, is_wanted
-from batchyard.clients.unanswered import Unanswered
+from batchyard.clients.unanswered import Taker, Unanswered
 from batchyard.wire import protocol
 from batchyard.wire.errors import (
     BatchyardError,
@@ -82,6 +82,18 @@ class Query(NamedTuple):
     promise: Promise
 
 
+class Relay(Taker, Protocol):
+    """What joins the sessions with several servers."""
+
+    def take_query(self, session: object, query: Query) -> bool:
+        """Asks another server; False when there is none."""
+        ...
+
+    def changed(self, session: Session) -> None:
+        """A server has come, drains, or is gone."""
+        ...
+
+
 class Session:
     """The calls and messages of a connection, and of those that take its place when it is lost.
 
@@ -94,6 +106,10 @@ class Session:
         self.is_up = True
         # Whether it takes no more calls: it has said that it will end.
         self.is_draining = False
+        # Where calls go that this server does not take, when there are several.
+        self.relay: Relay | None = None
+        # Whether any went there since last asked.
+        self.gave_away = False
         # The connection's, if it has one.
         self.region: ClientRegion | None = None
         self._unanswered = Unanswered()
@@ -107,7 +123,7 @@ class Session:
         self._deadlines_max = _DEADLINES_MIN
         self._tie = count()
         self._reconnect_timeout_s = reconnect_timeout_s
-        self._epoch: Any = None
+        self.epoch: Any = None
         # Nothing stands between a new call and the connection: it is up, what was sent by the last
         # one was sent again, and calls are taken.
         self._is_steady = True
@@ -154,6 +170,7 @@ class Session:
         return messages
 
     def _remember_deadline(self, call: Call) -> None:
+        call.keeper = self
         heapq.heappush(self._deadlines, (call.deadline, next(self._tie), call))
         if len(self._deadlines) >= self._deadlines_max:
             # What is answered must not wait for its deadline with all that it holds.
@@ -187,6 +204,8 @@ class Session:
 
     def _admit(self, calls: Sequence[Call], now: float) -> Sequence[Call]:
         """Which of ``calls``, and of those that wait, are sent, when not all is as ever."""
+        if not self.takes_calls:
+            calls = [call for call in calls if call.cancelled or not self._give_away(call)]
         if self._refusal is not None:
             for call in calls:
                 reject(call.promise, self._refusal)
@@ -195,7 +214,7 @@ class Session:
             for call in calls:
                 if call.deadline < NEVER:
                     self._remember_deadline(call)
-            self._waiting.extend(calls)
+            self._waiting += calls
             return []
         if self._must_resend:
             self._resend_all(now)
@@ -219,7 +238,7 @@ class Session:
                     reject(call.promise, error)
                 self._unanswered.forget(message_id, sent)
                 continue
-            sent.unanswered = sent.count
+            self._unanswered.add_again(sent)
             segments = given_up(message_id, sent)
             if segments:
                 # Right behind: the broker reads both before it runs any of it.
@@ -256,7 +275,7 @@ class Session:
             call.message_id = message_id
             call.first = place
             place += call.count
-        self._sent[message_id] = SentMessage(calls)
+        self._unanswered.add(message_id, calls)
         return header, frames, Via.ANY if places is None else Via.LOCAL
 
     def _check_nbytes(self, header: bytes, frames: list[Buffer]) -> None:
@@ -302,18 +321,49 @@ class Session:
             self.max_message_nbytes = body[1]
             self._welcomed(body[0])
         elif type_ is MessageType.DRAINING:
-            self.is_draining = True
-            self._refusal = SHUTTING_DOWN
-            self._is_steady = False
+            self._drains()
+
+    def _drains(self) -> None:
+        self.is_draining = True
+        self._refusal = SHUTTING_DOWN
+        self._is_steady = False
+        self._unanswered.take_refused = self._give_away
+        if self.relay is not None:
+            self.relay.changed(self)
 
     def _welcomed(self, epoch: Any) -> None:
         """A server is there; it may be another than before."""
         self.is_up = True
         self._awaited_until = NEVER
-        if not (self.is_draining and epoch == self._epoch):
+        if not (self.is_draining and epoch == self.epoch):
             self.is_draining = False
             self._refusal = None
-        self._epoch = epoch
+            self._unanswered.take_refused = None
+        self.epoch = epoch
+        if self.relay is not None:
+            self.relay.changed(self)
+
+    # What others want to know
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether a call would be sent at once."""
+        return self.is_up and self._refusal is None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a call would wait for the server, which is gone."""
+        return not self.is_up and self._refusal is None
+
+    @property
+    def load(self) -> int:
+        """The requests that were sent and have no answer, and the calls that are to be sent."""
+        return self._unanswered.requests + len(self._waiting)
+
+    @property
+    def last_result(self) -> protocol.Result | None:
+        """The last that the server said, when it was an answer to calls."""
+        return self._unanswered.last_result
 
     @property
     def is_idle(self) -> bool:
@@ -338,7 +388,8 @@ class Session:
         """Ends calls whose deadline has passed, whatever the broker does."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, call = heapq.heappop(self._deadlines)
-            reject(call.promise, DeadlineExceeded("the deadline passed before an answer came"))
+            if call.keeper is self:
+                reject(call.promise, DeadlineExceeded("the deadline passed before an answer came"))
 
         if now >= self._awaited_until:
             self._awaited_until = NEVER
@@ -358,10 +409,33 @@ class Session:
         for sent in self._sent.values():
             for call in sent.calls:
                 call.placement = None
+        if self.relay is not None:
+            self.relay.changed(self)
+        self.hand_over()
         if self.is_draining or not self._reconnect_timeout_s:
             self._refuse_all(CONNECTION_LOST)
         elif was_up:
             self._awaited_until = now + self._reconnect_timeout_s
+
+    def hand_over(self) -> None:
+        """Gives what waits for a server that is gone to another, if one is there."""
+        if self.is_up or self.relay is None:
+            return
+        waiting, self._waiting = self._waiting, []
+        self._waiting += [
+            call for call in waiting if not (call.promise.done() or self._give_away(call))
+        ]
+        self._unanswered.give_away(self, self.relay)
+        queries, self._queries = self._queries, {}
+        for query_id, query in queries.items():
+            if not self.relay.take_query(self, query):
+                self._queries[query_id] = query
+
+    def _give_away(self, call: Call) -> bool:
+        if self.relay is None or not self.relay.take(self, call):
+            return False
+        self.gave_away = True
+        return True
 
     def _refuse_all(self, error: BatchyardError) -> None:
         """Ends everything that waits, and what comes until a server is there."""
@@ -373,7 +447,7 @@ class Session:
         self._outgoing.clear()
         self._deadlines.clear()
         self._reject_all(error)
-        self._sent.clear()
+        self._unanswered.clear()
 
     def _reject_all(self, error: BatchyardError) -> None:
         queries, self._queries = self._queries, {}
