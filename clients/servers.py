@@ -111,7 +111,13 @@ class Servers(Generic[D]):
         return bool(others)
 
     def _others(self, session: object) -> list[D]:
-        return [d for d in self.drivers if d.session is not session and d.session.takes_calls]
+        """Those that take what a server does not; nothing waits for one that drained, but for
+        others that may come back."""
+        others = [driver for driver in self.drivers if driver.session is not session]
+        able = [driver for driver in others if driver.session.takes_calls]
+        if not able and isinstance(session, Session) and session.is_draining:
+            return [driver for driver in others if driver.session.is_awaited]
+        return able
 
     def changed(self, session: Session) -> None:
         """See ``Relay``."""

@@ -180,11 +180,15 @@ class Session:
 
     def query(self, what: str, arguments: dict[str, Any], promise: Promise) -> None:
         """Asks the broker something; the next ``flush`` has the message."""
-        if self._refusal is not None and not self.is_up:
-            reject(promise, self._refusal)
-            return
+        query = Query(what, arguments, promise)
+        if not self.is_up:
+            if self.relay is not None and self.relay.take_query(self, query):
+                return
+            if self._refusal is not None:
+                reject(promise, self._refusal)
+                return
         query_id = next(self._message_ids)
-        self._queries[query_id] = Query(what, arguments, promise)
+        self._queries[query_id] = query
         if self.is_up and not self._must_resend:
             self._ask(query_id)
 
