@@ -81,6 +81,7 @@ class AsyncClient:
             if self._closed:
                 raise type(CLOSED)(CLOSED.message)
             if not self._is_connected:
+                self._loop = asyncio.get_running_loop()
                 await self._io.connect()
                 self._is_connected = True
 
@@ -101,9 +102,9 @@ class AsyncClient:
         if route is None or route.connection != self._io.connections:
             route = await self._find_route(model, version, label, signature, priority, timeout)
         arrays, target, rows = route.arrays(inputs)
-        promise: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+        promise: asyncio.Future[Outputs] = self._loop.create_future()
         io = self._only or self._io.pick()
-        placement = place(io.region, route, arrays, rows)
+        placement = place(io.session.region, route, arrays, rows)
         call = Call(
             route, target, arrays, [rows] if rows else None, rows, deadline, promise, placement
         )
@@ -197,7 +198,7 @@ class AsyncClient:
 
     async def _query(self, what: str, arguments: dict[str, Any], timeout: float | None) -> Any:
         await self.connect()
-        promise: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        promise: asyncio.Future[Any] = self._loop.create_future()
         self._io.query(what, arguments, promise)
         try:
             return await asyncio.wait_for(promise, timeout)

@@ -39,8 +39,8 @@ class LoopIo:
         self.connections = 0
         self._endpoints = endpoints
         self._connect_timeout = connect_timeout
-        self._session = Session(reconnect_timeout)
-        self._session.relay = relay
+        self.session = Session(reconnect_timeout)
+        self.session.relay = relay
         self._calls: list[Call] = []
         self._unsent: list[Message] = []
         self._flush_scheduled = False
@@ -59,19 +59,14 @@ class LoopIo:
         return self
 
     @property
-    def session(self) -> Session:
-        """For those who only want to know."""
-        return self._session
-
-    @property
     def region(self) -> ClientRegion | None:
         """The memory that is shared with the server, if any is."""
-        return self._session.region
+        return self.session.region
 
     @property
     def load(self) -> int:
         """How many requests are under way."""
-        return self._session.load + len(self._calls)
+        return self.session.load + len(self._calls)
 
     @property
     def is_settled(self) -> bool:
@@ -81,7 +76,7 @@ class LoopIo:
     async def connect(self) -> None:
         """Connects to the first endpoint that answers. Raises Unavailable when none does."""
         self._loop = asyncio.get_running_loop()
-        if self._session.relay is not None:
+        if self.session.relay is not None:
             self._await()
             return
         self._context = zmq.Context()
@@ -101,7 +96,7 @@ class LoopIo:
             search.close()
             if connection is None:
                 self._context.term()
-        self._session.receive(search.welcome, [])
+        self.session.receive(search.welcome, [])
         connection.join(search.welcome)
         try:
             await self._settle(connection)
@@ -117,7 +112,7 @@ class LoopIo:
         self._context = zmq.Context()
         connection = Connection(self._context, self._endpoints[0])
         connection.join(None)
-        self._session.lost(time.monotonic())
+        self.session.lost(time.monotonic())
         self._begin(connection)
 
     def _begin(self, connection: Connection) -> None:
@@ -142,7 +137,7 @@ class LoopIo:
             changed.clear()
             message = connection.receive()
             if message is not None:
-                self._session.receive(*message)
+                self.session.receive(*message)
 
     def add(self, call: Call) -> None:
         """Sends a call, with all others of this turn of the loop."""
@@ -156,24 +151,24 @@ class LoopIo:
 
     def query(self, what: str, arguments: dict[str, Any], promise: Promise) -> None:
         """Asks the broker something."""
-        self._session.query(what, arguments, promise)
+        self.session.query(what, arguments, promise)
         self._schedule_flush()
 
     def cancel(self, call: Call) -> None:
         """Gives a call up."""
-        self._session.cancel(call)
+        self.session.cancel(call)
         self._schedule_flush()
 
     def hand_over(self) -> None:
         """Has what waits here go to another server, if this one is gone."""
-        self._loop.call_soon(self._session.hand_over)
+        self._loop.call_soon(self.session.hand_over)
 
     def leave(self) -> None:
         """Ends when everything has gone to another server."""
         self._loop.call_soon(self._leave)
 
     def _leave(self) -> None:
-        self._session.lost(time.monotonic())
+        self.session.lost(time.monotonic())
         self.close()
 
     def close(self) -> None:
@@ -185,8 +180,8 @@ class LoopIo:
         if self._timer is not None:
             self._timer.cancel()
         calls, self._calls = self._calls, []
-        self._session.flush(calls, time.monotonic())
-        self._session.fail(CLOSED)
+        self.session.flush(calls, time.monotonic())
+        self.session.fail(CLOSED)
         connection.close()
         if self._context is not None:
             self._context.term()
@@ -199,11 +194,11 @@ class LoopIo:
     def _flush(self) -> None:
         self._flush_scheduled = False
         calls, self._calls = self._calls, []
-        self._unsent.extend(self._session.flush(calls, time.monotonic()))
+        self._unsent.extend(self.session.flush(calls, time.monotonic()))
         connection = self._connection
         if connection is None:
             self._unsent.clear()
-            self._session.fail(CLOSED)
+            self.session.fail(CLOSED)
             return
         self._set_timer()
         if self._resetting:
@@ -261,7 +256,7 @@ class LoopIo:
             message = connection.receive()
             if message is None:
                 break
-            self._session.receive(*message)
+            self.session.receive(*message)
         for up in changes:
             if up:
                 self.connections += 1
@@ -269,17 +264,17 @@ class LoopIo:
                 connection.hello()
             else:
                 self._unsent.clear()
-                self._session.lost(time.monotonic())
+                self.session.lost(time.monotonic())
                 self._set_timer()
                 self._unwatch(connection)
                 self._reset(connection)
                 break
-        self._session.region = connection.region
+        self.session.region = connection.region
         if not connection.filenos():
             # It is to be connected anew as soon as there are descriptors.
             return
         self._watch_local(connection)
-        if self._unsent or self._session.has_output:
+        if self._unsent or self.session.has_output:
             self._schedule_flush()
         if connection.has_input():
             self._loop.call_soon(self._readable)
@@ -300,7 +295,7 @@ class LoopIo:
         self._readable()
 
     def _set_timer(self) -> None:
-        at = self._session.next_deadline()
+        at = self.session.next_deadline()
         if at >= self._timer_at:
             return
         if self._timer is not None:
@@ -310,5 +305,5 @@ class LoopIo:
 
     def _expire(self) -> None:
         self._timer_at = float("inf")
-        self._session.expire(time.monotonic())
+        self.session.expire(time.monotonic())
         self._set_timer()
