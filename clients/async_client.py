@@ -15,6 +15,7 @@ from batchyard.clients.calls import Call, Outputs
 from batchyard.clients.connection import (
     CONNECT_TIMEOUT_S,
 )
+from batchyard.clients.deadlines import deadline_after
 from batchyard.clients.inputs import (
     DEFAULT_SIGNATURE,
     Array,
@@ -31,7 +32,6 @@ from batchyard.clients.servers import LoopServers
 from batchyard.clients.session import (
     CLOSED,
     RECONNECT_TIMEOUT_S,
-    deadline_after,
 )
 from batchyard.wire.endpoints import check, default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
@@ -54,7 +54,7 @@ class AsyncClient:
     ) -> None:
         """Remembers where to connect; ``connect``, or entering the context, does it.
 
-        ``reconnect_timeout`` is how long calls wait when the connection was lost: see ``Client``.
+        See ``Client`` for several endpoints, and for how long calls wait when a connection is lost.
         """
         if isinstance(endpoints, str):
             endpoints = [endpoints]
@@ -73,7 +73,7 @@ class AsyncClient:
         return empty(self._io.region, shape, dtype)
 
     async def connect(self) -> None:
-        """Connects to the first endpoint that answers. Raises Unavailable when none does.
+        """Connects. Raises Unavailable when no server answers in time.
 
         A client that was closed stays closed: Cancelled.
         """

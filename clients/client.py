@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from batchyard.clients.calls import NEVER, Answer, Call, Outputs, Promise
 from batchyard.clients.connection import CONNECT_TIMEOUT_S
+from batchyard.clients.deadlines import deadline_after
 from batchyard.clients.futures import PredictFuture
 from batchyard.clients.inputs import (
     DEFAULT_SIGNATURE,
@@ -28,7 +29,7 @@ from batchyard.clients.io_thread import IoThread
 from batchyard.clients.placement import place
 from batchyard.clients.region import empty
 from batchyard.clients.servers import ThreadedServers
-from batchyard.clients.session import RECONNECT_TIMEOUT_S, deadline_after
+from batchyard.clients.session import RECONNECT_TIMEOUT_S
 from batchyard.wire.endpoints import default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
 from batchyard.wire.protocol import LARGE_FRAME_NBYTES
@@ -52,14 +53,18 @@ class Client:
         connect_timeout: float = CONNECT_TIMEOUT_S,
         reconnect_timeout: float = RECONNECT_TIMEOUT_S,
     ) -> None:
-        """Connects to the first endpoint that answers; by default the local server's.
+        """Connects; by default to the local server, at the first endpoint that answers.
 
-        Raises Unavailable when none does within ``connect_timeout`` seconds, and
+        Several endpoints may lead to several servers with the same models: each call goes to the
+        one with the least waiting. Those that do not answer now are used when they are there.
+
+        Raises Unavailable when none answers within ``connect_timeout`` seconds, and
         ConfigurationError for what is no endpoint.
 
         When the connection is lost the client connects again, and sends again what was not
-        answered; calls wait for that, within their deadlines, ``reconnect_timeout`` seconds at
-        most. Then they fail with Unavailable, and so do others, until a server is back.
+        answered, or sends it to another server. Calls wait for one, within their deadlines, for
+        ``reconnect_timeout`` seconds at most: then they fail with Unavailable, and so do others,
+        until a server is back. 0: none waits.
         """
         if isinstance(endpoints, str):
             endpoints = [endpoints]
@@ -151,7 +156,8 @@ class Client:
 
         Sent, it is read where it lies, without a copy; it must not be changed until its request
         is answered. Its memory is free again when the last array over it is gone. Without
-        shared memory, or when there is no room left, it is an ordinary array.
+        shared memory, or when there is no room left, it is an ordinary array. Of several servers
+        it is the first's that shares memory: for another it is copied.
         """
         return empty(self._io.region, shape, dtype)
 
@@ -283,7 +289,10 @@ class Client:
         return readable_metadata(self._metadata(model, version, label, None))
 
     def stats(self) -> dict[str, Any]:
-        """How the server fares: broker, workers, models, arena. See docs/protocol.md."""
+        """How the server fares: broker, workers, models, arena. See docs/protocol.md.
+
+        Of several servers it is the first that is there; so it is for ``models`` and ``metadata``.
+        """
         answer: dict[str, Any] = self._query("stats", {})
         return answer
 

@@ -17,65 +17,15 @@ import zmq
 from batchyard.clients.calls import Call, Promise
 from batchyard.clients.connection import JOIN_TIMEOUT_S, RESET_PAUSE_S, Connection, Search
 from batchyard.clients.region import ClientRegion
-from batchyard.clients.session import CLOSED, Message, Relay, Session
+from batchyard.clients.relay import Relay
+from batchyard.clients.session import CLOSED, Message, Session
+from batchyard.clients.watch import Watch
 from batchyard.wire.endpoints import check
 
 # Messages read before new calls are sent.
 _DRAIN_MAX = 64
 # epoll takes no timeout of more than some weeks.
 _SLEEP_MAX_S = 3600.0
-
-
-class _Watch:
-    """Waits for whatever a connection has now: its local socket comes and goes."""
-
-    def __init__(self, epoll: select.epoll, connection: Connection, wakeup: int) -> None:
-        self._epoll = epoll
-        self._connection = connection
-        self._far: list[int] = []
-        self._local = -1
-        self._mask = 0
-        epoll.register(wakeup, select.EPOLLIN)
-
-    def update(self, idle: bool, has_unsent: bool) -> None:
-        """Follows the connection.
-
-        ``idle``: somebody else may read from the local socket; only its end is of interest.
-        ``has_unsent``: something waits to be sent.
-        """
-        if not self._far:
-            self._far = self._connection.filenos()
-            for fd in self._far:
-                self._epoll.register(fd, select.EPOLLIN)
-        mask = 0 if idle else select.EPOLLIN
-        if has_unsent and self._connection.wants_to_send:
-            mask |= select.EPOLLOUT
-        local = self._connection.local_fileno()
-        if (local, mask) == (self._local, self._mask):
-            return
-        if local != self._local:
-            # A descriptor that was closed is out of the set already.
-            if local >= 0:
-                self._epoll.register(local, mask)
-        elif local >= 0:
-            self._epoll.modify(local, mask)
-        self._local, self._mask = local, mask
-
-    def forget(self) -> None:
-        """The connection is about to have other descriptors."""
-        for fd in self._far:
-            self._epoll.unregister(fd)
-        self._far = []
-        if self._local >= 0 and self._local == self._connection.local_fileno():
-            self._epoll.unregister(self._local)
-        self._local = -1
-
-    def wait(self, timeout_s: float) -> list[int]:
-        """Descriptors that are ready."""
-        ready = [fd for fd, _ in self._epoll.poll(timeout_s)]
-        if any(fd in self._far for fd in ready):
-            self._connection.look_again()
-        return ready
 
 
 class IoThread:
@@ -128,7 +78,7 @@ class IoThread:
         # Whether a caller with the role is at the session or the connection right now.
         self._is_touching = False
         self._connection: Connection | None = None
-        self._watch: _Watch | None = None
+        self._watch: Watch | None = None
         # Tells a caller who has the role that this thread wants it.
         self._handover = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._connected: Future[None] = Future()
@@ -382,7 +332,7 @@ class IoThread:
 
     def _serve(self, connection: Connection) -> None:
         with select.epoll() as epoll:
-            self._watch = watch = _Watch(epoll, connection, self._wakeup)
+            self._watch = watch = Watch(epoll, connection, self._wakeup)
             while not self._closing:
                 self._sleep(watch, connection)
                 changes = connection.changes()
@@ -422,7 +372,7 @@ class IoThread:
                 return
             self._session.receive(*message)
 
-    def _sleep(self, watch: _Watch, connection: Connection) -> None:
+    def _sleep(self, watch: Watch, connection: Connection) -> None:
         watch.update(
             idle=connection.is_near and self._session.is_idle and not self._unsent,
             has_unsent=bool(self._unsent),

@@ -19,7 +19,8 @@ from batchyard.clients.connection import (
     Search,
 )
 from batchyard.clients.region import ClientRegion
-from batchyard.clients.session import CLOSED, Message, Relay, Session
+from batchyard.clients.relay import Relay
+from batchyard.clients.session import CLOSED, Message, Session
 
 _DRAIN_MAX = 64
 

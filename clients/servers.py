@@ -14,7 +14,8 @@ from batchyard.clients.connection import PREFERENCE_S, nobody_answered
 from batchyard.clients.io_thread import IoThread
 from batchyard.clients.loop_io import LoopIo
 from batchyard.clients.region import ClientRegion
-from batchyard.clients.session import Query, Session
+from batchyard.clients.relay import Query
+from batchyard.clients.session import Session
 
 # Between two looks for servers that answer, when the client is made.
 _LOOK_S = 0.002
@@ -89,12 +90,12 @@ class Servers(Generic[D]):
 
     # Asked by sessions, in the threads of their drivers
 
-    def has_other(self, session: object) -> bool:
-        """See ``Taker``."""
+    def has_other(self, session: Session) -> bool:
+        """See ``Relay``."""
         return bool(self._others(session))
 
-    def take(self, session: object, call: Call) -> bool:
-        """See ``Taker``."""
+    def take(self, session: Session, call: Call) -> bool:
+        """See ``Relay``."""
         others = self._others(session)
         if not others:
             return False
@@ -103,19 +104,19 @@ class Servers(Generic[D]):
         others[self._balancer.choose(servers, time.monotonic())].add_from_elsewhere(call)
         return True
 
-    def take_query(self, session: object, query: Query) -> bool:
+    def take_query(self, session: Session, query: Query) -> bool:
         """See ``Relay``."""
         others = self._others(session)
         if others:
             others[0].query(query.what, query.arguments, query.promise)
         return bool(others)
 
-    def _others(self, session: object) -> list[D]:
+    def _others(self, session: Session) -> list[D]:
         """Those that take what a server does not; nothing waits for one that drained, but for
         others that may come back."""
         others = [driver for driver in self.drivers if driver.session is not session]
         able = [driver for driver in others if driver.session.takes_calls]
-        if not able and isinstance(session, Session) and session.is_draining:
+        if not able and session.is_draining:
             return [driver for driver in others if driver.session.is_awaited]
         return able
 

@@ -14,12 +14,11 @@ does in time, and so does what comes later, until one does.
 
 from __future__ import annotations
 
-import heapq
 import secrets
 from collections.abc import Sequence
 from enum import Enum
 from itertools import count
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from batchyard.clients.calls import (
     NEVER,
@@ -30,10 +29,12 @@ from batchyard.clients.calls import (
     reject,
     resolve,
 )
+from batchyard.clients.deadlines import Deadlines
 from batchyard.clients.encoding import encode_calls, region_places
 from batchyard.clients.region import ClientRegion
+from batchyard.clients.relay import Query, Relay
 from batchyard.clients.resending import given_up, is_wanted
-from batchyard.clients.unanswered import Taker, Unanswered
+from batchyard.clients.unanswered import Unanswered
 from batchyard.wire import protocol
 from batchyard.wire.errors import (
     BatchyardError,
@@ -61,8 +62,6 @@ class Via(Enum):
 
 Message = tuple[bytes, list[Buffer], Via]
 
-# Deadlines that are kept before those of answered calls are dropped.
-_DEADLINES_MIN = 64
 # How long calls wait for a server after the connection to it was lost.
 RECONNECT_TIMEOUT_S = 5.0
 # A broker knows a message again by its id, also on another connection: no other client may happen
@@ -72,26 +71,6 @@ _FIRST_MESSAGE_ID, _LAST_MESSAGE_ID = 1 << 40, 1 << 62
 CONNECTION_LOST = Unavailable("the connection to the server was lost")
 SHUTTING_DOWN = Unavailable("the server is shutting down")
 CLOSED = Cancelled("the client was closed")
-
-
-class Query(NamedTuple):
-    """What the broker was asked."""
-
-    what: str
-    arguments: dict[str, Any]
-    promise: Promise
-
-
-class Relay(Taker, Protocol):
-    """What joins the sessions with several servers."""
-
-    def take_query(self, session: object, query: Query) -> bool:
-        """Asks another server; False when there is none."""
-        ...
-
-    def changed(self, session: Session) -> None:
-        """A server has come, drains, or is gone."""
-        ...
 
 
 class Session:
@@ -119,9 +98,7 @@ class Session:
         self._message_ids = count(
             _FIRST_MESSAGE_ID + secrets.randbelow(_LAST_MESSAGE_ID - _FIRST_MESSAGE_ID)
         )
-        self._deadlines: list[tuple[float, int, Call]] = []
-        self._deadlines_max = _DEADLINES_MIN
-        self._tie = count()
+        self._deadlines = Deadlines()
         self._reconnect_timeout_s = reconnect_timeout_s
         self.epoch: Any = None
         # Nothing stands between a new call and the connection: it is up, what was sent by the last
@@ -149,7 +126,7 @@ class Session:
                 if call.deadline <= now:
                     reject(call.promise, DeadlineExceeded("the deadline passed before sending"))
                     continue
-                self._remember_deadline(call)
+                self._deadlines.add(call)
             key: Any = call.target
             if call.placement is not None:
                 if call.placement.region is self.region:
@@ -168,15 +145,6 @@ class Session:
             for together in coalesce(group):
                 messages += self._encode_each(together, now)
         return messages
-
-    def _remember_deadline(self, call: Call) -> None:
-        call.keeper = self
-        heapq.heappush(self._deadlines, (call.deadline, next(self._tie), call))
-        if len(self._deadlines) >= self._deadlines_max:
-            # What is answered must not wait for its deadline with all that it holds.
-            self._deadlines = [entry for entry in self._deadlines if not entry[2].promise.done()]
-            heapq.heapify(self._deadlines)
-            self._deadlines_max = max(2 * len(self._deadlines), _DEADLINES_MIN)
 
     def query(self, what: str, arguments: dict[str, Any], promise: Promise) -> None:
         """Asks the broker something; the next ``flush`` has the message."""
@@ -217,7 +185,7 @@ class Session:
         if not self.is_up:
             for call in calls:
                 if call.deadline < NEVER:
-                    self._remember_deadline(call)
+                    self._deadlines.add(call)
             self._waiting += calls
             return []
         if self._must_resend:
@@ -383,18 +351,12 @@ class Session:
 
     def next_deadline(self) -> float:
         """When ``expire`` is due; infinity for never."""
-        while self._deadlines and self._deadlines[0][2].promise.done():
-            heapq.heappop(self._deadlines)
-        first = self._deadlines[0][0] if self._deadlines else NEVER
+        first = self._deadlines.first()
         return first if first < self._awaited_until else self._awaited_until
 
     def expire(self, now: float) -> None:
         """Ends calls whose deadline has passed, whatever the broker does."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, call = heapq.heappop(self._deadlines)
-            if call.keeper is self:
-                reject(call.promise, DeadlineExceeded("the deadline passed before an answer came"))
-
+        self._deadlines.expire(now)
         if now >= self._awaited_until:
             self._awaited_until = NEVER
             self._refuse_all(
@@ -461,12 +423,3 @@ class Session:
             reject(call.promise, error)
         for query in queries.values():
             reject(query.promise, error)
-
-
-def deadline_after(timeout: float | None, now: float) -> float:
-    """The time that lies ``timeout`` seconds after ``now``; InvalidArgument when it is no time."""
-    if timeout is None:
-        return NEVER
-    if not isinstance(timeout, int | float) or not timeout >= 0:
-        raise InvalidArgument(f"timeout must be a number of seconds from 0, not {timeout!r}")
-    return now + timeout

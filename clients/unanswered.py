@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from batchyard.clients.calls import (
     Call,
@@ -16,25 +16,17 @@ from batchyard.clients.calls import (
     reject,
     resolve,
 )
+from batchyard.clients.relay import Relay
 from batchyard.wire.errors import BatchyardError, Internal, InvalidArgument, NotFound, Unavailable
 from batchyard.wire.protocol import Result, Segment
 from batchyard.wire.tensors import LARGE_NBYTES, Buffer, decode
 
+if TYPE_CHECKING:
+    from batchyard.clients.session import Session
+
 MAY_HAVE_RUN = Unavailable(
     "the connection to the server was lost; the request may have run, and must not run twice"
 )
-
-
-class Taker(Protocol):
-    """Gives calls to another server than the one that they were meant for."""
-
-    def has_other(self, session: object) -> bool:
-        """Whether there is another server, which takes calls."""
-        ...
-
-    def take(self, session: object, call: Call) -> bool:
-        """Gives it a call; False when there is none."""
-        ...
 
 
 class Unanswered:
@@ -64,9 +56,9 @@ class Unanswered:
         self.messages.clear()
         self.requests = 0
 
-    def give_away(self, session: object, taker: Taker) -> None:
+    def give_away(self, session: Session, relay: Relay) -> None:
         """Gives all calls to another server: this one is gone. They may have run here."""
-        if not taker.has_other(session):
+        if not relay.has_other(session):
             return
         for message_id, sent in list(self.messages.items()):
             for i, call in enumerate(sent.calls):
@@ -76,7 +68,7 @@ class Unanswered:
                     reject(call.promise, MAY_HAVE_RUN)
                     continue
                 sent.calls[i] = call.left_behind()
-                if not taker.take(session, call):
+                if not relay.take(session, call):
                     # The other is gone too, at this very moment: it waits for this one.
                     sent.calls[i] = call
             if all(call.promise.done() for call in sent.calls):
