@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -91,6 +92,7 @@ class Call:
         "deadline",
         "first",
         "input_dtypes",
+        "keeper",
         "message_id",
         "outputs",
         "placement",
@@ -124,6 +126,8 @@ class Call:
         self.deadline = deadline
         self.promise = promise
         self.cancelled = False
+        # Who ends it when its deadline has passed: the session that has it.
+        self.keeper: object = None
         # Where it travelled: the message, and its first request there.
         self.message_id = -1
         self.first = 0
@@ -135,6 +139,25 @@ class Call:
         """Whether any of these of its requests has no answer: one may be answered twice, when
         its message was sent twice."""
         return not self.outputs or None in self.outputs[first : first + requests]
+
+    def left_behind(self) -> Call:
+        """What stands for this call in a message that it is in no more: nobody waits for it."""
+        ghost = copy.copy(self)
+        ghost.promise = _NOBODY
+        return ghost
+
+
+class _Nobody:
+    """The promise of those who were told otherwise."""
+
+    def done(self) -> bool:
+        return True
+
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+
+_NOBODY = _Nobody()
 
 
 class SentMessage:

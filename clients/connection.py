@@ -27,8 +27,8 @@ JOIN_TIMEOUT_S = 1.0
 RESET_PAUSE_S = 0.1
 # How long closing may take to send what was given to the socket: a goodbye.
 _LINGER_MS = 200
-# Once one endpoint has answered, how long those that come before it may still take.
-_PREFERENCE_S = 0.1
+# Once one endpoint has answered, how long the others may still take.
+PREFERENCE_S = 0.1
 
 
 class Connection:
@@ -86,13 +86,15 @@ class Connection:
             self._close()
         self._open()
 
-    def join(self, welcome: Buffer) -> None:
-        """Looks for the short way to the broker that sent ``welcome``, if it is on this machine.
+    def join(self, welcome: Buffer | None) -> None:
+        """Looks for the short way to the broker that sent ``welcome``, if it is on this machine;
+        None: as soon as one says it.
 
         It is there once ``is_settled``, and may turn out not to be.
         """
         self._joins = True
-        self._join(welcome)
+        if welcome is not None:
+            self._join(welcome)
 
     def _join(self, welcome: Buffer) -> None:
         body = protocol.decode(welcome)[1]
@@ -299,6 +301,14 @@ class Connection:
         self.region = None
 
 
+def nobody_answered(endpoints: Sequence[str], timeout_s: float) -> Unavailable:
+    """The error of a client that found no server."""
+    return Unavailable(
+        f"no server answered at {', '.join(endpoints)} within {timeout_s:g} s; is "
+        "`batchyard serve` running?"
+    )
+
+
 class Search:
     """Looks for a server at several endpoints: the first of them that answers in time.
 
@@ -309,6 +319,7 @@ class Search:
         self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Sequence[str], timeout_s: float
     ) -> None:
         self.welcome: Buffer = b""
+        self._endpoints = list(endpoints)
         self._candidates = [Connection(context, endpoint) for endpoint in endpoints]
         self._welcomes: dict[Connection, Buffer] = {}
         self._timeout_s = timeout_s
@@ -334,7 +345,7 @@ class Search:
                     self._welcomes.setdefault(candidate, message[0])
         now = time.monotonic()
         if self._welcomes and self._settled_at == self._deadline:
-            self._settled_at = min(now + _PREFERENCE_S, self._deadline)
+            self._settled_at = min(now + PREFERENCE_S, self._deadline)
         for candidate in self._candidates:
             if candidate in self._welcomes:
                 self.welcome = self._welcomes[candidate]
@@ -345,11 +356,7 @@ class Search:
                 return None
         if now < self._deadline:
             return None
-        endpoints = ", ".join(candidate.endpoint for candidate in self._candidates)
-        raise Unavailable(
-            f"no server answered at {endpoints} within {self._timeout_s:g} s; is `batchyard serve` "
-            "running?"
-        )
+        raise nobody_answered(self._endpoints, self._timeout_s)
 
     def wait_s(self) -> float:
         """How long to wait for the descriptors at most before the next ``step``."""

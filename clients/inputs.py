@@ -29,7 +29,8 @@ class Route:
 
     ``max_queued_rows`` is how many the server lets wait. ``connection`` counts the connections of
     the client: what another server, or the same one started again, said of a model need not hold.
-    Nor does it when another version than ``served_version`` answers.
+    Nor does it when another version than ``served_version`` answers. ``may_retry``: a request may
+    run twice.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class Route:
         connection: int,
         max_queued_rows: int,
         served_version: int | None = None,
+        may_retry: bool = True,
     ) -> None:
         self.signature = signature
         self.connection = connection
         self.max_queued_rows = max_queued_rows
+        self.may_retry = may_retry
         self._served_version = served_version
         self._model = model
         self._version = version
@@ -372,8 +375,18 @@ def make_route(
     spec = SignatureSpec.from_wire(specs[signature])
     rows = metadata["max_batch_size"] if spec.batched else 1
     max_queued_rows = metadata["max_enqueued_batches"] * rows
-    served_version = metadata.get("version")
-    return Route(model, version, label, priority, spec, connection, max_queued_rows, served_version)
+    return Route(
+        model,
+        version,
+        label,
+        priority,
+        spec,
+        connection,
+        max_queued_rows,
+        metadata.get("version"),
+        # A server that is older than that word runs nothing twice by itself.
+        metadata.get("retry", True),
+    )
 
 
 def readable_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,11 @@ does in time, and so does what comes later, until one does.
 
 from __future__ import annotations
 
-import heapq
 import secrets
 from collections.abc import Sequence
 from enum import Enum
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 from batchyard.clients.calls import (
     NEVER,
@@ -30,8 +29,10 @@ from batchyard.clients.calls import (
     reject,
     resolve,
 )
+from batchyard.clients.deadlines import Deadlines
 from batchyard.clients.encoding import encode_calls, region_places
 from batchyard.clients.region import ClientRegion
+from batchyard.clients.relay import Query, Relay
 from batchyard.clients.resending import given_up, is_wanted
 from batchyard.clients.unanswered import Unanswered
 from batchyard.wire import protocol
@@ -61,8 +62,6 @@ class Via(Enum):
 
 Message = tuple[bytes, list[Buffer], Via]
 
-# Deadlines that are kept before those of answered calls are dropped.
-_DEADLINES_MIN = 64
 # How long calls wait for a server after the connection to it was lost.
 RECONNECT_TIMEOUT_S = 5.0
 # A broker knows a message again by its id, also on another connection: no other client may happen
@@ -72,14 +71,6 @@ _FIRST_MESSAGE_ID, _LAST_MESSAGE_ID = 1 << 40, 1 << 62
 CONNECTION_LOST = Unavailable("the connection to the server was lost")
 SHUTTING_DOWN = Unavailable("the server is shutting down")
 CLOSED = Cancelled("the client was closed")
-
-
-class Query(NamedTuple):
-    """What the broker was asked."""
-
-    what: str
-    arguments: dict[str, Any]
-    promise: Promise
 
 
 class Session:
@@ -94,6 +85,10 @@ class Session:
         self.is_up = True
         # Whether it takes no more calls: it has said that it will end.
         self.is_draining = False
+        # Where calls go that this server does not take, when there are several.
+        self.relay: Relay | None = None
+        # Whether any went there since last asked.
+        self.gave_away = False
         # The connection's, if it has one.
         self.region: ClientRegion | None = None
         self._unanswered = Unanswered()
@@ -103,11 +98,9 @@ class Session:
         self._message_ids = count(
             _FIRST_MESSAGE_ID + secrets.randbelow(_LAST_MESSAGE_ID - _FIRST_MESSAGE_ID)
         )
-        self._deadlines: list[tuple[float, int, Call]] = []
-        self._deadlines_max = _DEADLINES_MIN
-        self._tie = count()
+        self._deadlines = Deadlines()
         self._reconnect_timeout_s = reconnect_timeout_s
-        self._epoch: Any = None
+        self.epoch: Any = None
         # Nothing stands between a new call and the connection: it is up, what was sent by the last
         # one was sent again, and calls are taken.
         self._is_steady = True
@@ -133,7 +126,7 @@ class Session:
                 if call.deadline <= now:
                     reject(call.promise, DeadlineExceeded("the deadline passed before sending"))
                     continue
-                self._remember_deadline(call)
+                self._deadlines.add(call)
             key: Any = call.target
             if call.placement is not None:
                 if call.placement.region is self.region:
@@ -153,21 +146,17 @@ class Session:
                 messages += self._encode_each(together, now)
         return messages
 
-    def _remember_deadline(self, call: Call) -> None:
-        heapq.heappush(self._deadlines, (call.deadline, next(self._tie), call))
-        if len(self._deadlines) >= self._deadlines_max:
-            # What is answered must not wait for its deadline with all that it holds.
-            self._deadlines = [entry for entry in self._deadlines if not entry[2].promise.done()]
-            heapq.heapify(self._deadlines)
-            self._deadlines_max = max(2 * len(self._deadlines), _DEADLINES_MIN)
-
     def query(self, what: str, arguments: dict[str, Any], promise: Promise) -> None:
         """Asks the broker something; the next ``flush`` has the message."""
-        if self._refusal is not None and not self.is_up:
-            reject(promise, self._refusal)
-            return
+        query = Query(what, arguments, promise)
+        if not self.is_up:
+            if self.relay is not None and self.relay.take_query(self, query):
+                return
+            if self._refusal is not None:
+                reject(promise, self._refusal)
+                return
         query_id = next(self._message_ids)
-        self._queries[query_id] = Query(what, arguments, promise)
+        self._queries[query_id] = query
         if self.is_up and not self._must_resend:
             self._ask(query_id)
 
@@ -187,6 +176,8 @@ class Session:
 
     def _admit(self, calls: Sequence[Call], now: float) -> Sequence[Call]:
         """Which of ``calls``, and of those that wait, are sent, when not all is as ever."""
+        if not self.takes_calls:
+            calls = [call for call in calls if call.cancelled or not self._give_away(call)]
         if self._refusal is not None:
             for call in calls:
                 reject(call.promise, self._refusal)
@@ -194,8 +185,8 @@ class Session:
         if not self.is_up:
             for call in calls:
                 if call.deadline < NEVER:
-                    self._remember_deadline(call)
-            self._waiting.extend(calls)
+                    self._deadlines.add(call)
+            self._waiting += calls
             return []
         if self._must_resend:
             self._resend_all(now)
@@ -219,7 +210,7 @@ class Session:
                     reject(call.promise, error)
                 self._unanswered.forget(message_id, sent)
                 continue
-            sent.unanswered = sent.count
+            self._unanswered.add_again(sent)
             segments = given_up(message_id, sent)
             if segments:
                 # Right behind: the broker reads both before it runs any of it.
@@ -256,7 +247,7 @@ class Session:
             call.message_id = message_id
             call.first = place
             place += call.count
-        self._sent[message_id] = SentMessage(calls)
+        self._unanswered.add(message_id, calls)
         return header, frames, Via.ANY if places is None else Via.LOCAL
 
     def _check_nbytes(self, header: bytes, frames: list[Buffer]) -> None:
@@ -302,18 +293,49 @@ class Session:
             self.max_message_nbytes = body[1]
             self._welcomed(body[0])
         elif type_ is MessageType.DRAINING:
-            self.is_draining = True
-            self._refusal = SHUTTING_DOWN
-            self._is_steady = False
+            self._drains()
+
+    def _drains(self) -> None:
+        self.is_draining = True
+        self._refusal = SHUTTING_DOWN
+        self._is_steady = False
+        self._unanswered.take_refused = self._give_away
+        if self.relay is not None:
+            self.relay.changed(self)
 
     def _welcomed(self, epoch: Any) -> None:
         """A server is there; it may be another than before."""
         self.is_up = True
         self._awaited_until = NEVER
-        if not (self.is_draining and epoch == self._epoch):
+        if not (self.is_draining and epoch == self.epoch):
             self.is_draining = False
             self._refusal = None
-        self._epoch = epoch
+            self._unanswered.take_refused = None
+        self.epoch = epoch
+        if self.relay is not None:
+            self.relay.changed(self)
+
+    # What others want to know
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether a call would be sent at once."""
+        return self.is_up and self._refusal is None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a call would wait for the server, which is gone."""
+        return not self.is_up and self._refusal is None
+
+    @property
+    def load(self) -> int:
+        """The requests that were sent and have no answer, and the calls that are to be sent."""
+        return self._unanswered.requests + len(self._waiting)
+
+    @property
+    def last_result(self) -> protocol.Result | None:
+        """The last that the server said, when it was an answer to calls."""
+        return self._unanswered.last_result
 
     @property
     def is_idle(self) -> bool:
@@ -329,17 +351,12 @@ class Session:
 
     def next_deadline(self) -> float:
         """When ``expire`` is due; infinity for never."""
-        while self._deadlines and self._deadlines[0][2].promise.done():
-            heapq.heappop(self._deadlines)
-        first = self._deadlines[0][0] if self._deadlines else NEVER
+        first = self._deadlines.first()
         return first if first < self._awaited_until else self._awaited_until
 
     def expire(self, now: float) -> None:
         """Ends calls whose deadline has passed, whatever the broker does."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, call = heapq.heappop(self._deadlines)
-            reject(call.promise, DeadlineExceeded("the deadline passed before an answer came"))
-
+        self._deadlines.expire(now)
         if now >= self._awaited_until:
             self._awaited_until = NEVER
             self._refuse_all(
@@ -358,10 +375,33 @@ class Session:
         for sent in self._sent.values():
             for call in sent.calls:
                 call.placement = None
+        if self.relay is not None:
+            self.relay.changed(self)
+        self.hand_over()
         if self.is_draining or not self._reconnect_timeout_s:
             self._refuse_all(CONNECTION_LOST)
         elif was_up:
             self._awaited_until = now + self._reconnect_timeout_s
+
+    def hand_over(self) -> None:
+        """Gives what waits for a server that is gone to another, if one is there."""
+        if self.is_up or self.relay is None:
+            return
+        waiting, self._waiting = self._waiting, []
+        self._waiting += [
+            call for call in waiting if not (call.promise.done() or self._give_away(call))
+        ]
+        self._unanswered.give_away(self, self.relay)
+        queries, self._queries = self._queries, {}
+        for query_id, query in queries.items():
+            if not self.relay.take_query(self, query):
+                self._queries[query_id] = query
+
+    def _give_away(self, call: Call) -> bool:
+        if self.relay is None or not self.relay.take(self, call):
+            return False
+        self.gave_away = True
+        return True
 
     def _refuse_all(self, error: BatchyardError) -> None:
         """Ends everything that waits, and what comes until a server is there."""
@@ -373,7 +413,7 @@ class Session:
         self._outgoing.clear()
         self._deadlines.clear()
         self._reject_all(error)
-        self._sent.clear()
+        self._unanswered.clear()
 
     def _reject_all(self, error: BatchyardError) -> None:
         queries, self._queries = self._queries, {}
@@ -383,12 +423,3 @@ class Session:
             reject(call.promise, error)
         for query in queries.values():
             reject(query.promise, error)
-
-
-def deadline_after(timeout: float | None, now: float) -> float:
-    """The time that lies ``timeout`` seconds after ``now``; InvalidArgument when it is no time."""
-    if timeout is None:
-        return NEVER
-    if not isinstance(timeout, int | float) or not timeout >= 0:
-        raise InvalidArgument(f"timeout must be a number of seconds from 0, not {timeout!r}")
-    return now + timeout

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from batchyard.clients.calls import (
+    Call,
     Outputs,
     SentMessage,
     calls_of,
@@ -12,9 +16,17 @@ from batchyard.clients.calls import (
     reject,
     resolve,
 )
-from batchyard.wire.errors import BatchyardError, Internal, InvalidArgument, NotFound
+from batchyard.clients.relay import Relay
+from batchyard.wire.errors import BatchyardError, Internal, InvalidArgument, NotFound, Unavailable
 from batchyard.wire.protocol import Result, Segment
 from batchyard.wire.tensors import LARGE_NBYTES, Buffer, decode
+
+if TYPE_CHECKING:
+    from batchyard.clients.session import Session
+
+MAY_HAVE_RUN = Unavailable(
+    "the connection to the server was lost; the request may have run, and must not run twice"
+)
 
 
 class Unanswered:
@@ -23,9 +35,48 @@ class Unanswered:
     def __init__(self) -> None:
         # By message id.
         self.messages: dict[int, SentMessage] = {}
+        # Requests without an answer.
+        self.requests = 0
+        self.last_result: Result | None = None
+        # Takes a call that the server refuses, if another server may take it; False if not.
+        self.take_refused: Callable[[Call], bool] | None = None
+
+    def add(self, message_id: int, calls: list[Call]) -> None:
+        """A message is sent."""
+        self.messages[message_id] = sent = SentMessage(calls)
+        self.requests += sent.count
+
+    def add_again(self, sent: SentMessage) -> None:
+        """A message is sent to a server that knows nothing of it: it answers all requests."""
+        self.requests += sent.count - sent.unanswered
+        sent.unanswered = sent.count
+
+    def clear(self) -> None:
+        """No answer is to come any more."""
+        self.messages.clear()
+        self.requests = 0
+
+    def give_away(self, session: Session, relay: Relay) -> None:
+        """Gives all calls to another server: this one is gone. They may have run here."""
+        if not relay.has_other(session):
+            return
+        for message_id, sent in list(self.messages.items()):
+            for i, call in enumerate(sent.calls):
+                if call.cancelled or call.promise.done():
+                    continue
+                if not call.route.may_retry:
+                    reject(call.promise, MAY_HAVE_RUN)
+                    continue
+                sent.calls[i] = call.left_behind()
+                if not relay.take(session, call):
+                    # The other is gone too, at this very moment: it waits for this one.
+                    sent.calls[i] = call
+            if all(call.promise.done() for call in sent.calls):
+                self.forget(message_id, sent)
 
     def result(self, result: Result, frames: list[Buffer]) -> None:
         """Takes in a RESULT message."""
+        self.last_result = result
         if result.in_region:
             self._result_in_region(result)
             return
@@ -108,18 +159,38 @@ class Unanswered:
             # What the model takes may have changed.
             sent.calls[0].route.forget()
         for call, start, number in calls_of(sent, first, requests):
-            if call.lacks(start, number):
+            if call.lacks(start, number) and not self._is_taken(sent, call, error):
                 reject(call.promise, error)
         self._answered(message_id, sent, requests)
 
+    def _is_taken(self, sent: SentMessage, call: Call, error: BatchyardError) -> bool:
+        """Whether a call that was refused goes to another server. It did not run here, unless its
+        model must not run it twice."""
+        if (
+            self.take_refused is None
+            or not isinstance(error, Unavailable)
+            or not call.route.may_retry
+            or call.cancelled
+            or call.promise.done()
+        ):
+            return False
+        i = sent.calls.index(call)
+        sent.calls[i] = call.left_behind()
+        if self.take_refused(call):
+            return True
+        sent.calls[i] = call
+        return False
+
     def _answered(self, message_id: int, sent: SentMessage, requests: int) -> None:
         sent.unanswered -= requests
+        self.requests -= requests
         if sent.unanswered <= 0:
             self.forget(message_id, sent)
 
     def forget(self, message_id: int, sent: SentMessage) -> None:
         """Nothing more is to come for a message."""
-        self.messages.pop(message_id, None)
+        if self.messages.pop(message_id, None) is not None:
+            self.requests -= sent.unanswered
         for call in sent.calls:
             call.arrays = []
             call.placement = None

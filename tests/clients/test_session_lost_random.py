@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.sessions import NEVER, answer, make_call, promise_of, read, refuse, welcome
+from support.sessions import NEVER, make_call, promise_of, welcome
+from support.virtual_sessions import VirtualServer
 
 from batchyard.clients.calls import Call
-from batchyard.clients.session import Message, Session
-from batchyard.wire import protocol
+from batchyard.clients.session import Session
 from batchyard.wire.errors import Cancelled, DeadlineExceeded, Internal, Unavailable
-from batchyard.wire.protocol import MessageType
 
 RECONNECT_TIMEOUT_S = 5.0
 STEPS = st.lists(
@@ -25,48 +21,12 @@ ROWS = st.lists(st.integers(1, 3), min_size=1, max_size=4)
 CALLS = st.lists(st.tuples(ROWS, st.none() | st.floats(0.1, 4)), min_size=1, max_size=4)
 
 
-class Broker:
-    """Answers what a connection has brought it, and forgets it with the connection."""
-
-    def __init__(self) -> None:
-        # By message id and number: the values in the rows of a request.
-        self.open: dict[tuple[int, int], list[int]] = {}
-        # What each message had when it came first.
-        self._seen: dict[int, tuple[Any, list[Any]]] = {}
-
-    def take(self, message: Message, runs: bool) -> list[tuple[int, int]]:
-        """Takes a message in. Returns what it has to answer with CANCELLED; nothing if it
-        ``runs`` already."""
-        type_, body = protocol.decode(message[0])
-        if type_ is MessageType.CANCEL:
-            cancelled = [key for segment in body for key in self._open_of(*segment)]
-            return [] if runs else cancelled
-        sent = read(message)
-        values = sent.values()
-        seen = self._seen.setdefault(sent.id, (sent.predict.rows, values))
-        assert seen == (sent.predict.rows, values)
-        assert sent.id not in {message_id for message_id, _ in self.open}
-        rows = sent.predict.rows
-        row = 0
-        for request, n in enumerate([1] * rows if isinstance(rows, int) else rows or []):
-            self.open[sent.id, request] = [int(value) for value in values[row : row + n]]
-            row += n
-        return []
-
-    def _open_of(self, message_id: int, first: int, count: int) -> list[tuple[int, int]]:
-        return [
-            (id_, request)
-            for id_, request in self.open
-            if id_ == message_id and first <= request < first + count
-        ]
-
-
 class World:
     """A session, its calls, the broker, and the time."""
 
     def __init__(self) -> None:
         self.session = Session(RECONNECT_TIMEOUT_S)
-        self.broker = Broker()
+        self.server = VirtualServer(self.session)
         self.now = 0.0
         self.calls: list[Call] = []
         self.values: list[list[int]] = []
@@ -88,19 +48,9 @@ class World:
         messages = self.session.flush(calls, self.now)
         assert self.is_up or not messages
         for message in messages:
-            for key in self.broker.take(message, runs):
-                del self.broker.open[key]
-                refuse(self.session, [(*key, 1)], Cancelled("given up"))
-
-    def answer(self, requests: list[tuple[int, int]], fails: bool) -> None:
-        if not requests:
-            return
-        values = [value for key in requests for value in self.broker.open.pop(key)]
-        segments = [(*key, 1) for key in requests]
-        if fails:
-            refuse(self.session, segments, Internal("it raised"))
-        else:
-            answer(self.session, segments, y=np.array(values) * 10)
+            cancelled = self.server.take(message)
+            if not runs:
+                self.server.refuse(cancelled, Cancelled("given up"))
 
     def cancel(self, call: Call) -> None:
         """As a future does: it has ended before the session learns it."""
@@ -111,7 +61,7 @@ class World:
 
     def lose(self) -> None:
         self.is_up = False
-        self.broker.open.clear()
+        self.server.open.clear()
         self.session.lost(self.now)
 
     def come_back(self, runs: bool) -> None:
@@ -132,9 +82,12 @@ def test_each_call_ends_once_whatever_is_lost(steps: list[str], data: st.DataObj
         if step == "call":
             world.call(data.draw(CALLS))
         elif step == "answer":
-            requests = data.draw(st.permutations(sorted(world.broker.open)))
+            requests = data.draw(st.permutations(sorted(world.server.open)))
             number = data.draw(st.integers(0, len(requests)))
-            world.answer(requests[:number], data.draw(st.integers(0, 5)) == 0)
+            if data.draw(st.integers(0, 5)):
+                world.server.answer(requests[:number])
+            else:
+                world.server.refuse(requests[:number], Internal("it raised"))
         elif step == "cancel" and world.calls:
             world.cancel(data.draw(st.sampled_from(world.calls)))
         elif step == "lose":
@@ -144,7 +97,7 @@ def test_each_call_ends_once_whatever_is_lost(steps: list[str], data: st.DataObj
         elif step == "wait":
             world.wait(data.draw(st.floats(0.1, 3)))
     if world.is_up:
-        world.answer(sorted(world.broker.open), fails=False)
+        world.server.answer(sorted(world.server.open))
     else:
         world.wait(RECONNECT_TIMEOUT_S)
     assert world.session.is_idle

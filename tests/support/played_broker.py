@@ -22,6 +22,7 @@ from batchyard.wire.protocol import MessageType, Predict, Result
 from batchyard.wire.tensors import Buffer
 
 MODEL = "double"
+_DRAINING = protocol.encode(MessageType.DRAINING, [])
 _epochs = itertools.count(1)
 
 
@@ -71,7 +72,10 @@ class PlayedBroker:
         self.version = 1
         self.retry = retry
         self.refusal: BatchyardError | None = None
+        # Otherwise it says so only when a request comes.
+        self.tell_draining = True
         self._commands: queue.Queue[Callable[[], object]] = queue.Queue()
+        self._drains = False
         self._ending = False
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._fake = FakeBroker(self._context, next(_epochs))
@@ -110,9 +114,9 @@ class PlayedBroker:
 
         def say() -> None:
             self.refusal = Unavailable("the server is shutting down")
-            for client in self._clients:
-                header = protocol.encode(MessageType.DRAINING, [])
-                self._fake._router.send_multipart([client, header])
+            self._drains = True
+            for client in self._clients if self.tell_draining else ():
+                self._fake._router.send_multipart([client, _DRAINING])
 
         self._do(say)
 
@@ -126,6 +130,7 @@ class PlayedBroker:
         def start() -> None:
             self._fake.epoch = next(_epochs)
             self.refusal = None
+            self._drains = False
             self._fake.bind()
             self._listens = True
 
@@ -175,6 +180,8 @@ class PlayedBroker:
 
     def _predict(self, asked: Asked) -> None:
         self.count += asked.predict.count
+        if self._drains:
+            self._fake.send(_DRAINING)
         if self.refusal is not None:
             segments = [(asked.predict.message_id, 0, 0)]
             self._fake.send(protocol.encode_error(segments, self.refusal))
