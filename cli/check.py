@@ -23,11 +23,12 @@ def command(**options: Any) -> None:
         refuse(error)
     for endpoint in server_plan.broker.bind:
         click.echo(f"endpoint  {endpoint}")
-    sources = {source.name: source for source in server_plan.workers[0].settings.models}
+    sources = {(s.name, s.version): s for s in server_plan.workers[0].settings.models}
     for model in server_plan.broker.models:
         batching = model.batching
+        source = sources[model.name, model.version]
         click.echo(
-            f"model     {model.name} version {model.version} from {sources[model.name].path}: "
+            f"model     {model.name} version {model.version} from {source.path}: "
             f"max_batch_size {batching['max_batch_size']}, "
             f"batch_timeout_micros {batching['batch_timeout_micros']}"
         )

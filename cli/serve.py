@@ -21,7 +21,8 @@ def command(**options: Any) -> None:
     """Serve models: those of CONFIG.toml, and each --model.
 
     Prints one line when every worker has loaded and warmed up every model. SIGTERM or Ctrl-C
-    finishes what was accepted and stops; a second one stops at once.
+    finishes what was accepted and stops; a second one stops at once. SIGHUP reads the
+    configuration again.
     """
     log.configure("supervisor")
     try:
@@ -41,7 +42,7 @@ def command(**options: Any) -> None:
         )
 
     try:
-        Supervisor(server_plan, ready).run()
+        Supervisor(server_plan, ready, lambda: load_config(options)).run()
     except ServerFailed as error:
         for line in str(error).splitlines():
             print(f"batchyard: {line}", file=sys.stderr)

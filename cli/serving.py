@@ -13,8 +13,7 @@ import click
 from batchyard.cli.options import given, options_for
 from batchyard.pool.config import Batching, Broker, Config, Pool, WorkerGroup, read_toml, validate
 from batchyard.pool.inventory import read_inventory
-from batchyard.pool.plan import make_plan, usable_cpus
-from batchyard.pool.supervisor import ServerPlan
+from batchyard.pool.plan import ServerPlan, make_plan, usable_cpus
 from batchyard.wire.control import EXIT_CONFIGURATION
 from batchyard.wire.errors import ConfigurationError
 
@@ -23,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _BATCHING = list(Batching.model_fields)
 _WORKER = [name for name in WorkerGroup.model_fields if name not in ("device", "count")]
 _WORKER.remove("cpu_affinity")
-_POOL = ["arena_mb", "drain_timeout_s"]
+_POOL = [name for name in Pool.model_fields if name != "workers"]
 _BROKER = [name for name in Broker.model_fields if name != "bind"]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -12,16 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zmq
 
 from batchyard.clients.calls import Call, Outputs
 from batchyard.clients.connection import (
     CONNECT_TIMEOUT_S,
-    JOIN_TIMEOUT_S,
-    RESET_PAUSE_S,
-    Connection,
-    Search,
 )
+from batchyard.clients.deadlines import deadline_after
 from batchyard.clients.inputs import (
     DEFAULT_SIGNATURE,
     Array,
@@ -31,14 +25,13 @@ from batchyard.clients.inputs import (
     many_at_once,
     readable_metadata,
 )
+from batchyard.clients.loop_io import LoopIo
 from batchyard.clients.placement import place
 from batchyard.clients.region import empty
+from batchyard.clients.servers import LoopServers
 from batchyard.clients.session import (
     CLOSED,
-    CONNECTION_LOST,
-    Message,
-    Session,
-    deadline_after,
+    RECONNECT_TIMEOUT_S,
 )
 from batchyard.wire.endpoints import check, default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
@@ -57,95 +50,40 @@ class AsyncClient:
         endpoints: str | Sequence[str] | None = None,
         *,
         connect_timeout: float = CONNECT_TIMEOUT_S,
+        reconnect_timeout: float = RECONNECT_TIMEOUT_S,
     ) -> None:
-        """Remembers where to connect; ``connect``, or entering the context, does it."""
+        """Remembers where to connect; ``connect``, or entering the context, does it.
+
+        See ``Client`` for several endpoints, and for how long calls wait when a connection is lost.
+        """
         if isinstance(endpoints, str):
             endpoints = [endpoints]
-        self._endpoints = [check(endpoint) for endpoint in endpoints or default_endpoints()]
-        self._connect_timeout = connect_timeout
-        self._session = Session()
+        checked = [check(endpoint) for endpoint in endpoints or default_endpoints()]
+        options = checked, connect_timeout, deadline_after(reconnect_timeout, 0.0)
+        # None when there may be several servers.
+        self._only = None if endpoints and len(checked) > 1 else LoopIo(*options)
+        self._io = self._only or LoopServers(*options)
         self._routes: dict[tuple[Any, ...], Route] = {}
-        self._calls: list[Call] = []
-        self._unsent: list[Message] = []
-        self._flush_scheduled = False
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._connection: Connection | None = None
-        self._connections = 0
         self._connecting = asyncio.Lock()
+        self._is_connected = False
         self._closed = False
-        self._lost = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = float("inf")
-        # The local socket that is watched, and whether for room to send.
-        self._local_fd = -1
-        self._writing = False
-        # Whether there are no descriptors to connect anew with.
-        self._resetting = False
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32) -> Array:
         """See ``Client.empty``."""
-        return empty(self._session.region, shape, dtype)
+        return empty(self._io.region, shape, dtype)
 
     async def connect(self) -> None:
-        """Connects to the first endpoint that answers. Raises Unavailable when none does.
+        """Connects. Raises Unavailable when no server answers in time.
 
         A client that was closed stays closed: Cancelled.
         """
         async with self._connecting:
             if self._closed:
                 raise type(CLOSED)(CLOSED.message)
-            if self._connection is None:
-                await self._connect()
-
-    async def _connect(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._context = zmq.Context()
-        search = Search(self._context, self._endpoints, self._connect_timeout)
-        changed = asyncio.Event()
-        for fd in search.filenos():
-            self._loop.add_reader(fd, changed.set)
-        connection: Connection | None = None
-        try:
-            while (connection := search.step()) is None:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), search.wait_s())
-                changed.clear()
-        finally:
-            for fd in [*search.filenos(), *(connection.filenos() if connection else ())]:
-                self._loop.remove_reader(fd)
-            search.close()
-            if connection is None:
-                self._context.term()
-        self._session.receive(search.welcome, [])
-        connection.join(search.welcome)
-        try:
-            await self._settle(connection)
-        except BaseException:
-            connection.close()
-            self._context.term()
-            raise
-        self._connection = connection
-        self._connections = 1
-        for fd in connection.filenos():
-            self._loop.add_reader(fd, self._far_readable)
-        self._readable()
-
-    async def _settle(self, connection: Connection) -> None:
-        """Waits until the server has shared its memory, or has not."""
-        until = time.monotonic() + JOIN_TIMEOUT_S
-        changed = asyncio.Event()
-        while not connection.is_settled and (left := until - time.monotonic()) > 0:
-            fd = connection.local_fileno()
-            self._loop.add_reader(fd, changed.set)
-            try:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), left)
-            finally:
-                self._loop.remove_reader(fd)
-            changed.clear()
-            message = connection.receive()
-            if message is not None:
-                self._session.receive(*message)
+            if not self._is_connected:
+                self._loop = asyncio.get_running_loop()
+                await self._io.connect()
+                self._is_connected = True
 
     async def predict(
         self,
@@ -161,22 +99,20 @@ class AsyncClient:
         """Runs one request; see ``Client.predict``. Cancelling the task cancels the request."""
         deadline = deadline_after(timeout, time.monotonic())
         route = self._routes.get((model, version, label, signature, priority))
-        if route is None or route.connection != self._connections:
+        if route is None or route.connection != self._io.connections:
             route = await self._find_route(model, version, label, signature, priority, timeout)
         arrays, target, rows = route.arrays(inputs)
         promise: asyncio.Future[Outputs] = self._loop.create_future()
-        placement = place(self._session.region, route, arrays, rows)
+        io = self._only or self._io.pick()
+        placement = place(io.session.region, route, arrays, rows)
         call = Call(
             route, target, arrays, [rows] if rows else None, rows, deadline, promise, placement
         )
-        self._calls.append(call)
-        if not self._flush_scheduled:
-            self._schedule_flush()
+        io.add(call)
         try:
             return await promise
         except asyncio.CancelledError:
-            self._session.cancel(call)
-            self._schedule_flush()
+            self._io.cancel(call)
             raise
 
     async def predict_many(
@@ -235,18 +171,7 @@ class AsyncClient:
         """Ends what still runs with CANCELLED and closes the connection. Idempotent."""
         async with self._connecting:
             self._closed = True
-            connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        self._unwatch(connection)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._session.flush(self._calls, time.monotonic())
-        self._calls = []
-        self._session.fail(CLOSED)
-        connection.close()
-        if self._context is not None:
-            self._context.term()
+            self._io.close()
 
     async def __aenter__(self) -> AsyncClient:
         await self.connect()
@@ -264,7 +189,7 @@ class AsyncClient:
         priority: int,
         timeout: float | None,
     ) -> Route:
-        connection = self._connections
+        connection = self._io.connections
         arguments = {"model": model, "version": version, "label": label}
         metadata = await self._query("metadata", arguments, timeout)
         route = make_route(model, version, label, signature, priority, metadata, connection)
@@ -274,129 +199,8 @@ class AsyncClient:
     async def _query(self, what: str, arguments: dict[str, Any], timeout: float | None) -> Any:
         await self.connect()
         promise: asyncio.Future[Any] = self._loop.create_future()
-        self._session.query(what, arguments, promise)
-        self._schedule_flush()
+        self._io.query(what, arguments, promise)
         try:
             return await asyncio.wait_for(promise, timeout)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the server answered") from None
-
-    def _schedule_flush(self) -> None:
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flush_scheduled = False
-        calls, self._calls = self._calls, []
-        self._unsent.extend(self._session.flush(calls, time.monotonic()))
-        connection = self._connection
-        if connection is None or self._lost:
-            self._unsent.clear()
-            self._session.fail(CLOSED if connection is None else CONNECTION_LOST)
-            return
-        sent = 0
-        while sent < len(self._unsent) and connection.send(*self._unsent[sent]):
-            sent += 1
-        del self._unsent[:sent]
-        self._watch_local(connection)
-        self._set_timer()
-        if connection.has_input():
-            # Sending took note of what arrived: the descriptor will not tell of it again.
-            self._loop.call_soon(self._readable)
-
-    def _far_readable(self) -> None:
-        if self._connection is not None:
-            self._connection.look_again()
-        self._readable()
-
-    def _watch_local(self, connection: Connection) -> None:
-        """Follows the connection's local socket, which comes and goes."""
-        fd = connection.local_fileno()
-        if fd != self._local_fd:
-            if self._local_fd >= 0:
-                # The loop must forget it before another socket has its number.
-                self._loop.remove_reader(self._local_fd)
-                self._loop.remove_writer(self._local_fd)
-            self._local_fd = fd
-            self._writing = False
-            if fd >= 0:
-                self._loop.add_reader(fd, self._readable)
-        writing = bool(self._unsent) and connection.wants_to_send
-        if fd >= 0 and writing != self._writing:
-            self._writing = writing
-            if writing:
-                self._loop.add_writer(fd, self._schedule_flush)
-            else:
-                self._loop.remove_writer(fd)
-
-    def _unwatch(self, connection: Connection) -> None:
-        """The connection is about to close its descriptors."""
-        for fd in (*connection.filenos(), connection.local_fileno()):
-            if fd >= 0:
-                self._loop.remove_reader(fd)
-                self._loop.remove_writer(fd)
-        self._local_fd = -1
-        self._writing = False
-
-    def _readable(self) -> None:
-        connection = self._connection
-        if connection is None or self._resetting:
-            return
-        changes = connection.changes()
-        # What came before a loss counts: then all of it is taken in first.
-        for _ in itertools.repeat(None) if changes else range(_DRAIN_MAX):
-            message = connection.receive()
-            if message is None:
-                break
-            self._session.receive(*message)
-        for up in changes:
-            self._lost = not up
-            if up:
-                self._connections += 1
-                # It may take messages of another size.
-                connection.hello()
-            else:
-                self._unsent.clear()
-                self._session.fail(CONNECTION_LOST)
-                self._unwatch(connection)
-                self._reset(connection)
-                break
-        self._session.region = connection.region
-        if not connection.filenos():
-            # It is to be connected anew as soon as there are descriptors.
-            return
-        self._watch_local(connection)
-        if self._unsent:
-            self._schedule_flush()
-        if connection.has_input():
-            self._loop.call_soon(self._readable)
-
-    def _reset(self, connection: Connection) -> None:
-        """Connects anew, as soon as there are descriptors for it."""
-        if connection is not self._connection:
-            return
-        try:
-            connection.reset()
-        except (OSError, zmq.ZMQError):
-            self._resetting = True
-            self._loop.call_later(RESET_PAUSE_S, self._reset, connection)
-            return
-        self._resetting = False
-        for fd in connection.filenos():
-            self._loop.add_reader(fd, self._far_readable)
-        self._readable()
-
-    def _set_timer(self) -> None:
-        at = self._session.next_deadline()
-        if at >= self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = at
-        self._timer = self._loop.call_later(max(at - time.monotonic(), 0.0), self._expire)
-
-    def _expire(self) -> None:
-        self._timer_at = float("inf")
-        self._session.expire(time.monotonic())
-        self._set_timer()

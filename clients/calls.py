@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -16,15 +17,12 @@ from batchyard.clients.placement import Placement
 from batchyard.wire.arena import align
 from batchyard.wire.dtypes import to_numpy
 from batchyard.wire.errors import BatchyardError
-from batchyard.wire.protocol import LARGE_FRAME_NBYTES, OutputHeader, RegionPlaces
-from batchyard.wire.tensors import Buffer, encode_strings
+from batchyard.wire.protocol import LARGE_FRAME_NBYTES, OutputHeader
 
 NEVER = float("inf")
 # Requests that travel as one message. Enough to make the cost of a message small beside them;
 # more would only make the first of them wait for the last.
 _REQUESTS_PER_MESSAGE = 1024
-# More than a century: timeouts that no integer of msgpack's holds mean the same.
-_TIMEOUT_US_MAX = 1 << 52
 _SETTLED = (concurrent.futures.InvalidStateError, asyncio.InvalidStateError)
 
 Outputs = dict[str, Array]
@@ -94,6 +92,7 @@ class Call:
         "deadline",
         "first",
         "input_dtypes",
+        "keeper",
         "message_id",
         "outputs",
         "placement",
@@ -127,12 +126,38 @@ class Call:
         self.deadline = deadline
         self.promise = promise
         self.cancelled = False
+        # Who ends it when its deadline has passed: the session that has it.
+        self.keeper: object = None
         # Where it travelled: the message, and its first request there.
         self.message_id = -1
         self.first = 0
         # Of several requests: how many have no answer yet, and the answers so far.
         self.unanswered = self.count
         self.outputs: list[Outputs | None] = []
+
+    def lacks(self, first: int, requests: int) -> bool:
+        """Whether any of these of its requests has no answer: one may be answered twice, when
+        its message was sent twice."""
+        return not self.outputs or None in self.outputs[first : first + requests]
+
+    def left_behind(self) -> Call:
+        """What stands for this call in a message that it is in no more: nobody waits for it."""
+        ghost = copy.copy(self)
+        ghost.promise = _NOBODY
+        return ghost
+
+
+class _Nobody:
+    """The promise of those who were told otherwise."""
+
+    def done(self) -> bool:
+        return True
+
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+
+_NOBODY = _Nobody()
 
 
 class SentMessage:
@@ -177,40 +202,6 @@ def _frames_nbytes(call: Call) -> int:
     return sum(array.nbytes for array, offset in placed if offset is None)
 
 
-def region_places(calls: list[Call]) -> RegionPlaces | None:
-    """What a message says of the region, for calls that are placed alike."""
-    placements = [call.placement for call in calls if call.placement is not None]
-    if not placements:
-        return None
-    inputs: list[list[int] | None] = []
-    for offsets in zip(*(placement.offsets for placement in placements), strict=True):
-        inputs.append(None if offsets[0] is None else list(offsets))
-    if placements[0].reply is None:
-        return RegionPlaces(inputs, None)
-    replies = [(p.reply_offset, p.reply.nbytes) for p in placements if p.reply is not None]
-    return RegionPlaces(inputs, replies)
-
-
-def timeouts_us(calls: list[Call], now: float) -> int | list[int | None] | None:
-    """Microseconds left, as the protocol has them."""
-    if all(call.deadline == NEVER for call in calls):
-        return None
-    left = [
-        None if c.deadline == NEVER else min(int((c.deadline - now) * 1e6), _TIMEOUT_US_MAX)
-        for c in calls
-    ]
-    if len(calls) == 1:
-        return left[0]
-    return [us for us, call in zip(left, calls, strict=True) for _ in range(call.count)]
-
-
-def join_columns(arrays: Sequence[Array]) -> Buffer:
-    items: list[Any] = []
-    for array in arrays:
-        items.extend(array.ravel().tolist())
-    return encode_strings(items)
-
-
 def calls_of(sent: SentMessage, first: int, requests: int) -> Iterator[tuple[Call, int, int]]:
     """The calls that a segment touches, with the first request in the call and their number."""
     if sent.singles:
@@ -245,20 +236,20 @@ def hand_out(sent: SentMessage, first: int, requests: int, outputs: Outputs, row
 def _collect_run(call: Call, start: int, number: int, outputs: Outputs, row: int) -> int:
     """Some of several requests of a call are answered; the row after theirs."""
     rows = call.rows or ()
-    answers: list[Outputs | None] = []
-    for request in range(start, start + number):
-        stop = row + rows[request]
-        mine = {}
-        for name, array in outputs.items():
-            mine[name] = array[row:stop]
-        answers.append(mine)
-        row = stop
     if not call.outputs:
         call.outputs = [None] * call.count
-    call.outputs[start : start + number] = answers
-    call.unanswered -= number
+    answers = call.outputs
+    for request in range(start, start + number):
+        stop = row + rows[request]
+        if answers[request] is None:
+            mine = {}
+            for name, array in outputs.items():
+                mine[name] = array[row:stop]
+            answers[request] = mine
+            call.unanswered -= 1
+        row = stop
     if not call.unanswered:
-        resolve(call.promise, call.outputs)
+        resolve(call.promise, answers)
     return row
 
 
@@ -285,8 +276,9 @@ def collect(call: Call, request: int, outputs: Outputs) -> None:
     """One of several requests of a call is answered."""
     if not call.outputs:
         call.outputs = [None] * call.count
-    call.outputs[request] = outputs
-    call.unanswered -= 1
+    if call.outputs[request] is None:
+        call.outputs[request] = outputs
+        call.unanswered -= 1
     if not call.unanswered:
         resolve(call.promise, call.outputs)
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from batchyard.clients.calls import NEVER, Answer, Call, Outputs, Promise
 from batchyard.clients.connection import CONNECT_TIMEOUT_S
+from batchyard.clients.deadlines import deadline_after
 from batchyard.clients.futures import PredictFuture
 from batchyard.clients.inputs import (
     DEFAULT_SIGNATURE,
@@ -27,7 +28,8 @@ from batchyard.clients.inputs import (
 from batchyard.clients.io_thread import IoThread
 from batchyard.clients.placement import place
 from batchyard.clients.region import empty
-from batchyard.clients.session import deadline_after
+from batchyard.clients.servers import ThreadedServers
+from batchyard.clients.session import RECONNECT_TIMEOUT_S
 from batchyard.wire.endpoints import default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
 from batchyard.wire.protocol import LARGE_FRAME_NBYTES
@@ -49,15 +51,32 @@ class Client:
         endpoints: str | Sequence[str] | None = None,
         *,
         connect_timeout: float = CONNECT_TIMEOUT_S,
+        reconnect_timeout: float = RECONNECT_TIMEOUT_S,
     ) -> None:
-        """Connects to the first endpoint that answers; by default the local server's.
+        """Connects; by default to the local server, at the first endpoint that answers.
 
-        Raises Unavailable when none does within ``connect_timeout`` seconds, and
+        Several endpoints may lead to several servers with the same models: each call goes to the
+        one with the least waiting. Those that do not answer now are used when they are there.
+
+        Raises Unavailable when none answers within ``connect_timeout`` seconds, and
         ConfigurationError for what is no endpoint.
+
+        When the connection is lost the client connects again, and sends again what was not
+        answered, or sends it to another server. Calls wait for one, within their deadlines, for
+        ``reconnect_timeout`` seconds at most: then they fail with Unavailable, and so do others,
+        until a server is back. 0: none waits.
         """
         if isinstance(endpoints, str):
             endpoints = [endpoints]
-        self._io = IoThread(list(endpoints or default_endpoints()), connect_timeout)
+        options = (
+            list(endpoints or default_endpoints()),
+            connect_timeout,
+            deadline_after(reconnect_timeout, 0.0),
+        )
+        several = endpoints is not None and len(endpoints) > 1
+        # None when there may be several servers.
+        self._only = None if several else IoThread(*options)
+        self._io = self._only or ThreadedServers(*options)
         self._routes: dict[tuple[Any, ...], Route] = {}
         # A client that nobody closed is closed when nobody has it any more.
         weakref.finalize(self, self._io.close)
@@ -83,13 +102,14 @@ class Client:
         deadline = NEVER if timeout is None else deadline_after(timeout, time.monotonic())
         route = self._route(model, version, label, signature, priority, timeout)
         answer = Answer()
-        outputs: Outputs = self._run(self._call(route, inputs, deadline, answer), answer)
+        io = self._only or self._io.pick()
+        outputs: Outputs = self._run(io, self._call(io, route, inputs, deadline, answer), answer)
         return outputs
 
-    def _run(self, call: Call, answer: Answer) -> Any:
+    def _run(self, io: IoThread, call: Call, answer: Answer) -> Any:
         """Sends a call and waits for its answer on this thread."""
         try:
-            self._io.run(call)
+            io.run(call)
             return answer.wait()
         except BaseException:
             # Ctrl-C, or what else a signal handler raises. An error that is the answer is too late
@@ -118,13 +138,16 @@ class Client:
         deadline = NEVER if timeout is None else deadline_after(timeout, time.monotonic())
         route = self._route(model, version, label, signature, priority, timeout)
         future = PredictFuture(self)
-        future.call = self._call(route, inputs, deadline, future)
-        self._io.add(future.call)
+        io = self._only or self._io.pick()
+        future.call = self._call(io, route, inputs, deadline, future)
+        io.add(future.call)
         return future
 
-    def _call(self, route: Route, inputs: Inputs, deadline: float, promise: Promise) -> Call:
+    def _call(
+        self, io: IoThread, route: Route, inputs: Inputs, deadline: float, promise: Promise
+    ) -> Call:
         arrays, target, rows = route.arrays(inputs)
-        placement = place(self._io.region, route, arrays, rows)
+        placement = place(io.region, route, arrays, rows)
         each = [rows] if rows else None
         return Call(route, target, arrays, each, rows, deadline, promise, placement)
 
@@ -133,7 +156,8 @@ class Client:
 
         Sent, it is read where it lies, without a copy; it must not be changed until its request
         is answered. Its memory is free again when the last array over it is gone. Without
-        shared memory, or when there is no room left, it is an ordinary array.
+        shared memory, or when there is no room left, it is an ordinary array. Of several servers
+        it is the first's that shares memory: for another it is copied.
         """
         return empty(self._io.region, shape, dtype)
 
@@ -193,8 +217,9 @@ class Client:
         """Runs requests of ``rows`` rows each, which fit into one message and into the queue."""
         answer = Answer()
         each = [rows] * count
+        io = self._only or self._io.pick()
         answers = self._run(
-            Call(route, target, [array], each, len(array), deadline, answer), answer
+            io, Call(route, target, [array], each, len(array), deadline, answer), answer
         )
         return [answers] if count == 1 else answers
 
@@ -232,9 +257,10 @@ class Client:
         arrays = [c[0] if len(c) == 1 else np.concatenate(c) for c in columns]
         rows = [rows for _, _, rows in prepared]
         placement = None
+        io = self._only or self._io.pick()
         if len(prepared) == 1:
-            placement = place(self._io.region, route, arrays, rows[0])
-        self._io.add(
+            placement = place(io.region, route, arrays, rows[0])
+        io.add(
             Call(
                 route,
                 target,
@@ -263,7 +289,10 @@ class Client:
         return readable_metadata(self._metadata(model, version, label, None))
 
     def stats(self) -> dict[str, Any]:
-        """How the server fares: broker, workers, models, arena. See docs/protocol.md."""
+        """How the server fares: broker, workers, models, arena. See docs/protocol.md.
+
+        Of several servers it is the first that is there; so it is for ``models`` and ``metadata``.
+        """
         answer: dict[str, Any] = self._query("stats", {})
         return answer
 
@@ -313,7 +342,7 @@ class Client:
             raise DeadlineExceeded("the deadline passed before the server answered") from None
 
     def _check_may_wait(self) -> None:
-        if threading.get_ident() == self._io.thread_id:
+        if threading.get_ident() in self._io.thread_ids:
             raise RuntimeError("a future's callback must not wait for its own client")
 
     def _give_up(self, call: Call) -> None:

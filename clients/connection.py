@@ -27,8 +27,8 @@ JOIN_TIMEOUT_S = 1.0
 RESET_PAUSE_S = 0.1
 # How long closing may take to send what was given to the socket: a goodbye.
 _LINGER_MS = 200
-# Once one endpoint has answered, how long those that come before it may still take.
-_PREFERENCE_S = 0.1
+# Once one endpoint has answered, how long the others may still take.
+PREFERENCE_S = 0.1
 
 
 class Connection:
@@ -68,7 +68,8 @@ class Connection:
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL, 20)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+        # Calls wait for a server that was started anew: it should not be missed for long.
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
         socket.setsockopt(zmq.IPV6, int("[" in self.endpoint))
         self._monitor = socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -78,21 +79,22 @@ class Connection:
     def reset(self) -> None:
         """Connects anew, by other descriptors, after the connection was lost.
 
-        What was not sent yet is given up: sent when the server is back, it would run after its
-        caller was told that it would not.
+        What the sockets have not sent yet is given up: the session sends it again.
         """
         if not self._socket.closed:
             self._socket.setsockopt(zmq.LINGER, 0)
             self._close()
         self._open()
 
-    def join(self, welcome: Buffer) -> None:
-        """Looks for the short way to the broker that sent ``welcome``, if it is on this machine.
+    def join(self, welcome: Buffer | None) -> None:
+        """Looks for the short way to the broker that sent ``welcome``, if it is on this machine;
+        None: as soon as one says it.
 
         It is there once ``is_settled``, and may turn out not to be.
         """
         self._joins = True
-        self._join(welcome)
+        if welcome is not None:
+            self._join(welcome)
 
     def _join(self, welcome: Buffer) -> None:
         body = protocol.decode(welcome)[1]
@@ -185,7 +187,7 @@ class Connection:
         Large frames are not copied: their memory must stay as it is until they are answered.
         """
         if self._local is None or not self._local_is_up:
-            # What speaks of a region that is gone will be told with the connection's loss.
+            # What speaks of a region that is gone is sent otherwise after the connection's loss.
             return via is Via.LOCAL or self._send_far(header, frames)
         if via is Via.ANY and len(header) + sum(map(len, frames)) > INLINE_NBYTES:
             return self._send_far(header, frames)
@@ -299,6 +301,14 @@ class Connection:
         self.region = None
 
 
+def nobody_answered(endpoints: Sequence[str], timeout_s: float) -> Unavailable:
+    """The error of a client that found no server."""
+    return Unavailable(
+        f"no server answered at {', '.join(endpoints)} within {timeout_s:g} s; is "
+        "`batchyard serve` running?"
+    )
+
+
 class Search:
     """Looks for a server at several endpoints: the first of them that answers in time.
 
@@ -309,6 +319,7 @@ class Search:
         self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Sequence[str], timeout_s: float
     ) -> None:
         self.welcome: Buffer = b""
+        self._endpoints = list(endpoints)
         self._candidates = [Connection(context, endpoint) for endpoint in endpoints]
         self._welcomes: dict[Connection, Buffer] = {}
         self._timeout_s = timeout_s
@@ -334,7 +345,7 @@ class Search:
                     self._welcomes.setdefault(candidate, message[0])
         now = time.monotonic()
         if self._welcomes and self._settled_at == self._deadline:
-            self._settled_at = min(now + _PREFERENCE_S, self._deadline)
+            self._settled_at = min(now + PREFERENCE_S, self._deadline)
         for candidate in self._candidates:
             if candidate in self._welcomes:
                 self.welcome = self._welcomes[candidate]
@@ -345,11 +356,7 @@ class Search:
                 return None
         if now < self._deadline:
             return None
-        endpoints = ", ".join(candidate.endpoint for candidate in self._candidates)
-        raise Unavailable(
-            f"no server answered at {endpoints} within {self._timeout_s:g} s; is `batchyard serve` "
-            "running?"
-        )
+        raise nobody_answered(self._endpoints, self._timeout_s)
 
     def wait_s(self) -> float:
         """How long to wait for the descriptors at most before the next ``step``."""

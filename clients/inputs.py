@@ -29,6 +29,8 @@ class Route:
 
     ``max_queued_rows`` is how many the server lets wait. ``connection`` counts the connections of
     the client: what another server, or the same one started again, said of a model need not hold.
+    Nor does it when another version than ``served_version`` answers. ``may_retry``: a request may
+    run twice.
     """
 
     def __init__(
@@ -40,10 +42,14 @@ class Route:
         signature: SignatureSpec,
         connection: int,
         max_queued_rows: int,
+        served_version: int | None = None,
+        may_retry: bool = True,
     ) -> None:
         self.signature = signature
         self.connection = connection
         self.max_queued_rows = max_queued_rows
+        self.may_retry = may_retry
+        self._served_version = served_version
         self._model = model
         self._version = version
         self._label = label
@@ -57,6 +63,15 @@ class Route:
         self._known: dict[tuple[Any, ...], bytes] = {}
         self._output_row_nbytes = _row_nbytes(signature)
         self._learns_outputs = self._output_row_nbytes is None
+
+    def check_version(self, version: int) -> None:
+        """Notes which version answered."""
+        if version != self._served_version and self._served_version is not None:
+            self.forget()
+
+    def forget(self) -> None:
+        """Has the next call ask the server anew what the model takes."""
+        self.connection = -1
 
     def has_large_reply(self, rows: int) -> bool:
         """Whether the outputs of so many rows are worth a place in the region."""
@@ -360,7 +375,18 @@ def make_route(
     spec = SignatureSpec.from_wire(specs[signature])
     rows = metadata["max_batch_size"] if spec.batched else 1
     max_queued_rows = metadata["max_enqueued_batches"] * rows
-    return Route(model, version, label, priority, spec, connection, max_queued_rows)
+    return Route(
+        model,
+        version,
+        label,
+        priority,
+        spec,
+        connection,
+        max_queued_rows,
+        metadata.get("version"),
+        # A server that is older than that word runs nothing twice by itself.
+        metadata.get("retry", True),
+    )
 
 
 def readable_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:

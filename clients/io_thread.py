@@ -17,65 +17,15 @@ import zmq
 from batchyard.clients.calls import Call, Promise
 from batchyard.clients.connection import JOIN_TIMEOUT_S, RESET_PAUSE_S, Connection, Search
 from batchyard.clients.region import ClientRegion
-from batchyard.clients.session import CLOSED, CONNECTION_LOST, Message, Session
+from batchyard.clients.relay import Relay
+from batchyard.clients.session import CLOSED, Message, Session
+from batchyard.clients.watch import Watch
 from batchyard.wire.endpoints import check
 
 # Messages read before new calls are sent.
 _DRAIN_MAX = 64
 # epoll takes no timeout of more than some weeks.
 _SLEEP_MAX_S = 3600.0
-
-
-class _Watch:
-    """Waits for whatever a connection has now: its local socket comes and goes."""
-
-    def __init__(self, epoll: select.epoll, connection: Connection, wakeup: int) -> None:
-        self._epoll = epoll
-        self._connection = connection
-        self._far: list[int] = []
-        self._local = -1
-        self._mask = 0
-        epoll.register(wakeup, select.EPOLLIN)
-
-    def update(self, idle: bool, has_unsent: bool) -> None:
-        """Follows the connection.
-
-        ``idle``: somebody else may read from the local socket; only its end is of interest.
-        ``has_unsent``: something waits to be sent.
-        """
-        if not self._far:
-            self._far = self._connection.filenos()
-            for fd in self._far:
-                self._epoll.register(fd, select.EPOLLIN)
-        mask = 0 if idle else select.EPOLLIN
-        if has_unsent and self._connection.wants_to_send:
-            mask |= select.EPOLLOUT
-        local = self._connection.local_fileno()
-        if (local, mask) == (self._local, self._mask):
-            return
-        if local != self._local:
-            # A descriptor that was closed is out of the set already.
-            if local >= 0:
-                self._epoll.register(local, mask)
-        elif local >= 0:
-            self._epoll.modify(local, mask)
-        self._local, self._mask = local, mask
-
-    def forget(self) -> None:
-        """The connection is about to have other descriptors."""
-        for fd in self._far:
-            self._epoll.unregister(fd)
-        self._far = []
-        if self._local >= 0 and self._local == self._connection.local_fileno():
-            self._epoll.unregister(self._local)
-        self._local = -1
-
-    def wait(self, timeout_s: float) -> list[int]:
-        """Descriptors that are ready."""
-        ready = [fd for fd, _ in self._epoll.poll(timeout_s)]
-        if any(fd in self._far for fd in ready):
-            self._connection.look_again()
-        return ready
 
 
 class IoThread:
@@ -87,18 +37,31 @@ class IoThread:
     which cost more than all the rest.
     """
 
-    def __init__(self, endpoints: Sequence[str], connect_timeout: float) -> None:
-        """Connects. Raises ConfigurationError, or Unavailable when nobody answers in time."""
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        connect_timeout: float,
+        reconnect_timeout: float,
+        relay: Relay | None = None,
+    ) -> None:
+        """Connects to the first that answers. Raises ConfigurationError, or Unavailable when
+        nobody does in time.
+
+        With a ``relay`` it is one of several: it returns at once, and connects to its one endpoint
+        whenever there is a server.
+        """
         for endpoint in endpoints:
             check(endpoint)
         # Counts connections: it changes when the server may have.
         self.connections = 0
-        self.thread_id: int | None = None
+        # Threads on which futures' callbacks run.
+        self.thread_ids: set[int] = set()
         # The memory that is shared with the server, if any is.
         self.region: ClientRegion | None = None
         self._endpoints = list(endpoints)
         self._connect_timeout = connect_timeout
-        self._session = Session()
+        self._session = Session(reconnect_timeout)
+        self._session.relay = relay
         self._calls: deque[Call] = deque()
         self._commands: deque[Callable[[], None]] = deque()
         self._unsent: deque[Message] = deque()
@@ -115,13 +78,32 @@ class IoThread:
         # Whether a caller with the role is at the session or the connection right now.
         self._is_touching = False
         self._connection: Connection | None = None
-        self._watch: _Watch | None = None
+        self._watch: Watch | None = None
         # Tells a caller who has the role that this thread wants it.
         self._handover = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._connected: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="batchyard-client", daemon=True)
         self._thread.start()
         self._connected.result()
+
+    def pick(self) -> IoThread:
+        """See ``Servers``: there is no choice."""
+        return self
+
+    @property
+    def session(self) -> Session:
+        """For those who only want to know."""
+        return self._session
+
+    @property
+    def load(self) -> int:
+        """How many requests are under way."""
+        return self._session.load + len(self._calls)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all is known of the server that there is."""
+        return self._connection is not None and self._connection.is_settled
 
     def add(self, call: Call) -> None:
         """Sends a call, with whatever else is ready when the thread gets to it."""
@@ -139,7 +121,7 @@ class IoThread:
         it. Sending those by ZeroMQ takes note of what arrived there, of which the descriptor that
         the thread sleeps on then never tells: so it is woken to look.
         """
-        if threading.get_ident() == self.thread_id:
+        if threading.get_ident() in self.thread_ids:
             # A callback: the session is in use by whoever called it.
             return False
         try:
@@ -180,6 +162,25 @@ class IoThread:
         while connection is not None and self._unsent and connection.send(*self._unsent[0]):
             self._unsent.popleft()
 
+    def add_from_elsewhere(self, call: Call) -> None:
+        """Sends a call that the thread of another server has."""
+        self._calls.append(call)
+        self._wake()
+
+    def hand_over(self) -> None:
+        """Has what waits here go to another server, if this one is gone."""
+        self._commands.append(self._session.hand_over)
+        self._wake()
+
+    def leave(self) -> None:
+        """Ends when everything has gone to another server."""
+        self._commands.append(self._leave)
+        self._wake()
+
+    def _leave(self) -> None:
+        self._session.lost(time.monotonic())
+        self._closing = True
+
     def run(self, call: Call) -> None:
         """Sends a call, and does what it can for its answer; the call's promise is to be waited
         for."""
@@ -199,7 +200,7 @@ class IoThread:
 
     def _give_up_role(self) -> None:
         """Undoes what a caller with the role was interrupted in, if this thread is one."""
-        if self._role._is_owned() and threading.get_ident() != self.thread_id:  # type: ignore[attr-defined]
+        if self._role._is_owned() and threading.get_ident() not in self.thread_ids:  # type: ignore[attr-defined]
             if self._is_touching and self._connection is not None:
                 # Half of a message may be taken in or given out: nothing can be relied on.
                 self._connection.give_up()
@@ -214,12 +215,15 @@ class IoThread:
             self._calls.append(call)
             return False
         self._is_touching = True
+        session.gave_away = False
         self._send([call])
         self._is_touching = False
         poll = select.poll()
         poll.register(connection.local_fileno(), select.POLLIN)
         poll.register(self._handover, select.POLLIN)
-        while not (self._unsent or connection.has_ended or call.promise.done()):
+        while not (
+            self._unsent or connection.has_ended or call.promise.done() or session.gave_away
+        ):
             left = session.next_deadline() - time.monotonic()
             ready = poll.poll(None if left > _SLEEP_MAX_S else max(left, 0.0) * 1e3)
             if any(fd == self._handover for fd, _ in ready):
@@ -247,7 +251,7 @@ class IoThread:
         self._closing = True
         self._awake = False
         self._wake()
-        if threading.get_ident() != self.thread_id:
+        if threading.get_ident() not in self.thread_ids:
             self._thread.join()
 
     def _wake(self) -> None:
@@ -267,10 +271,13 @@ class IoThread:
                 raise
 
     def _run(self) -> None:
-        self.thread_id = threading.get_ident()
+        self.thread_ids.add(threading.get_ident())
         context = zmq.Context()
         try:
-            connection = self._connect(context)
+            if self._session.relay is None:
+                connection = self._connect(context)
+            else:
+                connection = self._await(context)
         except BaseException as error:
             self._end()
             context.destroy(linger=0)
@@ -316,36 +323,34 @@ class IoThread:
             self._receive(connection, 1)
         return connection
 
+    def _await(self, context: zmq.Context[zmq.Socket[bytes]]) -> Connection:
+        """A connection to a server that may come."""
+        connection = Connection(context, self._endpoints[0])
+        connection.join(None)
+        self._session.lost(time.monotonic())
+        return connection
+
     def _serve(self, connection: Connection) -> None:
         with select.epoll() as epoll:
-            self._watch = watch = _Watch(epoll, connection, self._wakeup)
-            connected = True
+            self._watch = watch = Watch(epoll, connection, self._wakeup)
             while not self._closing:
                 self._sleep(watch, connection)
                 changes = connection.changes()
                 # What came before a loss counts: then all of it is taken in first.
                 self._receive(connection, None if changes else _DRAIN_MAX)
                 for up in changes:
-                    connected = up
                     if up:
                         self.connections += 1
-                        # It may take messages of another size.
+                        # Its answer says that there is a server, and what it takes.
                         connection.hello()
                     else:
                         self._unsent.clear()
-                        self._session.fail(CONNECTION_LOST)
+                        self._session.lost(time.monotonic())
                         watch.forget()
                         self._reset(connection)
                         break
                 self.region = self._session.region = connection.region
-                calls = self._take()
-                if connected:
-                    self._send(calls)
-                else:
-                    self._session.flush(calls, time.monotonic())
-                    # What would be sent when the server is back would run after its end.
-                    self._unsent.clear()
-                    self._session.fail(CONNECTION_LOST)
+                self._send(self._take())
                 self._session.expire(time.monotonic())
 
     def _reset(self, connection: Connection) -> None:
@@ -356,7 +361,7 @@ class IoThread:
                 return
             except (OSError, zmq.ZMQError):
                 self._session.flush(self._take(), time.monotonic())
-                self._session.fail(CONNECTION_LOST)
+                self._session.expire(time.monotonic())
                 time.sleep(RESET_PAUSE_S)
 
     def _receive(self, connection: Connection, limit: int | None) -> None:
@@ -367,7 +372,7 @@ class IoThread:
                 return
             self._session.receive(*message)
 
-    def _sleep(self, watch: _Watch, connection: Connection) -> None:
+    def _sleep(self, watch: Watch, connection: Connection) -> None:
         watch.update(
             idle=connection.is_near and self._session.is_idle and not self._unsent,
             has_unsent=bool(self._unsent),

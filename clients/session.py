@@ -6,11 +6,15 @@ A driver (``client`` with a thread, ``async_client`` with an event loop) adds ca
 
 Calls that are ready at the same moment for the same target travel as one message. No waiting is
 added: whatever piled up while the last message was being sent goes with the next.
+
+A session outlives the connection. When that is lost, what is unanswered is kept, and new calls
+join it; when a server has said WELCOME again it is sent (see ``resending``). It fails when none
+does in time, and so does what comes later, until one does.
 """
 
 from __future__ import annotations
 
-import heapq
+import secrets
 from collections.abc import Sequence
 from enum import Enum
 from itertools import count
@@ -19,22 +23,19 @@ from typing import Any
 from batchyard.clients.calls import (
     NEVER,
     Call,
-    Outputs,
     Promise,
     SentMessage,
-    calls_of,
     coalesce,
-    collect,
-    hand_out,
-    join_columns,
-    outputs_in_region,
-    region_places,
     reject,
     resolve,
-    timeouts_us,
 )
+from batchyard.clients.deadlines import Deadlines
+from batchyard.clients.encoding import encode_calls, region_places
 from batchyard.clients.region import ClientRegion
-from batchyard.wire import dtypes, protocol
+from batchyard.clients.relay import Query, Relay
+from batchyard.clients.resending import given_up, is_wanted
+from batchyard.clients.unanswered import Unanswered
+from batchyard.wire import protocol
 from batchyard.wire.errors import (
     BatchyardError,
     Cancelled,
@@ -46,7 +47,7 @@ from batchyard.wire.errors import (
 )
 from batchyard.wire.local import INLINE_NBYTES
 from batchyard.wire.protocol import MessageType, Segment
-from batchyard.wire.tensors import LARGE_NBYTES, Buffer, decode, encode
+from batchyard.wire.tensors import Buffer
 
 
 class Via(Enum):
@@ -61,32 +62,62 @@ class Via(Enum):
 
 Message = tuple[bytes, list[Buffer], Via]
 
-# Deadlines that are kept before those of answered calls are dropped.
-_DEADLINES_MIN = 64
+# How long calls wait for a server after the connection to it was lost.
+RECONNECT_TIMEOUT_S = 5.0
+# A broker knows a message again by its id, also on another connection: no other client may happen
+# to use the same. Encoded, all of these take the same 9 bytes.
+_FIRST_MESSAGE_ID, _LAST_MESSAGE_ID = 1 << 40, 1 << 62
 
 CONNECTION_LOST = Unavailable("the connection to the server was lost")
+SHUTTING_DOWN = Unavailable("the server is shutting down")
 CLOSED = Cancelled("the client was closed")
 
 
 class Session:
-    """One connection's calls and messages. Not safe to share between threads."""
+    """The calls and messages of a connection, and of those that take its place when it is lost.
 
-    def __init__(self) -> None:
+    Not safe to share between threads. It begins with a connection that is up.
+    """
+
+    def __init__(self, reconnect_timeout_s: float = RECONNECT_TIMEOUT_S) -> None:
         self.max_message_nbytes = NEVER
+        # Whether the broker has said WELCOME since the connection was last lost.
+        self.is_up = True
+        # Whether it takes no more calls: it has said that it will end.
+        self.is_draining = False
+        # Where calls go that this server does not take, when there are several.
+        self.relay: Relay | None = None
+        # Whether any went there since last asked.
+        self.gave_away = False
         # The connection's, if it has one.
         self.region: ClientRegion | None = None
-        self._sent: dict[int, SentMessage] = {}
-        self._queries: dict[int, Promise] = {}
+        self._unanswered = Unanswered()
+        self._sent = self._unanswered.messages
+        self._queries: dict[int, Query] = {}
         self._outgoing: list[Message] = []
-        self._message_ids = count(1)
-        self._deadlines: list[tuple[float, int, Call]] = []
-        self._deadlines_max = _DEADLINES_MIN
-        self._tie = count()
+        self._message_ids = count(
+            _FIRST_MESSAGE_ID + secrets.randbelow(_LAST_MESSAGE_ID - _FIRST_MESSAGE_ID)
+        )
+        self._deadlines = Deadlines()
+        self._reconnect_timeout_s = reconnect_timeout_s
+        self.epoch: Any = None
+        # Nothing stands between a new call and the connection: it is up, what was sent by the last
+        # one was sent again, and calls are taken.
+        self._is_steady = True
+        # What was sent is unknown to the server that is there.
+        self._must_resend = False
+        # Calls that came while the connection was lost.
+        self._waiting: list[Call] = []
+        # When the waiting for a server ends, and with what all calls are refused since.
+        self._awaited_until = NEVER
+        self._refusal: BatchyardError | None = None
 
     # What the driver sends
 
     def flush(self, calls: Sequence[Call], now: float) -> list[Message]:
         """The messages that carry ``calls``, and whatever else is to be sent."""
+        if not self._is_steady:
+            calls = self._admit(calls, now)
         by_target: dict[Any, list[Call]] = {}
         for call in calls:
             if call.cancelled:
@@ -95,7 +126,7 @@ class Session:
                 if call.deadline <= now:
                     reject(call.promise, DeadlineExceeded("the deadline passed before sending"))
                     continue
-                self._remember_deadline(call)
+                self._deadlines.add(call)
             key: Any = call.target
             if call.placement is not None:
                 if call.placement.region is self.region:
@@ -115,28 +146,81 @@ class Session:
                 messages += self._encode_each(together, now)
         return messages
 
-    def _remember_deadline(self, call: Call) -> None:
-        heapq.heappush(self._deadlines, (call.deadline, next(self._tie), call))
-        if len(self._deadlines) >= self._deadlines_max:
-            # What is answered must not wait for its deadline with all that it holds.
-            self._deadlines = [entry for entry in self._deadlines if not entry[2].promise.done()]
-            heapq.heapify(self._deadlines)
-            self._deadlines_max = max(2 * len(self._deadlines), _DEADLINES_MIN)
-
     def query(self, what: str, arguments: dict[str, Any], promise: Promise) -> None:
         """Asks the broker something; the next ``flush`` has the message."""
+        query = Query(what, arguments, promise)
+        if not self.is_up:
+            if self.relay is not None and self.relay.take_query(self, query):
+                return
+            if self._refusal is not None:
+                reject(promise, self._refusal)
+                return
         query_id = next(self._message_ids)
-        self._queries[query_id] = promise
-        header = protocol.encode(MessageType.QUERY, [query_id, what, arguments])
+        self._queries[query_id] = query
+        if self.is_up and not self._must_resend:
+            self._ask(query_id)
+
+    def _ask(self, query_id: int) -> None:
+        query = self._queries[query_id]
+        header = protocol.encode(MessageType.QUERY, [query_id, query.what, query.arguments])
         self._outgoing.append((header, [], Via.ANY))
 
     def cancel(self, call: Call) -> None:
         """Gives a call up; whoever waits for it was told."""
         call.cancelled = True
-        if call.message_id in self._sent:
-            segment = (call.message_id, call.first, call.count)
-            header = protocol.encode(MessageType.CANCEL, [segment])
-            self._outgoing.append((header, [], Via.BOTH))
+        if call.message_id in self._sent and self.is_up and not self._must_resend:
+            self._give_up([(call.message_id, call.first, call.count)])
+
+    def _give_up(self, segments: list[Segment]) -> None:
+        self._outgoing.append((protocol.encode(MessageType.CANCEL, segments), [], Via.BOTH))
+
+    def _admit(self, calls: Sequence[Call], now: float) -> Sequence[Call]:
+        """Which of ``calls``, and of those that wait, are sent, when not all is as ever."""
+        if not self.takes_calls:
+            calls = [call for call in calls if call.cancelled or not self._give_away(call)]
+        if self._refusal is not None:
+            for call in calls:
+                reject(call.promise, self._refusal)
+            return []
+        if not self.is_up:
+            for call in calls:
+                if call.deadline < NEVER:
+                    self._deadlines.add(call)
+            self._waiting += calls
+            return []
+        if self._must_resend:
+            self._resend_all(now)
+        self._is_steady = True
+        waiting, self._waiting = self._waiting, []
+        return [*(call for call in waiting if not call.promise.done()), *calls]
+
+    def _resend_all(self, now: float) -> None:
+        """Sends again, to a server that is there since, what is unanswered."""
+        self._must_resend = False
+        for query_id in self._queries:
+            self._ask(query_id)
+        for message_id, sent in list(self._sent.items()):
+            if not is_wanted(sent):
+                self._unanswered.forget(message_id, sent)
+                continue
+            try:
+                self._outgoing.append(self._encode_again(message_id, sent, now))
+            except BatchyardError as error:
+                for call in sent.calls:
+                    reject(call.promise, error)
+                self._unanswered.forget(message_id, sent)
+                continue
+            self._unanswered.add_again(sent)
+            segments = given_up(message_id, sent)
+            if segments:
+                # Right behind: the broker reads both before it runs any of it.
+                self._give_up(segments)
+
+    def _encode_again(self, message_id: int, sent: SentMessage, now: float) -> Message:
+        """All of it in frames: the region that arrays may lie in is known to nobody any more."""
+        header, frames = encode_calls(message_id, sent.calls, None, now, resent=True)
+        self._check_nbytes(header, frames)
+        return header, frames, Via.ANY
 
     def _encode_each(self, calls: list[Call], now: float) -> list[Message]:
         """One message, or one a call when one of them cannot be sent: it fails alone."""
@@ -150,45 +234,29 @@ class Session:
 
     def _encode(self, calls: list[Call], now: float) -> Message:
         message_id = next(self._message_ids)
-        first = calls[0]
-        rows: int | list[int] | None
-        if first.rows is None:
-            rows = None
-        else:
-            rows = [n for call in calls for n in call.rows or ()]
-            if len(rows) == sum(call.total_rows for call in calls):
-                rows = len(rows)
-        places = None if first.placement is None else region_places(calls)
-        frames: list[Buffer] = []
-        for i, dtype in enumerate(first.input_dtypes):
-            if places is not None and places.inputs[i] is not None:
-                continue
-            if len(calls) == 1:
-                frames.append(encode(first.arrays[i], dtype))
-            elif dtype == dtypes.STRING:
-                frames.append(join_columns([call.arrays[i] for call in calls]))
-            else:
-                frames.append(b"".join([encode(call.arrays[i], dtype) for call in calls]))
-        timeouts = timeouts_us(calls, now)
-        header = protocol.encode_predict(message_id, first.target, rows, timeouts, places)
-        nbytes = len(header) + sum(map(len, frames))
-        if places is not None and nbytes > INLINE_NBYTES:
+        places = None if calls[0].placement is None else region_places(calls)
+        header, frames = encode_calls(message_id, calls, places, now)
+        if places is not None and len(header) + sum(map(len, frames)) > INLINE_NBYTES:
             # What may not lie in the region is too large for the local socket.
             for call in calls:
                 call.placement = None
             return self._encode(calls, now)
-        if nbytes > self.max_message_nbytes:
-            raise InvalidArgument(
-                f"the request takes {nbytes} bytes, the server takes messages of at most "
-                f"{self.max_message_nbytes} (max_message_mb under [broker])"
-            )
+        self._check_nbytes(header, frames)
         place = 0
         for call in calls:
             call.message_id = message_id
             call.first = place
             place += call.count
-        self._sent[message_id] = SentMessage(calls)
+        self._unanswered.add(message_id, calls)
         return header, frames, Via.ANY if places is None else Via.LOCAL
+
+    def _check_nbytes(self, header: bytes, frames: list[Buffer]) -> None:
+        nbytes = len(header) + sum(map(len, frames))
+        if nbytes > self.max_message_nbytes:
+            raise InvalidArgument(
+                f"the request takes {nbytes} bytes, the server takes messages of at most "
+                f"{self.max_message_nbytes} (max_message_mb under [broker])"
+            )
 
     # What the driver receives
 
@@ -205,152 +273,153 @@ class Session:
     def _receive(self, header: Buffer, frames: list[Buffer]) -> None:
         type_, body = protocol.decode(header)
         if type_ is MessageType.RESULT:
-            self._result(protocol.decode_result(body), frames)
+            self._unanswered.result(protocol.decode_result(body), frames)
         elif type_ is MessageType.ERROR:
             failure = protocol.decode_error(body)
             error = from_wire(failure.number, failure.message)
             if not failure.segments:
-                # What was sent stays known: results may still share a message with it.
                 self._reject_all(error)
             for segment in failure.segments:
-                self._failed(segment, error)
+                self._unanswered.failed(segment, error)
         elif type_ is MessageType.ANSWER:
             query_id, number, message, answer = body
-            promise = self._queries.pop(query_id, None)
-            if promise is not None:
+            query = self._queries.pop(query_id, None)
+            if query is not None:
                 if number:
-                    reject(promise, from_wire(number, message))
+                    reject(query.promise, from_wire(number, message))
                 else:
-                    resolve(promise, answer)
+                    resolve(query.promise, answer)
         elif type_ is MessageType.WELCOME:
             self.max_message_nbytes = body[1]
+            self._welcomed(body[0])
+        elif type_ is MessageType.DRAINING:
+            self._drains()
 
-    def _result(self, result: protocol.Result, frames: list[Buffer]) -> None:
-        if result.in_region:
-            self._result_in_region(result)
-            return
-        try:
-            outputs = {
-                name: decode(frame, dtype, shape)
-                for (name, dtype, shape), frame in zip(result.outputs, frames, strict=True)
-            }
-        except Exception as error:
-            # ml_dtypes may be missing here.
-            for segment in result.segments:
-                self._failed(segment, Internal(f"the outputs cannot be read: {error}"))
-            return
-        if frames and len(frames[0]) >= LARGE_NBYTES:
-            self._learn_outputs(result, frames)
-        if len(result.segments) == 1 and result.segments[0][2] == 1:
-            self._hand_over_whole(result.segments[0], outputs)
-            return
-        row = 0
-        for i, (message_id, first, requests) in enumerate(result.segments):
-            sent = self._sent.get(message_id)
-            if sent is None:
-                # How many rows are those of a message that is not known here cannot be told.
-                unknown = Internal("the answer came with that of an unknown message")
-                for segment in result.segments[i + 1 :]:
-                    self._failed(segment, unknown)
-                return
-            row = hand_out(sent, first, requests, outputs, row)
-            self._answered(message_id, sent, requests)
+    def _drains(self) -> None:
+        self.is_draining = True
+        self._refusal = SHUTTING_DOWN
+        self._is_steady = False
+        self._unanswered.take_refused = self._give_away
+        if self.relay is not None:
+            self.relay.changed(self)
 
-    def _learn_outputs(self, result: protocol.Result, frames: list[Buffer]) -> None:
-        """So that later requests bring enough room in the region for them."""
-        sent = self._sent.get(result.segments[0][0])
-        if sent is not None and sent.calls:
-            call = sent.calls[0]
-            rows = result.outputs[0][2][0] if call.rows and result.outputs[0][2] else 1
-            call.route.learn_outputs(sum(map(len, frames)), rows)
+    def _welcomed(self, epoch: Any) -> None:
+        """A server is there; it may be another than before."""
+        self.is_up = True
+        self._awaited_until = NEVER
+        if not (self.is_draining and epoch == self.epoch):
+            self.is_draining = False
+            self._refusal = None
+            self._unanswered.take_refused = None
+        self.epoch = epoch
+        if self.relay is not None:
+            self.relay.changed(self)
 
-    def _result_in_region(self, result: protocol.Result) -> None:
-        """Outputs that a worker wrote where each call said."""
-        alone = len(result.segments) == 1 and result.segments[0][2] == 1
-        for message_id, first, requests in result.segments:
-            sent = self._sent.get(message_id)
-            if sent is None:
-                continue
-            for call, _, _ in calls_of(sent, first, requests):
-                try:
-                    outputs = outputs_in_region(call, result.outputs, alone)
-                except Exception as error:
-                    # ml_dtypes may be missing here.
-                    reject(call.promise, Internal(f"the outputs cannot be read: {error}"))
-                else:
-                    resolve(call.promise, outputs)
-            self._answered(message_id, sent, requests)
+    # What others want to know
 
-    def _hand_over_whole(self, segment: Segment, outputs: Outputs) -> None:
-        """All of a message is for one request, whatever its shapes."""
-        message_id, first, _ = segment
-        sent = self._sent.get(message_id)
-        if sent is None:
-            return
-        for call, request, _ in calls_of(sent, first, 1):
-            if call.count == 1:
-                resolve(call.promise, outputs)
-            else:
-                collect(call, request, outputs)
-        self._answered(message_id, sent, 1)
+    @property
+    def takes_calls(self) -> bool:
+        """Whether a call would be sent at once."""
+        return self.is_up and self._refusal is None
 
-    def _failed(self, segment: Segment, error: BatchyardError) -> None:
-        message_id, first, requests = segment
-        sent = self._sent.get(message_id)
-        if sent is None:
-            return
-        requests = requests or sent.count
-        for call, _, _ in calls_of(sent, first, requests):
-            reject(call.promise, error)
-        self._answered(message_id, sent, requests)
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a call would wait for the server, which is gone."""
+        return not self.is_up and self._refusal is None
 
-    def _answered(self, message_id: int, sent: SentMessage, requests: int) -> None:
-        sent.unanswered -= requests
-        if sent.unanswered <= 0:
-            self._sent.pop(message_id, None)
-            for call in sent.calls:
-                call.arrays = []
-                call.placement = None
+    @property
+    def load(self) -> int:
+        """The requests that were sent and have no answer, and the calls that are to be sent."""
+        return self._unanswered.requests + len(self._waiting)
+
+    @property
+    def last_result(self) -> protocol.Result | None:
+        """The last that the server said, when it was an answer to calls."""
+        return self._unanswered.last_result
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is to be sent or received."""
-        return not self._sent and not self._queries and not self._outgoing
+        return not (self._sent or self._queries or self._outgoing or self._waiting)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether ``flush`` has something to be sent, without more calls."""
+        return bool(self._outgoing) or (self.is_up and (self._must_resend or bool(self._waiting)))
 
     # Time, and the end
 
     def next_deadline(self) -> float:
         """When ``expire`` is due; infinity for never."""
-        while self._deadlines and self._deadlines[0][2].promise.done():
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else NEVER
+        first = self._deadlines.first()
+        return first if first < self._awaited_until else self._awaited_until
 
     def expire(self, now: float) -> None:
         """Ends calls whose deadline has passed, whatever the broker does."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, call = heapq.heappop(self._deadlines)
-            reject(call.promise, DeadlineExceeded("the deadline passed before an answer came"))
+        self._deadlines.expire(now)
+        if now >= self._awaited_until:
+            self._awaited_until = NEVER
+            self._refuse_all(
+                Unavailable(
+                    f"{CONNECTION_LOST.message} and no server answered within "
+                    f"{self._reconnect_timeout_s:g} s"
+                )
+            )
+
+    def lost(self, now: float) -> None:
+        """The connection is gone: what is unanswered waits for another, as long as it may."""
+        self._outgoing.clear()
+        self._is_steady = False
+        self._must_resend = True
+        was_up, self.is_up = self.is_up, False
+        for sent in self._sent.values():
+            for call in sent.calls:
+                call.placement = None
+        if self.relay is not None:
+            self.relay.changed(self)
+        self.hand_over()
+        if self.is_draining or not self._reconnect_timeout_s:
+            self._refuse_all(CONNECTION_LOST)
+        elif was_up:
+            self._awaited_until = now + self._reconnect_timeout_s
+
+    def hand_over(self) -> None:
+        """Gives what waits for a server that is gone to another, if one is there."""
+        if self.is_up or self.relay is None:
+            return
+        waiting, self._waiting = self._waiting, []
+        self._waiting += [
+            call for call in waiting if not (call.promise.done() or self._give_away(call))
+        ]
+        self._unanswered.give_away(self, self.relay)
+        queries, self._queries = self._queries, {}
+        for query_id, query in queries.items():
+            if not self.relay.take_query(self, query):
+                self._queries[query_id] = query
+
+    def _give_away(self, call: Call) -> bool:
+        if self.relay is None or not self.relay.take(self, call):
+            return False
+        self.gave_away = True
+        return True
+
+    def _refuse_all(self, error: BatchyardError) -> None:
+        """Ends everything that waits, and what comes until a server is there."""
+        self.fail(error)
+        self._refusal = error
 
     def fail(self, error: BatchyardError) -> None:
         """Ends everything that waits for an answer."""
         self._outgoing.clear()
         self._deadlines.clear()
         self._reject_all(error)
-        self._sent.clear()
+        self._unanswered.clear()
 
     def _reject_all(self, error: BatchyardError) -> None:
         queries, self._queries = self._queries, {}
-        for message in list(self._sent.values()):
-            for call in message.calls:
-                reject(call.promise, error)
-        for promise in queries.values():
-            reject(promise, error)
-
-
-def deadline_after(timeout: float | None, now: float) -> float:
-    """The time that lies ``timeout`` seconds after ``now``; InvalidArgument when it is no time."""
-    if timeout is None:
-        return NEVER
-    if not isinstance(timeout, int | float) or not timeout >= 0:
-        raise InvalidArgument(f"timeout must be a number of seconds from 0, not {timeout!r}")
-    return now + timeout
+        waiting, self._waiting = self._waiting, []
+        self._unanswered.reject_all(error)
+        for call in waiting:
+            reject(call.promise, error)
+        for query in queries.values():
+            reject(query.promise, error)

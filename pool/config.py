@@ -18,6 +18,8 @@ from batchyard.wire.errors import ConfigurationError
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+# In seconds; inf is never.
+Timeout = Annotated[float, Field(gt=0)]
 
 
 class _Section(BaseModel):
@@ -129,16 +131,23 @@ class Model(_Section):
     name: str = Field(min_length=1, max_length=512, description="What requests call it.")
     path: str = Field(
         min_length=1,
-        description="A SavedModel's folder, or a folder of numeric version folders of which the "
-        "highest is served. For the python runtime: module:callable or file.py:callable.",
+        description="A SavedModel's folder, or a folder of numeric version folders. For the python "
+        "runtime: module:callable or file.py:callable.",
     )
     runtime: Literal["savedmodel", "python"] = Field(
         "savedmodel",
         description="savedmodel runs TensorFlow SavedModels; python calls a function with a dict "
         "of arrays, which returns a dict of arrays.",
     )
+    version_policy: Literal["latest", "all"] | dict[str, int | list[int]] = Field(
+        "latest",
+        description="Which versions of the folder are served: latest, all, { latest = N }: the N "
+        "highest, or { specific = [1, 3] }. Requests that name no version get the highest that is "
+        "served. New folders are found while the server runs, see file_system_poll_wait_seconds.",
+    )
     version_labels: dict[str, NotNegative] = Field(
-        default={}, description="Names for versions, which requests may give instead."
+        default={},
+        description="Names for versions that are served, which requests may give instead.",
     )
     signature: Signature | None = Field(
         None,
@@ -153,7 +162,31 @@ class Model(_Section):
         "as indices without copying them first. A function that writes to such an input is called "
         "again with a copy, and gets copies from then on.",
     )
+    retry: bool | None = Field(
+        None,
+        description="Whether a request may run again after a process died that ran it. Default: "
+        "unless the model writes variables.",
+    )
+    batch_execution_timeout: Timeout | None = Field(
+        None, description="As under [pool], for this model. Default: that one."
+    )
     batching: Batching = Field(default=Batching(), description="See [models.batching].")
+
+    @field_validator("version_policy", mode="before")
+    @classmethod
+    def _is_a_policy(cls, policy: Any) -> Any:
+        if policy in ("latest", "all"):
+            return policy
+        match policy:
+            case {"latest": int(number), **rest} if not rest:
+                if type(number) is int and number >= 1:
+                    return policy
+            case {"specific": [_, *_] as numbers, **rest} if not rest:
+                if all(type(number) is int and number >= 0 for number in numbers):
+                    return policy
+        raise ValueError(
+            f'must be "latest", "all", {{ latest = N }} or {{ specific = [1, 3] }}, not {policy!r}'
+        )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Model:
@@ -215,6 +248,16 @@ class Pool(_Section):
     drain_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = Field(
         30.0, description="How long a stopping server may take to finish what it accepted."
     )
+    batch_execution_timeout: Timeout = Field(
+        120.0,
+        description="Seconds that a batch may run; then its process is taken for hung, killed and "
+        "replaced. inf: for ever.",
+    )
+    file_system_poll_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        1.0,
+        description="How often models' folders are looked at for new versions. One counts when two "
+        "looks in a row saw the same files. 0: only at the start and at SIGHUP.",
+    )
     workers: list[WorkerGroup] = Field(
         default=[WorkerGroup()], min_length=1, description="See [[pool.workers]]."
     )
@@ -249,6 +292,10 @@ class Broker(_Section):
     )
     max_regions: NotNegative = Field(
         64, description="Clients that have such memory at once; others use sockets."
+    )
+    max_in_flight_per_client: Positive = Field(
+        100_000,
+        description="Requests of one client that may be unanswered; beyond, RESOURCE_EXHAUSTED.",
     )
 
     @model_validator(mode="after")
@@ -287,6 +334,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not TOML: {error}") from error
+    except RecursionError:
+        raise ConfigurationError(f"{path}: not TOML: it is nested too deeply") from None
 
 
 def validate(tables: dict[str, Any], source: str) -> Config:

@@ -65,7 +65,9 @@ class WorkerSlot:
     """One worker process: where it runs and what it may use.
 
     ``environment`` is set in the process before it imports TensorFlow. ``memory_limit_mb`` is
-    in MiB of GPU memory, None for no limit. ``note`` says for the log which device was taken.
+    in MiB of GPU memory, None for no limit. ``replaced_beside`` says whether the device is known
+    to have room for one more such process, so that the next can load while this one serves.
+    ``note`` says for the log which device was taken.
     """
 
     id: int
@@ -77,6 +79,7 @@ class WorkerSlot:
     inter_op_parallelism: int
     cpu_affinity: tuple[int, ...] | None
     concurrent_batches: int
+    replaced_beside: bool
     note: str
 
 
@@ -135,7 +138,7 @@ def plan_workers(
     cpu_workers = sum(worker.device is None for worker in workers)
     threads = max(1, len(cpus) // max(1, cpu_workers))
     return [
-        _slot(id, worker, affinity, threads)
+        _slot(id, worker, affinity, threads, _has_room_beside(worker, workers))
         for id, (worker, affinity) in enumerate(zip(workers, affinities, strict=True))
     ]
 
@@ -284,6 +287,15 @@ def _check_shared(device: VisibleDevice, workers: Sequence[_Worker]) -> None:
     )
 
 
+def _has_room_beside(worker: _Worker, workers: Sequence[_Worker]) -> bool:
+    """Whether one process more with the worker's limit surely fits its device."""
+    if worker.device is None:
+        return True
+    shares = [other.share for other in workers if other.device == worker.device]
+    # Without a limit nobody knows.
+    return all(shares) and math.fsum([*shares, worker.share]) <= 1 + _SHARE_SLACK
+
+
 def _split_cpus(workers: Sequence[_Worker], cpus: Sequence[int]) -> list[tuple[int, ...] | None]:
     """The CPUs of each worker: as its group names them, an even share for "auto", else None.
 
@@ -312,7 +324,11 @@ def _named_cpus(group: WorkerGroup) -> tuple[int, ...] | None:
 
 
 def _slot(
-    id: int, worker: _Worker, affinity: tuple[int, ...] | None, cpu_threads: int
+    id: int,
+    worker: _Worker,
+    affinity: tuple[int, ...] | None,
+    cpu_threads: int,
+    replaced_beside: bool,
 ) -> WorkerSlot:
     group, device = worker.group, worker.device
     intra = group.intra_op_parallelism
@@ -335,6 +351,7 @@ def _slot(
         inter_op_parallelism=group.inter_op_parallelism,
         cpu_affinity=affinity,
         concurrent_batches=group.concurrent_batches,
+        replaced_beside=replaced_beside,
         note=worker.note,
     )
 

@@ -4,17 +4,44 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 from batchyard.pool import devices
-from batchyard.pool.config import Config, Model, WorkerGroup
+from batchyard.pool.config import Config, WorkerGroup
 from batchyard.pool.inventory import Inventory
-from batchyard.pool.supervisor import ServerPlan, WorkerPlan
-from batchyard.pool.versions import UNVERSIONED, find_version
-from batchyard.wire.control import BrokerSettings, ModelSettings, ModelSource, WorkerSettings
+from batchyard.pool.model_set import ModelSet, wanted_models
+from batchyard.pool.versions import Found, find_all
+from batchyard.wire.control import BrokerSettings, WorkerSettings
 from batchyard.wire.errors import ConfigurationError
 
 _MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """A slot for a worker: what its processes are told, and their environment.
+
+    ``replaced_beside``: there is room for its next process while this one serves.
+    """
+
+    settings: WorkerSettings
+    environment: dict[str, str]
+    replaced_beside: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPlan:
+    """All that a server consists of.
+
+    What is to be served may change while it runs: ``broker`` and ``workers`` have it as it is at
+    the start, which follows from ``config`` and the versions ``found``.
+    """
+
+    broker: BrokerSettings
+    workers: list[WorkerPlan]
+    arena_nbytes: int
+    config: Config
+    found: Found
 
 
 def make_plan(
@@ -27,12 +54,15 @@ def make_plan(
     slots = devices.plan_workers(
         [_group(group) for group in config.pool.workers], inventory, environ, cpus
     )
-    served = [_serve(model) for model in config.models]
-    sources = [source for source, _ in served]
+    found = find_all(config.models)
+    models = wanted_models(config, found, {}, ModelSet())
+    if models.complaints:
+        raise ConfigurationError("\n".join(models.complaints))
     workers = [
         WorkerPlan(
             WorkerSettings(
                 worker_id=slot.id,
+                slot=slot.id,
                 device=slot.device,
                 memory_limit_mb=slot.memory_limit_mb,
                 memory_growth=slot.memory_growth,
@@ -40,9 +70,10 @@ def make_plan(
                 inter_op_parallelism=slot.inter_op_parallelism,
                 cpu_affinity=None if slot.cpu_affinity is None else list(slot.cpu_affinity),
                 concurrent_batches=slot.concurrent_batches,
-                models=sources,
+                models=list(models.sources.values()),
             ),
             slot.environment,
+            slot.replaced_beside,
         )
         for slot in slots
     ]
@@ -53,9 +84,10 @@ def make_plan(
         queue_nbytes_max=config.broker.max_queue_mb * _MIB,
         region_nbytes=config.broker.region_mb * _MIB,
         regions_max=config.broker.max_regions,
-        models=[settings for _, settings in served],
+        in_flight_max=config.broker.max_in_flight_per_client,
+        models=[served.settings for served in models.served.values()],
     )
-    plan = ServerPlan(broker, workers, config.pool.arena_mb * _MIB, config.pool.drain_timeout_s)
+    plan = ServerPlan(broker, workers, config.pool.arena_mb * _MIB, config, found)
     return plan, sorted({slot.note for slot in slots if slot.note})
 
 
@@ -77,36 +109,3 @@ def _group(group: WorkerGroup) -> devices.WorkerGroup:
         cpu_affinity=tuple(affinity) if isinstance(affinity, list) else affinity,
         concurrent_batches=group.concurrent_batches,
     )
-
-
-def _serve(model: Model) -> tuple[ModelSource, ModelSettings]:
-    if model.runtime == "python":
-        version, path = UNVERSIONED, model.path
-        file = Path(path.rpartition(":")[0])
-        if file.suffix == ".py" and not file.is_file():
-            raise ConfigurationError(f"model {model.name!r}: {file} is no file")
-    else:
-        version, folder = find_version(model.name, model.path)
-        path = str(folder)
-    for label, labelled in model.version_labels.items():
-        if labelled != version:
-            raise ConfigurationError(
-                f"model {model.name!r}: label {label!r} names version {labelled}, but version "
-                f"{version} is served"
-            )
-    source = ModelSource(
-        name=model.name,
-        version=version,
-        runtime=model.runtime,
-        path=path,
-        batch_sizes=model.batching.warmup_batch_sizes,
-        signature=None if model.signature is None else model.signature.model_dump(),
-        read_in_place=model.read_in_place,
-    )
-    settings = ModelSettings(
-        name=model.name,
-        version=version,
-        labels=sorted(model.version_labels),
-        batching=model.batching.model_dump(),
-    )
-    return source, settings

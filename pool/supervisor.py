@@ -1,50 +1,39 @@
 """The supervisor: starts the broker and the workers, watches them, and ends them.
 
-It touches no tensor and imports no TensorFlow. Signals only wake its loop up.
+It touches no tensor and imports no TensorFlow. ``pool/state.py`` decides; here processes, signals
+and packets become events, and actions are carried out. Nothing here waits but ``select``: a
+process's death is noticed at once, whatever else is going on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import selectors
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
+from batchyard.pool import events
 from batchyard.pool.children import Child, describe_exit
+from batchyard.pool.config import Config
 from batchyard.pool.ipc_paths import claimed
+from batchyard.pool.plan import ServerPlan
+from batchyard.pool.state import Phase, ServerState
+from batchyard.pool.watch import Watch
 from batchyard.wire import control, log
 from batchyard.wire.arena import create_memfd
-from batchyard.wire.control import BrokerSettings, WorkerSettings
+from batchyard.wire.control import Kind
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.link import Link, LinkClosed
 
 # How long the broker may take to send its last answers before it is killed.
 _GOODBYE_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerPlan:
-    """A worker to start: its settings, and its process's environment."""
-
-    settings: WorkerSettings
-    environment: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class ServerPlan:
-    """All that a server consists of."""
-
-    broker: BrokerSettings
-    workers: list[WorkerPlan]
-    arena_nbytes: int
-    drain_timeout_s: float
 
 
 class ServerFailed(Exception):
@@ -55,102 +44,78 @@ class ServerFailed(Exception):
         self.exit_code = exit_code
 
 
-@contextlib.contextmanager
-def _claim(endpoints: Sequence[str]) -> Iterator[None]:
-    try:
-        with claimed(endpoints):
-            yield
-    except ConfigurationError as error:
-        raise ServerFailed(control.EXIT_CONFIGURATION, str(error)) from error
-
-
-class _Phase(Enum):
-    STARTING = "starting"
-    SERVING = "serving"
-    DRAINING = "draining"
-    STOPPED = "stopped"
-
-
 class Supervisor:
     """Runs one server in this process's main thread."""
 
-    def __init__(self, plan: ServerPlan, on_ready: Callable[[Sequence[str]], None]) -> None:
-        """``on_ready`` is called with the endpoints once every worker can take requests."""
+    def __init__(
+        self,
+        plan: ServerPlan,
+        on_ready: Callable[[Sequence[str]], None],
+        reload: Callable[[], Config],
+    ) -> None:
+        """``on_ready`` is called with the endpoints once every worker can take requests.
+
+        ``reload`` reads the configuration again, on another thread; it may raise
+        ConfigurationError.
+        """
         self._plan = plan
         self._on_ready = on_ready
-        self._phase = _Phase.STARTING
-        self._endpoints: list[str] = []
+        beside = [worker.replaced_beside for worker in plan.workers]
+        self._state = ServerState(plan.config, plan.found, beside)
+        self._watch = Watch(plan.config, plan.found, reload)
         self._selector = selectors.DefaultSelector()
+        self._arena = -1
         self._broker: Child | None = None
         self._workers: dict[int, Child] = {}
-        self._ready: set[int] = set()
         # What a child said of why it ends, before it ended.
-        self._reasons: dict[Child, tuple[int, str]] = {}
-        self._stop_requests = 0
-        self._deadline: float | None = None
+        self._told: dict[Child, events.Death] = {}
+        self._events: deque[events.Event] = deque()
 
     def run(self) -> None:
         """Serves until a signal says stop. Raises ServerFailed; leaves nothing behind."""
         with self._signals(), contextlib.ExitStack() as cleanup:
             cleanup.callback(self._selector.close)
             cleanup.enter_context(_claim(self._plan.broker.bind))
-            arena = create_memfd(self._plan.arena_nbytes, "batchyard-arena")
-            cleanup.callback(os.close, arena)
+            self._arena = create_memfd(self._plan.arena_nbytes, "batchyard-arena")
+            cleanup.callback(os.close, self._arena)
             cleanup.callback(self._end_children)
-            self._start(arena)
-            while self._phase is not _Phase.STOPPED:
+            cleanup.callback(self._watch.close)
+            self._selector.register(self._watch, selectors.EVENT_READ, self._seen)
+            self._watch.start()
+            self._happened(events.Started())
+            while self._state.phase is not Phase.STOPPED:
                 self._turn()
 
-    def _start(self, arena: int) -> None:
-        plan = self._plan
-        self._broker = broker = Child("broker", "batchyard.broker", plan.broker.to_wire(), [arena])
-        self._watch(broker)
-        for worker in plan.workers:
-            ours, theirs = Link.pair()
-            settings = worker.settings
-            child = Child(
-                f"worker-{settings.worker_id}",
-                "batchyard.pool.worker",
-                settings.to_wire(),
-                [theirs.fileno(), arena],
-                worker.environment,
-            )
-            theirs.close()
-            self._workers[settings.worker_id] = child
-            self._watch(child)
-            attach = [
-                control.Kind.ATTACH,
-                settings.worker_id,
-                child.pid,
-                settings.device,
-                settings.concurrent_batches,
-            ]
-            try:
-                broker.link.send(attach, [ours.fileno()])
-            except LinkClosed:
-                # It could not bind: its reason is waiting to be read.
-                return
-            finally:
-                ours.close()
-
-    def _watch(self, child: Child) -> None:
-        self._selector.register(child.link.fileno(), selectors.EVENT_READ, (self._heard, child))
-        self._selector.register(child.sentinel, selectors.EVENT_READ, (self._ended, child))
-
     def _turn(self) -> None:
-        timeout = None if self._deadline is None else max(self._deadline - time.monotonic(), 0)
-        for key, _ in self._selector.select(timeout):
-            handler, child = key.data
-            # An earlier event of this turn may have ended this child.
-            if key.fd in self._selector.get_map():
-                handler(child)
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            raise ServerFailed(
-                control.EXIT_FAILURE,
-                f"requests were still running after drain_timeout_s = {self._plan.drain_timeout_s}",
+        timeout = self._state.next_deadline() - time.monotonic()
+        # A day is within what select takes.
+        for key, _ in self._selector.select(min(max(timeout, 0), 86_400)):
+            # An earlier event of this turn may have ended this child, and started another that has
+            # its descriptors now.
+            if self._selector.get_map().get(key.fd) is key:
+                key.data()
+        self._happened(events.TimePassed())
+
+    # Events
+
+    def _happened(self, event: events.Event) -> None:
+        self._events.append(event)
+        while self._events and self._state.phase is not Phase.STOPPED:
+            for action in self._state.handle(self._events.popleft(), time.monotonic()):
+                self._act(action)
+
+    def _seen(self) -> None:
+        for event in self._watch.events():
+            self._happened(event)
+
+    def _observe(self, child: Child, id: int | None) -> None:
+        """Has a child's packets and its end become events; ``id`` is a worker's."""
+        for fd, handler in ((child.link.fileno(), self._heard), (child.sentinel, self._ended)):
+            self._selector.register(
+                fd, selectors.EVENT_READ, lambda handler=handler: handler(child, id)
             )
 
-    def _heard(self, child: Child) -> None:
+    def _heard(self, child: Child, id: int | None) -> None:
         try:
             packet, _ = child.link.receive()
         except LinkClosed:
@@ -158,78 +123,165 @@ class Supervisor:
             self._selector.unregister(child.link.fileno())
             return
         kind = packet[0]
-        if kind == control.Kind.LISTENING:
-            self._endpoints = packet[1]
-        elif kind == control.Kind.READY:
-            self._ready.add(packet[1])
-            if self._phase is _Phase.STARTING and len(self._ready) == len(self._plan.workers):
-                self._phase = _Phase.SERVING
-                self._on_ready(self._endpoints)
-        elif kind == control.Kind.FAILED:
-            self._reasons[child] = (packet[1], packet[2])
-        elif kind == control.Kind.DRAINED:
-            self._phase = _Phase.STOPPED
+        if kind == Kind.FAILED:
+            model = packet[3] if len(packet) > 3 else None
+            self._told[child] = events.Death(
+                packet[2], packet[1], None if model is None else (model[0], model[1]), True
+            )
+        elif kind == Kind.LISTENING:
+            self._happened(events.BrokerListening(packet[1]))
+        elif kind == Kind.READY:
+            self._happened(events.WorkerReady(packet[1]))
+        elif kind == Kind.RETIRED:
+            self._happened(events.WorkerRetired(packet[1]))
+        elif kind == Kind.HUNG:
+            self._happened(events.WorkerHung(packet[1], packet[2]))
+        elif kind == Kind.UNLOADED:
+            self._happened(events.VersionUnloaded((packet[1], packet[2])))
+        elif kind == Kind.DRAINED:
+            self._happened(events.BrokerDrained())
 
-    def _ended(self, child: Child) -> None:
-        # What it said last may still wait to be read.
-        while child.link.fileno() in self._selector.get_map():
-            self._heard(child)
+    def _ended(self, child: Child, id: int | None) -> None:
+        # What it said last may still wait to be read, unless it was told to end. No end of file
+        # follows when what a model forked holds the link's other end, too.
+        if child.link.fileno() in self._selector.get_map():
+            child.link.set_blocking(False)
+        try:
+            while child.link.fileno() in self._selector.get_map():
+                self._heard(child, id)
+        except BlockingIOError:
+            self._selector.unregister(child.link.fileno())
         self._selector.unregister(child.sentinel)
         code = child.reap()
-        if self._phase is _Phase.STOPPED:
-            return
-        exit_code, reason = self._reasons.get(child, (control.EXIT_FAILURE, describe_exit(code)))
-        if child is self._broker:
-            raise ServerFailed(exit_code, self._why(child, reason))
-        if code == control.EXIT_OK and self._broker is not None:
-            # Workers end when the broker is gone: then its end is what matters.
-            select.select([self._broker.sentinel], [], [], _GOODBYE_S)
-            if select.select([self._broker.sentinel], [], [], 0)[0]:
-                return
-        worker_id = next(id for id, worker in self._workers.items() if worker is child)
-        del self._workers[worker_id]
-        if self._phase is _Phase.STARTING or not self._workers:
-            raise ServerFailed(exit_code, self._why(child, reason))
-        log.error("worker_died", worker=worker_id, reason=reason, workers_left=len(self._workers))
-        if self._broker is not None:
-            with contextlib.suppress(LinkClosed):
-                self._broker.link.send([control.Kind.REAPED, worker_id])
+        death = self._told.pop(child, events.Death(describe_exit(code)))
+        if id is None:
+            self._broker = None
+            self._happened(events.BrokerEnded(death))
+        else:
+            del self._workers[id]
+            self._happened(events.WorkerEnded(id, death))
 
-    def _why(self, child: Child, reason: str) -> str:
-        return reason if child in self._reasons else f"{child.name} ended: {reason}"
+    # Actions
 
-    def _stop_requested(self, wakeup: socket.socket) -> None:
-        self._stop_requests += sum(n in control.PARENT_SIGNALS for n in wakeup.recv(4096))
-        if not self._stop_requests:
+    def _act(self, action: events.Action) -> None:
+        match action:
+            case events.TellBroker(packet):
+                self._tell_broker(packet)
+            case events.StartBroker():
+                self._start_broker(action)
+            case events.StartWorker():
+                self._start_worker(action)
+            case events.LinkWorker(id, slot, restarts):
+                self._link_worker(id, slot, restarts)
+            case events.KillWorker(id):
+                self._workers[id].kill()
+            case events.EndWorker(id):
+                self._workers[id].link.shut_down()
+            case events.ReportReady(endpoints):
+                self._on_ready(endpoints)
+            case events.Log(level, event, fields):
+                getattr(log, level)(event, **fields)
+            case events.Fail(exit_code, message):
+                raise ServerFailed(exit_code, message)
+            case events.Stop():
+                pass
+
+    def _start_broker(self, action: events.StartBroker) -> None:
+        settings = dataclasses.replace(
+            self._plan.broker,
+            # As they really are: a port that was free stays the same.
+            bind=list(action.endpoints) or self._plan.broker.bind,
+            models=action.models,
+            awaited=action.awaited,
+            is_restarted=bool(action.endpoints),
+        )
+        try:
+            broker = Child("broker", "batchyard.broker", settings.to_wire(), [self._arena])
+        except OSError as error:
+            death = events.Death(f"it cannot be started: {error}")
+            self._events.append(events.BrokerEnded(death))
             return
-        if self._phase is _Phase.STARTING:
-            # Nothing was accepted yet.
-            self._phase = _Phase.STOPPED
-            return
-        if self._stop_requests > 1:
-            raise ServerFailed(
-                control.EXIT_FAILURE, "stopped at once, as asked; requests may be unanswered"
+        self._broker = broker
+        self._observe(broker, None)
+
+    def _start_worker(self, action: events.StartWorker) -> None:
+        plan = self._plan.workers[action.slot]
+        settings = dataclasses.replace(
+            plan.settings,
+            worker_id=action.id,
+            models=list(action.sources.values()),
+            loads_quietly=action.loads_quietly,
+        )
+        ours, theirs = Link.pair()
+        try:
+            child = Child(
+                f"worker-{action.id}",
+                "batchyard.pool.worker",
+                settings.to_wire(),
+                [theirs.fileno(), self._arena],
+                plan.environment,
             )
-        log.info("draining", timeout_s=self._plan.drain_timeout_s)
-        self._phase = _Phase.DRAINING
-        self._deadline = time.monotonic() + self._plan.drain_timeout_s
+        except OSError as error:
+            ours.close()
+            death = events.Death(f"it cannot be started: {error}")
+            self._events.append(events.WorkerEnded(action.id, death))
+            return
+        finally:
+            theirs.close()
+        self._workers[action.id] = child
+        self._observe(child, action.id)
+        self._attach(child, action.id, action.slot, action.restarts, ours)
+
+    def _link_worker(self, id: int, slot: int, restarts: int) -> None:
+        ours, theirs = Link.pair()
+        child = self._workers[id]
+        # When it is gone already, its sentinel tells.
+        with contextlib.suppress(LinkClosed):
+            child.link.send([Kind.LINK], [theirs.fileno()])
+        theirs.close()
+        self._attach(child, id, slot, restarts, ours)
+
+    def _attach(self, child: Child, id: int, slot: int, restarts: int, link: Link) -> None:
+        settings = self._plan.workers[slot].settings
+        attach = [
+            Kind.ATTACH,
+            id,
+            slot,
+            child.pid,
+            settings.device,
+            settings.concurrent_batches,
+            restarts,
+        ]
+        self._tell_broker(attach, [link.fileno()])
+        link.close()
+
+    def _tell_broker(self, packet: list[Any], fds: Sequence[int] = ()) -> None:
+        # When it is gone already, its sentinel tells.
         if self._broker is not None:
             with contextlib.suppress(LinkClosed):
-                self._broker.link.send([control.Kind.DRAIN])
+                self._broker.link.send(packet, fds)
 
     def _end_children(self) -> None:
-        self._phase = _Phase.STOPPED
         if self._broker is not None:
             # It ends when its link closes, if it has not by itself, and removes its sockets.
             self._broker.link.close()
-            if self._broker.sentinel >= 0:
-                select.select([self._broker.sentinel], [], [], _GOODBYE_S)
+            select.select([self._broker.sentinel], [], [], _GOODBYE_S)
             self._broker.kill()
             self._broker.reap()
         for worker in self._workers.values():
             # No batch of theirs has anyone to answer any more.
             worker.kill()
+        for worker in self._workers.values():
             worker.reap()
+
+    # Signals
+
+    def _signalled(self, wakeup: socket.socket) -> None:
+        for number in wakeup.recv(4096):
+            if number in control.STOP_SIGNALS:
+                self._happened(events.StopRequested())
+            elif number == signal.SIGHUP:
+                self._watch.ask_for_reload()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -241,7 +293,7 @@ class Supervisor:
         old_handlers: dict[signal.Signals, Any] = {
             number: signal.signal(number, lambda *_: None) for number in control.PARENT_SIGNALS
         }
-        self._selector.register(ours, selectors.EVENT_READ, (self._stop_requested, ours))
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._signalled(ours))
         try:
             yield
         finally:
@@ -250,3 +302,12 @@ class Supervisor:
             signal.set_wakeup_fd(old_fd)
             ours.close()
             theirs.close()
+
+
+@contextlib.contextmanager
+def _claim(endpoints: Sequence[str]) -> Iterator[None]:
+    try:
+        with claimed(endpoints):
+            yield
+    except ConfigurationError as error:
+        raise ServerFailed(control.EXIT_CONFIGURATION, str(error)) from error

@@ -70,10 +70,10 @@ class ModelSettings:
 class BrokerSettings:
     """What a broker needs; the arena's descriptor comes beside it.
 
-    ``in_flight_max`` bounds the requests of one client that have no answer.
-
+    ``in_flight_max`` bounds the unanswered requests of one client.
     ``awaited`` are the ids of workers that served a broker before this one: no block is handed
-    out before each of them said which it still uses, or is gone.
+    out before each of them said which it still uses, or is gone. ``is_restarted``: clients of that
+    broker are about to come back, and wait for the first worker that is ready.
     """
 
     bind: list[str]
@@ -82,9 +82,10 @@ class BrokerSettings:
     queue_nbytes_max: int
     region_nbytes: int
     regions_max: int
+    in_flight_max: int
     models: list[ModelSettings]
     awaited: list[int] = field(default_factory=list)
-    in_flight_max: int = 100_000
+    is_restarted: bool = False
 
     def to_wire(self) -> dict[str, Any]:
         """A map of plain values."""
@@ -146,11 +147,12 @@ class WorkerSettings:
 
 
 # A service manager may signal every process of a service; only the supervisor acts on these.
-PARENT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PARENT_SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
 
 
 def leave_signals_to_parent() -> None:
-    """Has this process ignore the signals that stop a server.
+    """Has this process ignore the signals that stop a server, or have it read its configuration.
 
     The supervisor starts children with them blocked, so that none can end a child before this.
     """

@@ -223,7 +223,7 @@ def test_first_endpoint_that_answers_is_taken(server: Server) -> None:
 def test_client_survives_its_server(models: str) -> None:
     async def main() -> None:
         with Server(config=models) as first:
-            async with AsyncClient(first.endpoint) as client:
+            async with AsyncClient(first.endpoint, reconnect_timeout=0) as client:
                 await client.predict("double", [[1, 2]])
                 held = await hold_up(first, client, 1)
                 first.kill()

@@ -83,7 +83,7 @@ def stats_when_back(client: Client) -> Any:
 
 
 def test_client_survives_its_server(models: str) -> None:
-    with Server(config=models) as first, first.client() as client:
+    with Server(config=models) as first, first.client(reconnect_timeout=0) as client:
         client.predict("double", [[1, 2]])
         held = client.submit("gated", {"gate": np.array([1])})
         first.gates.wait_until_reached(1)
@@ -109,7 +109,7 @@ def test_client_survives_its_server(models: str) -> None:
 
 
 def test_what_was_unavailable_is_not_run_later(models: str) -> None:
-    with Server(config=models) as first, first.client() as client:
+    with Server(config=models) as first, first.client(reconnect_timeout=0) as client:
         client.predict("recorded", {"x": np.array([0])})
         first.kill()
         first.wait_for_exit()

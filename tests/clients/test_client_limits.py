@@ -83,8 +83,8 @@ async def ask():
         inputs = {"value": np.ones(1, np.float32), "width": np.ones(1, int)}
         await client.predict("grow", inputs)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-        client._connection.give_up()
-        client._readable()
+        client._io._connection.give_up()
+        client._io._readable()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         until = time.monotonic() + 3
         while time.monotonic() < until:
@@ -121,12 +121,12 @@ def test_an_async_client_forgets_a_socket_that_is_closed(tight_server: Server) -
 
     async def watch() -> bytes:
         async with AsyncClient(tight_server.endpoint) as client:
-            connection = client._connection
+            connection = client._io._connection
             assert connection is not None
             fd = connection.local_fileno()
             assert fd >= 0
             connection._leave_local()
-            client._watch_local(connection)
+            client._io._watch_local(connection)
             pair = socket.socketpair()
             near = next(end for end in pair if end.fileno() == fd)
             far = next(end for end in pair if end is not near)

@@ -248,7 +248,7 @@ def test_server_that_dies_ends_who_drives(server: Server) -> None:
     config = model_table("echo", callable_path("echo")) + model_table(
         "gated", callable_path("gated")
     )
-    with Server(config=config) as first, first.client() as client:
+    with Server(config=config) as first, first.client(reconnect_timeout=0) as client:
         before = client.empty(100)
         before[:] = 3
         with driving(first, client) as (held, _):

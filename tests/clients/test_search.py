@@ -67,7 +67,7 @@ def test_the_first_in_order_is_taken_though_the_second_answers_first(
     greeters: list[Greeter],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "_PREFERENCE_S", PREFERENCE_S)
+    monkeypatch.setattr(connection, "PREFERENCE_S", PREFERENCE_S)
     first, second = greeters
     search = Search(context, [first.endpoint, second.endpoint], TIMEOUT_S)
 

@@ -18,8 +18,9 @@ from support.sessions import (
     refuse,
 )
 
-from batchyard.clients import session as session_module
-from batchyard.clients.session import CONNECTION_LOST, Session, Via, deadline_after
+from batchyard.clients import deadlines
+from batchyard.clients.deadlines import deadline_after
+from batchyard.clients.session import CONNECTION_LOST, Session, Via
 from batchyard.wire import protocol
 from batchyard.wire.errors import (
     Cancelled,
@@ -171,7 +172,7 @@ def test_expire_ends_what_is_late_and_nothing_else(session: Session) -> None:
 
 
 def test_what_is_answered_is_not_held_until_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "_DEADLINES_MIN", 4)
+    monkeypatch.setattr(deadlines, "_KEPT_MIN", 4)
     session = Session()
     waits = make_call([0], deadline=1.0)
     flush(session, waits)

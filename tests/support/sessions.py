@@ -143,3 +143,13 @@ def answer(session: Session, segments: list[Segment], **outputs: Any) -> None:
 def refuse(session: Session, segments: list[Segment], error: BatchyardError) -> None:
     """An ERROR arrives."""
     session.receive(protocol.encode_error(segments, error), [])
+
+
+def welcome(session: Session, epoch: int = 1, max_message_nbytes: int = 1 << 30) -> None:
+    """A WELCOME arrives: the connection is up."""
+    session.receive(protocol.encode(MessageType.WELCOME, [epoch, max_message_nbytes]), [])
+
+
+def drain(session: Session) -> None:
+    """DRAINING arrives."""
+    session.receive(protocol.encode(MessageType.DRAINING, []), [])

@@ -1,0 +1,244 @@
+"""Several servers as one: each call goes to one of them, and to another when that one is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from batchyard.clients.balancer import Balancer
+from batchyard.clients.calls import Call, Promise
+from batchyard.clients.connection import PREFERENCE_S, nobody_answered
+from batchyard.clients.io_thread import IoThread
+from batchyard.clients.loop_io import LoopIo
+from batchyard.clients.region import ClientRegion
+from batchyard.clients.relay import Query
+from batchyard.clients.session import Session
+
+# Between two looks for servers that answer, when the client is made.
+_LOOK_S = 0.002
+
+
+class Driver(Protocol):
+    """What moves the messages of one server."""
+
+    @property
+    def region(self) -> ClientRegion | None: ...
+    @property
+    def session(self) -> Session: ...
+    @property
+    def load(self) -> int: ...
+    @property
+    def is_settled(self) -> bool: ...
+    def add_from_elsewhere(self, call: Call) -> None: ...
+    def query(self, what: str, arguments: dict[str, Any], promise: Promise) -> None: ...
+    def cancel(self, call: Call) -> None: ...
+    def hand_over(self) -> None: ...
+    def leave(self) -> None: ...
+
+
+D = TypeVar("D", bound=Driver)
+
+
+class Servers(Generic[D]):
+    """Chooses among drivers, each of which has a server of its own.
+
+    Drivers may run in threads of their own, in which sessions ask this to take what they cannot
+    serve: nothing here waits for anything.
+    """
+
+    def __init__(self) -> None:
+        # Counts connections: it changes when what servers have may have.
+        self.connections = 0
+        self.drivers: list[D] = []
+        # Of endpoints that led to servers that others lead to.
+        self.left: list[D] = []
+        self._counter = itertools.count(1)
+        self._balancer = Balancer()
+        # Sessions whose server is no other's, as far as is known.
+        self._known: set[Session] = set()
+        self._has_begun = False
+
+    def pick(self) -> D:
+        """Where the next call goes."""
+        drivers = self.drivers
+        servers = [(driver.session, driver.load) for driver in drivers]
+        return drivers[self._balancer.choose(servers, time.monotonic())]
+
+    @property
+    def region(self) -> ClientRegion | None:
+        """The memory that is shared with the first server that has some."""
+        return next((d.region for d in self.drivers if d.region is not None), None)
+
+    def query(self, what: str, arguments: dict[str, Any], promise: Promise) -> None:
+        """Asks the first server that takes calls; one that drains, when none does."""
+        self._first().query(what, arguments, promise)
+
+    def _first(self) -> D:
+        drivers = self.drivers
+        able = [d for d in drivers if d.session.takes_calls]
+        able = able or [d for d in drivers if d.session.is_up]
+        able = able or [d for d in drivers if d.session.is_awaited]
+        return (able or drivers)[0]
+
+    def cancel(self, call: Call) -> None:
+        """Gives a call up, wherever it is."""
+        for driver in self.drivers:
+            driver.cancel(call)
+
+    # Asked by sessions, in the threads of their drivers
+
+    def has_other(self, session: Session) -> bool:
+        """See ``Relay``."""
+        return bool(self._others(session))
+
+    def take(self, session: Session, call: Call) -> bool:
+        """See ``Relay``."""
+        others = self._others(session)
+        if not others:
+            return False
+        servers = [(driver.session, driver.load) for driver in others]
+        call.keeper = None
+        others[self._balancer.choose(servers, time.monotonic())].add_from_elsewhere(call)
+        return True
+
+    def take_query(self, session: Session, query: Query) -> bool:
+        """See ``Relay``."""
+        others = self._others(session)
+        if others:
+            others[0].query(query.what, query.arguments, query.promise)
+        return bool(others)
+
+    def _others(self, session: Session) -> list[D]:
+        """Those that take what a server does not; nothing waits for one that drained, but for
+        others that may come back."""
+        others = [driver for driver in self.drivers if driver.session is not session]
+        able = [driver for driver in others if driver.session.takes_calls]
+        if not able and session.is_draining:
+            return [driver for driver in others if driver.session.is_awaited]
+        return able
+
+    def changed(self, session: Session) -> None:
+        """See ``Relay``."""
+        if session.is_up:
+            self.connections = next(self._counter)
+        if not self._has_begun:
+            return
+        self._leave_if_known(session)
+        if session.takes_calls:
+            for driver in self.drivers:
+                if driver.session is not session and not driver.session.is_up:
+                    driver.hand_over()
+
+    def _leave_if_known(self, session: Session) -> None:
+        """An endpoint is another way to a server that is there already: one is enough."""
+        if not session.is_up or session in self._known:
+            return
+        for driver in self.drivers:
+            other = driver.session
+            if other in self._known and other.is_up and other.epoch == session.epoch:
+                self._leave(session)
+                return
+        self._known.add(session)
+
+    def _leave(self, session: Session) -> None:
+        driver = next((d for d in self.drivers if d.session is session), None)
+        if driver is not None:
+            self.drivers = [d for d in self.drivers if d is not driver]
+            self.left.append(driver)
+            driver.leave()
+
+    # The beginning
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether there is any server."""
+        return any(driver.session.is_up for driver in self.drivers)
+
+    @property
+    def have_all_answered(self) -> bool:
+        """Whether nothing is left to wait for."""
+        return all(driver.session.is_up and driver.is_settled for driver in self.drivers)
+
+    def begin(self) -> None:
+        """Those that have answered are all that are needed; the others may come later."""
+        self._has_begun = True
+        for driver in list(self.drivers):
+            self._leave_if_known(driver.session)
+
+
+class ThreadedServers(Servers[IoThread]):
+    """Several servers for a synchronous client: a thread for each."""
+
+    def __init__(
+        self, endpoints: Sequence[str], connect_timeout: float, reconnect_timeout: float
+    ) -> None:
+        """Raises ConfigurationError, or Unavailable when none answers in time."""
+        super().__init__()
+        try:
+            for endpoint in endpoints:
+                driver = IoThread([endpoint], connect_timeout, reconnect_timeout, self)
+                self.drivers.append(driver)
+            until = time.monotonic() + connect_timeout
+            while not self.has_answered:
+                if time.monotonic() >= until:
+                    raise nobody_answered(endpoints, connect_timeout)
+                time.sleep(_LOOK_S)
+            until = min(until, time.monotonic() + PREFERENCE_S)
+            while not self.have_all_answered and time.monotonic() < until:
+                time.sleep(_LOOK_S)
+        except BaseException:
+            self.close()
+            raise
+        self.begin()
+
+    @property
+    def thread_ids(self) -> set[int]:
+        """Threads on which futures' callbacks run."""
+        return set().union(*(driver.thread_ids for driver in self.drivers))
+
+    def close(self) -> None:
+        """Ends everything that waits, and the threads. Idempotent."""
+        for driver in (*self.drivers, *self.left):
+            driver.close()
+
+
+class LoopServers(Servers[LoopIo]):
+    """Several servers for an asynchronous client."""
+
+    def __init__(
+        self, endpoints: Sequence[str], connect_timeout: float, reconnect_timeout: float
+    ) -> None:
+        """Not connected yet."""
+        super().__init__()
+        self._endpoints = endpoints
+        self._connect_timeout = connect_timeout
+        self._reconnect_timeout = reconnect_timeout
+
+    async def connect(self) -> None:
+        """Connects to all. Raises Unavailable when none answers in time."""
+        try:
+            for endpoint in self._endpoints:
+                driver = LoopIo([endpoint], self._connect_timeout, self._reconnect_timeout, self)
+                self.drivers.append(driver)
+                await driver.connect()
+            until = time.monotonic() + self._connect_timeout
+            while not self.has_answered:
+                if time.monotonic() >= until:
+                    raise nobody_answered(self._endpoints, self._connect_timeout)
+                await asyncio.sleep(_LOOK_S)
+            until = min(until, time.monotonic() + PREFERENCE_S)
+            while not self.have_all_answered and time.monotonic() < until:
+                await asyncio.sleep(_LOOK_S)
+        except BaseException:
+            self.close()
+            self.drivers = []
+            raise
+        self.begin()
+
+    def close(self) -> None:
+        """Ends everything that waits. Idempotent."""
+        for driver in (*self.drivers, *self.left):
+            driver.close()

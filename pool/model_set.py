@@ -1,0 +1,142 @@
+"""Which versions are to be served: a pure function of the configuration and of what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from batchyard.pool.config import Config, Model
+from batchyard.pool.versions import Found, Version, choose
+from batchyard.wire.control import ModelSettings, ModelSource
+
+# A model's name and version.
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A version that is served: how a worker loads it, and what the broker must know of it."""
+
+    source: ModelSource
+    settings: ModelSettings
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailure:
+    """Why a version does not load, and what its files were like then."""
+
+    version: Version
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSet:
+    """What is to be served.
+
+    ``refused`` are versions that the policies want and that do not load. ``complaints`` say what
+    of the configuration cannot be had, for a person.
+    """
+
+    served: dict[Key, Served] = field(default_factory=dict)
+    refused: dict[Key, ModelSettings] = field(default_factory=dict)
+    complaints: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> dict[Key, ModelSource]:
+        """What a worker loads."""
+        return {key: served.source for key, served in self.served.items()}
+
+
+def wanted_models(
+    config: Config, found: Found, failures: Mapping[Key, LoadFailure], now: ModelSet
+) -> ModelSet:
+    """What is to be served of the versions ``found``, of which some are known not to load.
+
+    ``now`` is what is served: a model of which nothing else can be had keeps it.
+    """
+    result = ModelSet()
+    complaints: list[str] = []
+    for model in config.models:
+        versions = found.get(model.name, {})
+        failed = {
+            number: failure.message
+            for number, version in versions.items()
+            if (failure := failures.get((model.name, number))) and failure.version == version
+        }
+        numbers = choose(model.version_policy, versions.keys() - failed.keys())
+        served = {number: _source(model, number, versions[number]) for number in numbers}
+        if not served:
+            served = {
+                version: kept.source
+                for (name, version), kept in now.served.items()
+                if name == model.name
+            }
+        current = max(served, default=None)
+        for number, source in served.items():
+            settings = _settings(model, config, number, is_current=number == current)
+            result.served[model.name, number] = Served(source, settings)
+        for number in choose(model.version_policy, versions):
+            if number in failed and number not in served:
+                settings = _settings(model, config, number, is_current=False)
+                refused = replace(settings, labels=[], error=failed[number])
+                result.refused[model.name, number] = refused
+        complaints += _complaints(model, list(served), sorted(versions.keys() - failed.keys()))
+    return replace(result, complaints=tuple(complaints))
+
+
+def loads_as(a: ModelSource, b: ModelSource) -> bool:
+    """Whether a worker that loaded one need not load the other.
+
+    The sizes that it was warmed up at do not matter: it serves others as well.
+    """
+    return replace(a, batch_sizes=[]) == replace(b, batch_sizes=[])
+
+
+def has_all(loaded: Mapping[Key, ModelSource], needed: Mapping[Key, ModelSource]) -> bool:
+    """Whether a worker that loaded these need not load any of the others."""
+    return all(key in loaded and loads_as(loaded[key], source) for key, source in needed.items())
+
+
+def _complaints(model: Model, served: list[int], found: list[int]) -> list[str]:
+    if not served and found:
+        return [
+            f"model {model.name!r}: version_policy names none of the versions that are there: "
+            f"{', '.join(map(str, found))}"
+        ]
+    return [
+        f"model {model.name!r}: label {label!r} names version {labelled}, but "
+        + (
+            f"version {served[0]} is served"
+            if len(served) == 1
+            else f"versions {', '.join(map(str, served)) or 'none'} are served"
+        )
+        for label, labelled in model.version_labels.items()
+        if labelled not in served
+    ]
+
+
+def _source(model: Model, number: int, version: Version) -> ModelSource:
+    return ModelSource(
+        name=model.name,
+        version=number,
+        runtime=model.runtime,
+        path=version.path,
+        batch_sizes=model.batching.warmup_batch_sizes,
+        signature=None if model.signature is None else model.signature.model_dump(),
+        read_in_place=model.read_in_place,
+    )
+
+
+def _settings(model: Model, config: Config, number: int, *, is_current: bool) -> ModelSettings:
+    timeout_s = model.batch_execution_timeout
+    return ModelSettings(
+        name=model.name,
+        version=number,
+        labels=sorted(label for label, named in model.version_labels.items() if named == number),
+        batching=model.batching.model_dump(),
+        is_current=is_current,
+        retry=model.retry,
+        batch_execution_timeout_s=(
+            config.pool.batch_execution_timeout if timeout_s is None else timeout_s
+        ),
+    )

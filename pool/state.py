@@ -1,0 +1,231 @@
+"""The supervisor's state machine: ``(event, now) -> actions``. No process, socket or clock here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from batchyard.pool.config import Config
+from batchyard.pool.events import (
+    Action,
+    BrokerDrained,
+    BrokerEnded,
+    BrokerListening,
+    ConfigurationRead,
+    ConfigurationRefused,
+    Death,
+    Event,
+    Fail,
+    Log,
+    ReportReady,
+    StartBroker,
+    Started,
+    Stop,
+    StopRequested,
+    TellBroker,
+    VersionsFound,
+    VersionUnloaded,
+    WorkerEnded,
+    WorkerHung,
+    WorkerReady,
+    WorkerRetired,
+)
+from batchyard.pool.offer import Offer
+from batchyard.pool.restarts import Restarts
+from batchyard.pool.versions import Found
+from batchyard.pool.workers import Workers
+from batchyard.wire import control
+from batchyard.wire.control import Kind
+
+_NEVER = float("inf")
+
+
+class Phase(Enum):
+    """What the server does."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+class ServerState:
+    """One server: its broker and its workers, from the start to the end."""
+
+    def __init__(self, config: Config, found: Found, replaced_beside: Sequence[bool]) -> None:
+        """``replaced_beside`` says of each slot whether two processes fit its device."""
+        self.phase = Phase.STARTING
+        self.endpoints: Sequence[str] = ()
+        self._actions: list[Action] = []
+        # Of the start: what of it a later one changes, but cannot be changed, is told each time.
+        self._first_config = self._config = config
+        self.offer = Offer(config, found)
+        self.workers = Workers(replaced_beside, self.offer, self._do)
+        self._complaints = self.offer.target.complaints
+        self._is_broker_up = False
+        self._broker_start_at = _NEVER
+        self._broker_listens_since: float | None = None
+        self._broker_deaths = Restarts()
+        self._drain_by = _NEVER
+        # What came while the server started.
+        self._waiting: list[Event] = []
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What is to be done, in this order; nothing comes after Stop or Fail."""
+        self._handle(event, now)
+        self._advance(now)
+        actions, self._actions = self._actions, []
+        return actions
+
+    def next_deadline(self) -> float:
+        """When TimePassed is to come at the latest."""
+        workers = self.workers.next_deadline() if self._is_broker_up else _NEVER
+        return min(workers, self._broker_start_at, self._drain_by)
+
+    def _do(self, action: Action) -> None:
+        if self.phase is Phase.STOPPED:
+            return
+        if isinstance(action, Stop | Fail):
+            self.phase = Phase.STOPPED
+        if isinstance(action, TellBroker) and not self._is_broker_up:
+            # The next one is told all of it when it starts.
+            return
+        self._actions.append(action)
+
+    def _handle(self, event: Event, now: float) -> None:
+        match event:
+            case Started():
+                self._broker_start_at = now
+                self.workers.start(now)
+            case BrokerListening(endpoints):
+                if self.endpoints:
+                    self._do(Log("info", "broker_restarted", {}))
+                self.endpoints = endpoints
+                self._broker_listens_since = now
+            case BrokerEnded(death):
+                self._broker_ended(death, now)
+            case BrokerDrained():
+                self._do(Stop())
+            case WorkerReady(id):
+                self.workers.ready(id, now)
+            case WorkerRetired(id):
+                self.workers.retired(id, now)
+            case WorkerHung(id, why):
+                self.workers.hung(id, why)
+            case WorkerEnded(id, death):
+                self.workers.ended(id, death, now)
+            case VersionUnloaded(key):
+                self.offer.unloaded(key)
+            case VersionsFound() | ConfigurationRead() | ConfigurationRefused():
+                self._offered(event, now)
+            case StopRequested():
+                self._stop_requested(now)
+
+    def _advance(self, now: float) -> None:
+        if self.phase is Phase.STARTING and self.endpoints and self.workers.are_ready:
+            self._serve(now)
+        if now >= self._drain_by:
+            message = (
+                "requests were still running after drain_timeout_s = "
+                f"{self._config.pool.drain_timeout_s}"
+            )
+            self._do(Fail(control.EXIT_FAILURE, message))
+        if self.phase is Phase.STOPPED:
+            return
+        if now >= self._broker_start_at:
+            self._start_broker()
+        if self._is_broker_up:
+            self.workers.advance(now)
+
+    def _serve(self, now: float) -> None:
+        self.phase = Phase.SERVING
+        self.workers.is_starting = False
+        self.workers.replaces = True
+        self._do(ReportReady(self.endpoints))
+        for event in self._waiting:
+            self._handle(event, now)
+
+    # The broker
+
+    def _start_broker(self) -> None:
+        self._broker_start_at = _NEVER
+        self._is_broker_up = True
+        models = self.offer.to_tell()
+        self._do(StartBroker(self.endpoints, models, self.workers.awaited()))
+        self.workers.broker_started(models)
+        if self.phase is Phase.DRAINING:
+            self._do(TellBroker([Kind.DRAIN]))
+
+    def _broker_ended(self, death: Death, now: float) -> None:
+        self._is_broker_up = False
+        since, self._broker_listens_since = self._broker_listens_since, None
+        if self.phase is not Phase.SERVING:
+            self._do(Fail(death.exit_code, death.of("broker")))
+            return
+        self._do(Log("error", "broker_died", {"reason": death.reason}))
+        lived_s = None if since is None else now - since
+        told_code = death.exit_code if death.was_told else control.EXIT_FAILURE
+        pause_s = self._broker_deaths.pause_after(lived_s, told_code)
+        if pause_s is None:
+            self._do(Fail(control.EXIT_FAILURE, death.of("broker")))
+            return
+        self.workers.broker_lost()
+        self.offer.broker_lost()
+        self._broker_start_at = now + pause_s
+
+    # What is to be served, and how long
+
+    def _offered(
+        self, event: VersionsFound | ConfigurationRead | ConfigurationRefused, now: float
+    ) -> None:
+        if self.phase is Phase.STARTING:
+            self._waiting.append(event)
+        if self.phase is not Phase.SERVING:
+            return
+        match event:
+            case VersionsFound(found):
+                self.offer.find(found)
+            case ConfigurationRead(config, found):
+                self._config = config
+                self._do(Log("info", "reloaded", {"models": len(config.models)}))
+                for name in needing_restart(self._first_config, config):
+                    fields = {"setting": name, "reason": "needs a restart"}
+                    self._do(Log("warning", "reload_incomplete", fields))
+                self.offer.find(found, config)
+                self.workers.try_failed(now)
+            case ConfigurationRefused(message):
+                self._do(Log("error", "reload_refused", {"reason": message}))
+        complaints = self.offer.target.complaints
+        if complaints != self._complaints:
+            self._complaints = complaints
+            for complaint in complaints:
+                self._do(Log("warning", "label_unserved", {"reason": complaint}))
+
+    def _stop_requested(self, now: float) -> None:
+        if self.phase is Phase.STARTING:
+            # Nothing was accepted yet.
+            self._do(Stop())
+        elif self.phase is Phase.DRAINING:
+            message = "stopped at once, as asked; requests may be unanswered"
+            self._do(Fail(control.EXIT_FAILURE, message))
+        elif self.phase is Phase.SERVING:
+            timeout_s = self._config.pool.drain_timeout_s
+            self._do(Log("info", "draining", {"timeout_s": timeout_s}))
+            self.phase = Phase.DRAINING
+            self._drain_by = now + timeout_s
+            self.workers.stop_replacing()
+            self._do(TellBroker([Kind.DRAIN]))
+
+
+def needing_restart(first: Config, new: Config) -> list[str]:
+    """The settings that differ and that a running server cannot change."""
+    live = {"drain_timeout_s", "batch_execution_timeout", "file_system_poll_wait_seconds"}
+    return [
+        f"{section}.{name}"
+        for section, old_section, new_section in (
+            ("broker", first.broker, new.broker),
+            ("pool", first.pool, new.pool),
+        )
+        for name in type(new_section).model_fields
+        if name not in live and getattr(old_section, name) != getattr(new_section, name)
+    ]
