@@ -125,7 +125,6 @@ def test_pieces_of_a_large_request_are_found_out_too(concurrent_batches: int) ->
     assert b.answers[other] == ["OK"]
 
 
-@pytest.mark.xfail(strict=True, reason="a death counts once for each batch")
 def test_one_death_with_two_pieces_of_a_request_is_one_death() -> None:
     b = broker(concurrent_batches=2)
     group = b.ask(8)

@@ -249,14 +249,12 @@ def test_what_hangs_is_noticed_though_nobody_knows_since_when() -> None:
     assert b.forgotten == [batch.id]
 
 
-@pytest.mark.xfail(strict=True, reason="an orphan of a lost worker stays overdue")
 def test_a_worker_that_was_killed_wakes_the_loop_no_more() -> None:
     b, _ = hanging()
     b.tick(5.0)
     assert b.state.next_wakeup() == float("inf")
 
 
-@pytest.mark.xfail(strict=True, reason="the watchdog does not hear that an orphan was answered")
 def test_a_batch_that_was_ahead_of_an_orphan_may_hang_too() -> None:
     b, batch = hanging()
     b.ask(*[1] * 4)
@@ -266,7 +264,6 @@ def test_a_batch_that_was_ahead_of_an_orphan_may_hang_too() -> None:
     assert [worker for worker, _ in b.killed] == [0]
 
 
-@pytest.mark.xfail(strict=True, reason="the watchdog does not hear that an orphan was answered")
 def test_a_batch_that_was_ahead_of_an_orphan_is_suspected_once_it_runs() -> None:
     before = broker()
     before.ask(1)
@@ -279,7 +276,6 @@ def test_a_batch_that_was_ahead_of_an_orphan_is_suspected_once_it_runs() -> None
     assert [requests_of(batch) for batch in run_all(b)] == [[(group, i)] for i in range(4)]
 
 
-@pytest.mark.xfail(strict=True, reason="orphans that wait in a worker's queue have its time too")
 def test_the_one_ahead_has_its_own_time() -> None:
     before = broker(timeout_s=5.0)
     before.ask(*[1] * 8)

@@ -261,7 +261,8 @@ class BrokerMachine(RuleBasedStateMachine):
     def _has_room(self, lane: Lane) -> bool:
         model = lane.model
         threads = model.parameters.num_batch_threads
-        running = sum(batch.lane.model is model for batch in self.broker.running.values())
+        batches = [*self.broker.running.values(), *self.broker.dying.values()]
+        running = sum(batch.lane.model is model for batch in batches)
         if threads is not None and running >= threads:
             return False
         workers = model.workers[:1] if model.stateful else model.workers

@@ -272,7 +272,8 @@ class VirtualBooks:
         rows_of: Counter[object] = Counter()
         for group, rows in waiting.items():
             rows_of[group.lane.model] += rows
-        running = Counter(batch.lane.model for batch in self.running.values())
+        batches = [*self.running.values(), *self.dying.values()]
+        running = Counter(batch.lane.model for batch in batches)
         for model in self.catalog.models.values():
             assert model.queued_rows == rows_of[model]
             assert model.in_execution == running[model]
@@ -303,7 +304,8 @@ class VirtualBooks:
         model = batch.lane.model
         worker = self.workers[batch.worker_id]
         assert (model.name, model.version) in worker.versions
-        others = sum(b.lane.model is model for b in self.running.values())
+        batches = [*self.running.values(), *self.dying.values()]
+        others = sum(b.lane.model is model for b in batches)
         assert others < (model.parameters.num_batch_threads or 1 << 30)
         # One batch ahead, at most.
         assert len(worker.batches) <= worker.concurrent_batches
@@ -389,6 +391,7 @@ class VirtualBooks:
     def _check_unload(self, name: str, version: int) -> None:
         batches = [*self.running.values(), *self.dying.values()]
         groups = [group for group in self.answers if self._waiting(group)]
+        groups += [group for orphan in self.orphans.values() for group, _ in orphan.rows]
         lanes = [batch.lane for batch in batches] + [group.lane for group in groups]
         assert (name, version) not in [(lane.model.name, lane.model.version) for lane in lanes]
         for worker in self.workers.values():
