@@ -13,7 +13,14 @@ PEERS := .venv-peers
 PEER_NEEDS := benchmarks/peers/requirements
 SITE_PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: demo test lint types unit bench bench-peers docs clean
+# Inputs that `make fuzz` tries, of all targets together.
+RUNS ?= 100000
+
+# How long `make chaos` runs; the same seed makes the same choices.
+SECONDS ?= 600
+SEED ?= $(shell date +%s)
+
+.PHONY: demo test lint types unit fuzz chaos bench bench-peers docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -30,6 +37,23 @@ types: $(VENV)/installed
 
 unit: $(VENV)/installed
 	$(BIN)/python -m pytest -q
+
+# What decodes bytes from outside, under inputs that atheris makes, guided by coverage. What it
+# learns is kept in .fuzz, where the next run goes on.
+fuzz: $(VENV)/atheris
+	@PYTHONPATH=tests $(BIN)/python -m fuzz --runs $(RUNS)
+
+$(VENV)/atheris: $(VENV)/installed
+	@echo "Installing atheris into $(VENV) ..."
+	@rm -rf build
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--config-settings editable_mode=strict --editable '.[cpu,dev,fuzz]' \
+		&& touch $@ || { echo "atheris cannot be installed here: it has wheels for CPython 3.11 to" \
+		"3.14 on Linux, x86-64. Without it pytest tests/fuzz tests the same."; exit 1; }
+
+# Random faults under load, against a real server.
+chaos: $(VENV)/installed
+	CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/system/test_chaos.py
 
 bench: $(VENV)/installed
 	$(BIN)/batchyard bench small
@@ -77,4 +101,4 @@ $(VENV)/bin/python:
 FORCE:
 
 clean:
-	rm -rf $(VENV) $(PEERS) build *.egg-info
+	rm -rf $(VENV) $(PEERS) .fuzz build *.egg-info

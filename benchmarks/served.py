@@ -24,6 +24,8 @@ class Model:
     batching: Mapping[str, int]
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """More keys of ``[[models]]``."""
 
 
 @contextlib.contextmanager
@@ -40,11 +42,18 @@ def serve(models: Sequence[Model], *, workers: int = 1, **worker: int) -> Iterat
             yield endpoints
 
 
-def configuration(models: Sequence[Model], workers: int, worker: Mapping[str, int]) -> str:
-    """The TOML of such a server."""
-    lines = ["[[pool.workers]]", *_pairs({"device": "cpu", "count": workers, **worker})]
+def configuration(
+    models: Sequence[Model],
+    workers: int,
+    worker: Mapping[str, int],
+    pool: Mapping[str, Any] | None = None,
+) -> str:
+    """The TOML of such a server; ``pool`` has keys of ``[pool]``."""
+    lines = ["[pool]", *_pairs(pool)] if pool else []
+    lines += ["[[pool.workers]]", *_pairs({"device": "cpu", "count": workers, **worker})]
     for model in models:
         lines += ["[[models]]", *_pairs({"name": model.name, "path": model.path})]
+        lines += _pairs(model.settings)
         if model.inputs:
             lines.append('runtime = "python"')
         for side, tensors in (("inputs", model.inputs), ("outputs", model.outputs)):

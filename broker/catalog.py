@@ -18,6 +18,9 @@ from batchyard.wire.work import ModelReport
 
 # Lanes and routes are made by what clients send (row shapes); idle ones go when there are more.
 _ROUTES_MAX = 4096
+# A tensor without elements has no bytes that bound its sizes, but numpy and TensorFlow want their
+# product, with as many rows as a message may have and the size of an element, below 63 bits.
+_EMPTY_MAX = 1 << 36
 # Of the target that a route is remembered by. Longer ones are read anew each time.
 _ROUTE_NBYTES_MAX = 16 * 1024
 
@@ -373,6 +376,11 @@ def _check_input(spec: TensorSpec, given: InputHeader, batched: bool, where: str
         raise InvalidArgument(
             f"{where}: input {spec.name!r} has shape {format_shape(given.shape)}, needs "
             f"{format_shape(spec.shape)}"
+        )
+    if 0 in shape and element_count([dim or 1 for dim in shape]) > _EMPTY_MAX:
+        raise InvalidArgument(
+            f"{where}: input {spec.name!r} has shape {format_shape(given.shape)}; without elements "
+            f"its other sizes may multiply to {_EMPTY_MAX} at most"
         )
     if not batched and None in given.shape:
         raise InvalidArgument(

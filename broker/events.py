@@ -17,6 +17,10 @@ from batchyard.wire.errors import BatchyardError
 from batchyard.wire.protocol import Segment
 from batchyard.wire.work import Ready, Resumed
 
+# What may hold a batch's block: the worker until it answers, replies that read outputs, a model
+# that kept its inputs, and a lost worker until it is reaped.
+WORKER, REPLIES, MODEL, UNREAPED = "worker", "replies", "model", "unreaped"
+
 
 @dataclass(slots=True, eq=False)
 class Batch:
@@ -35,8 +39,8 @@ class Batch:
 
     # When its worker took it up, as far as the broker can tell; NEVER while it waits there.
     running_since: float = NEVER
-    # Whether its one request is suspected of having killed a worker.
-    is_suspect: bool = False
+    # Whether its rows ran before, and must not meet new ones.
+    is_retry: bool = False
     # Whether its worker may still write to reply space of its requests.
     is_running: bool = True
     # Whether one whole request, and no padding, made it: its outputs are as they are.

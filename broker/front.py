@@ -83,13 +83,11 @@ class Front:
             buffers.append(frame.bytes if len(frame) < LARGE_FRAME_NBYTES else frame.buffer)
         return client, buffers[0], buffers[1:]
 
-    def send(
-        self, client: bytes, header: bytes, frames: list[Buffer], zero_copy: bool
-    ) -> list[zmq.MessageTracker]:
+    def send(self, client: bytes, header: bytes, frames: list[Buffer]) -> list[zmq.MessageTracker]:
         """Sends to a client, if it is still there and reads.
 
-        With ``zero_copy`` large frames are not copied; their memory must stay as it is until
-        the returned trackers are done. Raises zmq.Again when the client does not read, and
+        Large frames are not copied; their memory must stay as it is until the returned trackers
+        are done. Raises zmq.Again when the client does not read, and
         zmq.ZMQError (EHOSTUNREACH) when it is gone.
         """
         send = self._socket.send
@@ -104,7 +102,7 @@ class Front:
         last = len(frames) - 1
         for i, frame in enumerate(frames):
             flags = zmq.NOBLOCK if i == last else zmq.SNDMORE | zmq.NOBLOCK
-            if zero_copy and len(frame) >= LARGE_FRAME_NBYTES:
+            if len(frame) >= LARGE_FRAME_NBYTES:
                 trackers.append(send(frame, flags, copy=False, track=True))
             else:
                 send(frame, flags)

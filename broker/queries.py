@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchyard.broker.catalog import ServedModel
 from batchyard.wire.errors import InvalidArgument
-from batchyard.wire.protocol import show
+from batchyard.wire.protocol import NAME_MAX, show
 
 if TYPE_CHECKING:
     from batchyard.broker.loop import BrokerLoop
@@ -52,12 +52,18 @@ def _model(model: ServedModel) -> dict[str, Any]:
 
 def _metadata(broker: BrokerLoop, arguments: dict[str, Any]) -> dict[str, Any]:
     name, version, label = (arguments.get(key) for key in ("model", "version", "label"))
-    if not isinstance(name, str):
-        raise InvalidArgument("query metadata: needs the argument model, a string")
+    if not isinstance(name, str) or len(name) > NAME_MAX:
+        raise InvalidArgument(
+            f"query metadata: needs the argument model, a string of at most {NAME_MAX} "
+            f"characters, not {show(name)}"
+        )
     if version is not None and type(version) is not int:
         raise InvalidArgument(f"query metadata: version must be an integer, not {show(version)}")
-    if label is not None and not isinstance(label, str):
-        raise InvalidArgument(f"query metadata: label must be a string, not {show(label)}")
+    if label is not None and (not isinstance(label, str) or len(label) > NAME_MAX):
+        raise InvalidArgument(
+            f"query metadata: label must be a string of at most {NAME_MAX} characters, not "
+            f"{show(label)}"
+        )
     model = broker.state.catalog.find(name, version, label)
     return {
         **_model(model),
@@ -81,7 +87,7 @@ def _stats(broker: BrokerLoop) -> dict[str, Any]:
             "uptime_s": time.monotonic() - broker.started_at,
             "cpu_s": time.process_time(),
             "draining": state.draining,
-            "replies_dropped": broker.replies_dropped,
+            "replies_dropped": broker.delivery.dropped,
         },
         "workers": [_worker(broker, link) for link in _by_slot(broker)],
         "models": [

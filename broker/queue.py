@@ -103,7 +103,7 @@ class RequestGroup:
     running: int = 0
     last_words: tuple[Any, ...] = ()
     # Workers that died while they ran a request of it, by request.
-    deaths: dict[int, int] = field(default_factory=dict)
+    deaths: dict[int, set[int]] = field(default_factory=dict)
     # Requests that were answered, of a group of which others were not.
     answered: set[int] | frozenset[int] = _NONE
     # Requests that were refused while a batch may hold rows of them: nobody wants those rows.
@@ -134,10 +134,11 @@ class RequestGroup:
             self.dropped = set()
         self.dropped.update(requests)
 
-    def note_death(self, request: int) -> int:
+    def note_death(self, request: int, worker_id: int) -> int:
         """A worker died while it ran a request; how many that were."""
-        self.deaths[request] = self.deaths.get(request, 0) + 1
-        return self.deaths[request]
+        deaths = self.deaths.setdefault(request, set())
+        deaths.add(worker_id)
+        return len(deaths)
 
     def was_told(self, request: int) -> bool:
         """Whether the replies answered a large request themselves: its pieces did not fit."""
@@ -242,10 +243,11 @@ class Part:
         )
 
     def without(self, taken: Part) -> list[Part]:
-        """What is left of it without ``taken``, whose requests or rows are among its own."""
+        """What is left of it without ``taken``, another part of its group."""
         if self.first in self.group.split:
-            end, taken_end = self.row_start + self.rows, taken.row_start + taken.rows
-            rows = [(self.row_start, taken.row_start), (taken_end, end)]
+            start, end = self.row_start, self.row_start + self.rows
+            taken_end = taken.row_start + taken.rows
+            rows = [(start, min(end, taken.row_start)), (max(start, taken_end), end)]
             return [Part(self.group, self.first, 1, a, b - a) for a, b in rows if a < b]
         return self.divide(range(taken.first, taken.first + taken.count))[0]
 
@@ -326,9 +328,9 @@ class Lane:
         """When the first part of a lane that holds any arrived, in the broker's clock."""
         return self.parts[0].group.arrived_at
 
-    def fitting(self, group: RequestGroup) -> int:
-        """How many of a group's requests there is room for."""
-        room = self.max_queued_rows - self.queued_rows
+    def fitting(self, group: RequestGroup, running_rows: int = 0) -> int:
+        """How many of a group's requests there is room for; so many rows of it need none."""
+        room = self.max_queued_rows - self.queued_rows + running_rows
         if group.total_rows <= room:
             return group.count
         fitting = 0

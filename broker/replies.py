@@ -13,6 +13,7 @@ from batchyard.wire.errors import BatchyardError, InvalidArgument
 from batchyard.wire.protocol import (
     OutputHeader,
     Result,
+    Segment,
     encode_error,
     encode_result,
     reply_offsets,
@@ -33,9 +34,11 @@ class Output:
 
 @dataclass(slots=True)
 class Reply:
-    """A message to a client; ``frames`` may be views of the batch's outputs."""
+    """A message to a client, the answer to ``segments``; ``frames`` may be views of the batch's
+    outputs."""
 
     client: bytes
+    segments: list[Segment]
     header: bytes
     frames: list[Buffer]
 
@@ -80,17 +83,22 @@ def replies(deliver: Deliver, outputs: list[Output]) -> Iterator[Reply]:
     if pieces:
         yield from _piece_replies(deliver, pieces, outputs)
     for client, placed in in_regions.items():
-        yield Reply(client, _written_header(deliver, placed, outputs), [])
+        segments = _segments(placed)
+        yield Reply(client, segments, _written_header(deliver, segments, placed, outputs), [])
     error = _objection(deliver, outputs)
     version = batch.lane.model.version
     for client, placed in by_client.items():
-        segments = [(part.group.message_id, part.first, part.count) for part, _ in placed]
+        segments = _segments(placed)
         if error is not None:
-            yield Reply(client, encode_error(segments, error), [])
+            yield Reply(client, segments, encode_error(segments, error), [])
             continue
         headers, frames = _cut(deliver, placed, outputs)
         result = Result(segments, version, headers, False, batch.lane.model.queued_rows)
-        yield Reply(client, encode_result(result), frames)
+        yield Reply(client, segments, encode_result(result), frames)
+
+
+def _segments(placed: list[tuple[Part, int]]) -> list[Segment]:
+    return [(part.group.message_id, part.first, part.count) for part, _ in placed]
 
 
 def _add(
@@ -120,10 +128,12 @@ def _without_room(deliver: Deliver, part: Part, outputs: list[Output]) -> set[in
 
 
 def _written_header(
-    deliver: Deliver, placed: list[tuple[Part, int]], outputs: list[Output]
+    deliver: Deliver,
+    segments: list[Segment],
+    placed: list[tuple[Part, int]],
+    outputs: list[Output],
 ) -> bytes:
     """The header for requests whose outputs the worker wrote into their client's region."""
-    segments = [(part.group.message_id, part.first, part.count) for part, _ in placed]
     headers = [(output.name, output.dtype, output.shape) for output in outputs]
     if not deliver.batch.alone:
         rows = sum(part.rows for part, _ in placed)
@@ -196,7 +206,7 @@ def failures(deliver: Deliver, error: BatchyardError) -> Iterator[Reply]:
                 continue
             split.failed = True
         segment = (group.message_id, part.first, part.count)
-        yield Reply(group.client, encode_error([segment], error), [])
+        yield Reply(group.client, [segment], encode_error([segment], error), [])
 
 
 def _piece_replies(
@@ -212,7 +222,7 @@ def _piece_replies(
         if error is not None:
             split.failed = True
             segment = (part.group.message_id, part.first, 1)
-            yield Reply(part.group.client, encode_error([segment], error), [])
+            yield Reply(part.group.client, [segment], encode_error([segment], error), [])
             continue
         headers, frames = _cut(deliver, [(part, row)], outputs)
         # The block goes back when this batch is delivered: what is kept is a copy.
@@ -255,4 +265,4 @@ def _assemble(part: Part, version: int) -> Reply:
     segment = (part.group.message_id, part.first, 1)
     queued_rows = part.group.lane.model.queued_rows
     result = Result([segment], version, headers, False, queued_rows)
-    return Reply(part.group.client, encode_result(result), frames)
+    return Reply(part.group.client, [segment], encode_result(result), frames)

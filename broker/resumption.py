@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from batchyard.broker.events import Batch, BatchFailed, BatchFinished
 from batchyard.broker.layout import BatchLayout
+from batchyard.broker.ledger import UNIQUE_ID_MIN
 from batchyard.broker.policy import NEVER
 from batchyard.broker.queue import Part, RequestGroup
 from batchyard.wire.blocks import Block, BlockAllocator
@@ -18,8 +19,6 @@ from batchyard.wire.work import Execute
 
 # How long outputs wait for their clients to come back.
 _PATIENCE_S = 10.0
-# Below, message ids are counted by their clients: two may have the same.
-UNIQUE_ID_MIN = 1 << 40
 
 Outcome = BatchFinished | BatchFailed
 
@@ -136,9 +135,18 @@ class Orphans:
                 claimed.append((place.orphan, part))
         return claimed
 
+    def rows_of(self, message_id: int) -> int:
+        """How many rows of a message can be claimed."""
+        return sum(place.rows for place in self._by_message.get(message_id, ()))
+
     def of_worker(self, worker_id: int) -> list[Orphan]:
         """What a worker has not answered."""
         return [o for o in self._all.values() if o.worker_id == worker_id and o.outcome is None]
+
+    def worker_lost(self, worker_id: int) -> None:
+        """What a worker has is no longer waited for."""
+        for orphan in self.of_worker(worker_id):
+            orphan.overdue_at = NEVER
 
     def ended(self, orphan: Orphan, outcome: Outcome, now: float) -> None:
         """Its worker answered."""

@@ -48,6 +48,14 @@ class Retry:
     is_suspect: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Death:
+    """The end of a worker while it ran a batch, and why it came."""
+
+    worker_id: int
+    why: str
+
+
 @dataclass(slots=True)
 class Verdict:
     """What becomes of a batch that came to nothing."""
@@ -62,6 +70,8 @@ class Retries:
 
     def __init__(self) -> None:
         self._waiting: list[Retry] = []
+        # Whether nobody has looked for a worker since the last one came.
+        self.is_fresh = False
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -77,6 +87,7 @@ class Retries:
     def add(self, retries: Iterable[Retry]) -> None:
         """Rows that are to run again."""
         self._waiting += retries
+        self.is_fresh = True
 
     def remove(self, retry: Retry) -> None:
         """It is handed over."""
@@ -132,14 +143,14 @@ def _may_cut(part: Part) -> bool:
     return part.rows > 1 and lane.signature.batched and lane.parameters.enable_large_batch_splitting
 
 
-def after_death(parts: list[Part], why: str) -> Verdict:
+def after_death(parts: list[Part], death: Death) -> Verdict:
     """What becomes of requests whose worker died while it ran them."""
     model = parts[0].group.lane.model
-    where = f"model {model.name!r}: the worker died while it ran this ({why})"
+    where = f"model {model.name!r}: the worker died while it ran this ({death.why})"
     if not model.may_retry:
         return Verdict([], _all_of(parts), Unavailable(f"{where}; it is not tried again"))
     each = [single for part in parts for single in _singles(part)]
-    deaths = [single.group.note_death(single.first) for single in each]
+    deaths = [single.group.note_death(single.first, death.worker_id) for single in each]
     if len(each) == 1 and deaths[0] >= _DEATHS_MAX:
         culprit = Internal(f"{where}, {deaths[0]} times, the last time alone; not tried again")
         return Verdict([], _all_of(parts), culprit)

@@ -119,9 +119,9 @@ class Scheduler:
         return next((worker for worker in apart if not worker.in_flight), None)
 
     def worker_for_retry(self, lane: Lane) -> WorkerState | None:
-        """A worker that has room now for what is no suspect."""
+        """A worker for what is no suspect, as soon as for a full batch."""
         serving = [worker for worker in self._serving(lane) if not worker.set_apart]
-        free = [worker for worker in serving if worker.in_flight < worker.concurrent_batches]
+        free = [worker for worker in serving if worker.in_flight <= worker.concurrent_batches]
         return min(free, key=lambda worker: worker.in_flight, default=None)
 
     def _serving(self, lane: Lane) -> list[WorkerState]:

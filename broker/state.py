@@ -9,19 +9,20 @@ Every request that arrived is answered exactly once: by a ``Deliver`` that compl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import count
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from batchyard.broker import events, policy
 from batchyard.broker.catalog import Catalog, ServedModel
-from batchyard.broker.deadlines import Deadlines
 from batchyard.broker.events import (
+    MODEL,
+    REPLIES,
+    UNREAPED,
+    WORKER,
     Action,
     Batch,
     BatchFailed,
     Deliver,
-    Dispatch,
     Event,
     Forget,
     Kill,
@@ -29,27 +30,14 @@ from batchyard.broker.events import (
     Retired,
     Unload,
 )
-from batchyard.broker.layout import BatchLayout, plan_layout
-from batchyard.broker.queue import Lane, Part, RequestGroup, by_client
-from batchyard.broker.resumption import UNIQUE_ID_MIN, Orphan, Orphans, Outcome, part_of
-from batchyard.broker.retries import Refusal, Retries, after_death, after_error
-from batchyard.broker.scheduler import Scheduler, WorkerState
-from batchyard.broker.watchdog import Watchdog
-from batchyard.wire.blocks import Block, BlockAllocator
-from batchyard.wire.errors import (
-    BatchyardError,
-    Cancelled,
-    DeadlineExceeded,
-    InvalidArgument,
-    ResourceExhausted,
-    Unavailable,
-)
-
-# What may hold a batch's block: the worker until it answers, replies that read outputs, a model
-# that kept its inputs, and a lost worker until it is reaped.
-WORKER, REPLIES, MODEL, UNREAPED = "worker", "replies", "model", "unreaped"
-# Lanes that may hold something at once: each turn looks at all of them.
-_WAITING_LANES_MAX = 2048
+from batchyard.broker.forming import Forming
+from batchyard.broker.ledger import Ledger, requests_of
+from batchyard.broker.queue import Part, RequestGroup
+from batchyard.broker.resumption import Orphan, Orphans, Outcome, part_of
+from batchyard.broker.retries import Death, Refusal, Retry, after_death, after_error
+from batchyard.broker.scheduler import WorkerState
+from batchyard.wire.blocks import BlockAllocator
+from batchyard.wire.errors import BatchyardError, Cancelled, Unavailable
 
 
 class BrokerState:
@@ -72,24 +60,14 @@ class BrokerState:
         self.workers: dict[int, WorkerState] = {}
         self.awaited = set(awaited)
         self.batches: dict[int, Batch] = {}
-        self.groups: dict[tuple[bytes, int], RequestGroup] = {}
-        self.queue_nbytes = 0
         self.draining = False
-        self._queue_nbytes_max = queue_nbytes_max
-        self._in_flight_max = in_flight_max
-        # Requests of messages that are not answered whole, by client.
-        self._in_flight: dict[bytes, int] = {}
+        self._ledger = Ledger(queue_nbytes_max, in_flight_max)
+        self._forming = Forming(self._ledger, self.allocator, self.workers, self.batches)
+        self._orphans = Orphans(self.allocator)
         # Lost workers that are not reaped, and slots whose next worker is not ready.
         self._lost: dict[int, WorkerState] = {}
         self._coming_back: set[int] = set()
         self._retired: list[ServedModel] = []
-        self._waiting: dict[Lane, None] = {}
-        self._retries = Retries()
-        self._orphans = Orphans(self.allocator)
-        self._watchdog = Watchdog()
-        self._scheduler = Scheduler(self._waiting, self.workers)
-        self._deadlines = Deadlines()
-        self._batch_ids = count(1)
         self._handlers: dict[type[Any], Callable[[Any, float], Iterable[Action]]] = {
             events.RequestsArrived: self._requests_arrived,
             events.RequestsCancelled: self._requests_cancelled,
@@ -114,7 +92,7 @@ class BrokerState:
         Batches are formed on ``TimePassed`` only: the loop tells it once it has drained its
         sockets, so that what arrived together can leave together.
         """
-        self._scheduler.something_changed()
+        self._forming.scheduler.something_changed()
         actions = list(self._handlers[type(event)](event, now))
         if self._retired:
             actions += self._unload_idle()
@@ -123,11 +101,13 @@ class BrokerState:
     def next_wakeup(self) -> float:
         """When ``TimePassed`` is due at the latest, if nothing else happens; may be in the past."""
         if self.awaited:
-            return self._deadlines.next
+            return self._ledger.deadlines.next
+        if self._ledger.retries.is_fresh:
+            return -policy.NEVER
         return min(
-            self._scheduler.next_ripe(),
-            self._deadlines.next,
-            self._watchdog.at,
+            self._forming.scheduler.next_ripe(),
+            self._ledger.deadlines.next,
+            self._forming.watchdog.at,
             self._orphans.next_expiry if self._orphans else policy.NEVER,
         )
 
@@ -135,9 +115,9 @@ class BrokerState:
     def is_quiet(self) -> bool:
         """Whether nothing waits or runs, so that ``TimePassed`` would change nothing."""
         return (
-            not (self._waiting or self._retries or self._orphans)
-            and self._deadlines.next == policy.NEVER
-            and self._watchdog.at == policy.NEVER
+            not (self._ledger.waiting or self._ledger.retries or self._orphans)
+            and self._ledger.deadlines.next == policy.NEVER
+            and self._forming.watchdog.at == policy.NEVER
         )
 
     def is_resumed(self, batch_id: int) -> bool:
@@ -147,39 +127,39 @@ class BrokerState:
     @property
     def is_idle(self) -> bool:
         """Whether every request that arrived is answered."""
-        return not self.groups
+        return not self._ledger.groups
+
+    @property
+    def groups(self) -> Mapping[tuple[bytes, int], RequestGroup]:
+        """Messages that are not answered whole, by client and message id."""
+        return self._ledger.groups
+
+    @property
+    def queue_nbytes(self) -> int:
+        """Bytes of the tensors that wait."""
+        return self._ledger.queue_nbytes
 
     def _requests_arrived(self, event: events.RequestsArrived, now: float) -> Iterable[Action]:
         group = event.group
-        lane = group.lane
-        before = self._sent_before(group) if event.resent else None
-        fitting = lane.fitting(group)
-        full = self._queue_full(group, fitting) if fitting < group.count else None
-        error = self._objection(group) if fitting else full
+        running_rows = self._orphans.rows_of(group.message_id) if event.resent else 0
+        fitting = group.lane.fitting(group, running_rows)
+        error = (
+            Unavailable("the server is shutting down")
+            if self.draining
+            else self._ledger.objection(group, fitting)
+        )
         if error is not None:
             group.unanswered = 0
             return [Refuse(group, [(0, group.count)], error)]
-        self.groups[group.client, group.message_id] = group
-        self._in_flight[group.client] = self._in_flight.get(group.client, 0) + group.count
-        lane.model.requests += group.count
-        lane.append(group)
-        self._joined_queue([Part(group, 0, group.count, 0, group.total_rows)])
-        self._deadlines.add(group)
+        before = self._ledger.sent_before(group) if event.resent else None
+        self._ledger.accept(group)
         actions: list[Action] = []
         if event.resent:
             actions += self._resume(group, before, now)
-        if full is not None:
-            actions += self._refuse([(group, range(fitting, group.count))], full)
+        if fitting < group.count:
+            full = self._ledger.queue_full(group, fitting)
+            actions += self._ledger.refuse([(group, range(fitting, group.count))], full)
         return actions
-
-    def _sent_before(self, group: RequestGroup) -> RequestGroup | None:
-        """The same message, as it came by a connection that was lost."""
-        if group.message_id < UNIQUE_ID_MIN:
-            return None
-        for (client, message_id), known in self.groups.items():
-            if message_id == group.message_id and client != group.client:
-                return known
-        return None
 
     def _resume(
         self, group: RequestGroup, before: RequestGroup | None, now: float
@@ -192,15 +172,17 @@ class BrokerState:
         for part in taken:
             group.lane.take_out(part)
             group.running += 1
-        self._left_queue(taken)
+        self._ledger.left_queue(taken)
         if not group.lane.model.may_retry:
-            running = {request for part in taken for request in _requests_of(part)}
+            # Of one in pieces all have to be there.
+            waiting = {part.first for part in group.lane.parts if part.group is group}
+            running = {request for part in taken for request in requests_of(part)} - waiting
             others = [request for request in range(group.count) if request not in running]
             error = Unavailable(
                 f"model {group.lane.model.name!r}: the connection was lost while this may have "
                 "run; it is not tried again"
             )
-            yield from self._refuse([(group, others)], error)
+            yield from self._ledger.refuse([(group, others)], error)
         for orphan in {orphan.id: orphan for orphan, _ in claims}.values():
             if orphan.outcome is not None:
                 yield from self._settle_orphan(orphan, now)
@@ -217,46 +199,8 @@ class BrokerState:
                     batch.parts[i] = mine
                     before.running -= 1
                     taken.append(mine)
-        self._abandon([before], Cancelled("it was sent again"))
+        self._ledger.abandon([before], Cancelled("it was sent again"))
         return taken
-
-    def _queue_full(self, group: RequestGroup, request: int) -> BatchyardError:
-        """Why a request, the first of its group that found no room, has to go."""
-        lane = group.lane
-        where = f"model {lane.model.name!r}"
-        bound = (
-            f"{lane.max_queued_rows} rows may wait (max_enqueued_batches = "
-            f"{lane.model.parameters.max_enqueued_batches})"
-        )
-        rows = group.row_start(request + 1) - group.row_start(request)
-        if rows > lane.max_queued_rows:
-            return InvalidArgument(f"{where}: the request has {rows} rows, at most {bound}")
-        return Unavailable(f"{where}: the queue is full, {bound}")
-
-    def _objection(self, group: RequestGroup) -> BatchyardError | None:
-        if self.draining:
-            return Unavailable("the server is shutting down")
-        if (group.client, group.message_id) in self.groups:
-            return InvalidArgument(
-                f"message id {group.message_id} is in use by a message not yet answered"
-            )
-        if self._in_flight.get(group.client, 0) + group.count > self._in_flight_max:
-            return ResourceExhausted(
-                f"the client has {self._in_flight.get(group.client, 0)} requests without an "
-                f"answer, may have at most {self._in_flight_max} (max_in_flight_per_client under "
-                "[broker])"
-            )
-        if len(self._waiting) >= _WAITING_LANES_MAX and group.lane not in self._waiting:
-            return ResourceExhausted(
-                f"requests of {len(self._waiting)} kinds (models, signatures and row shapes) wait, "
-                "no more may"
-            )
-        if self.queue_nbytes and self.queue_nbytes + group.nbytes > self._queue_nbytes_max:
-            return ResourceExhausted(
-                f"{self.queue_nbytes} bytes of tensors wait, of {self._queue_nbytes_max} "
-                "(max_queue_mb under [broker])"
-            )
-        return None
 
     def _requests_cancelled(self, event: events.RequestsCancelled, now: float) -> Iterable[Action]:
         refusals: list[Refusal] = []
@@ -265,19 +209,12 @@ class BrokerState:
             if group is not None:
                 stop = min(first + requested, group.count) if requested else group.count
                 refusals.append((group, range(first, stop)))
-        return self._refuse(refusals, Cancelled("the client gave the request up"))
+        return self._ledger.refuse(refusals, Cancelled("the client gave the request up"))
 
     def _client_left(self, event: events.ClientLeft, now: float) -> Iterable[Action]:
         groups = [g for (client, _), g in self.groups.items() if client == event.client]
-        self._abandon(groups, Cancelled("the client left"))
+        self._ledger.abandon(groups, Cancelled("the client left"))
         return []
-
-    def _abandon(self, groups: list[RequestGroup], error: BatchyardError) -> None:
-        """Nobody is there to be told."""
-        self._refuse([(g, range(g.count)) for g in groups], error)
-        for group in groups:
-            group.last_words = ()
-            self._forget_if_answered(group)
 
     def _worker_ready(self, event: events.WorkerReady, now: float) -> Iterable[Action]:
         worker = WorkerState(
@@ -295,14 +232,16 @@ class BrokerState:
                 yield Unload(report.name, report.version)
 
     def _batches_resumed(self, event: events.BatchesResumed, now: float) -> Iterable[Action]:
+        overdue_at = now
         for execute in event.resumed.batches:
             model = self.catalog.models.get((execute.model, execute.version))
-            timeout_s = policy.NEVER if model is None else model.batch_execution_timeout_s
-            self._orphans.add(event.worker_id, execute, now + timeout_s)
-            self._batch_ids = count(max(next(self._batch_ids), execute.batch_id + 1))
+            # One after the other, at worst.
+            overdue_at += policy.NEVER if model is None else model.batch_execution_timeout_s
+            self._orphans.add(event.worker_id, execute, overdue_at)
+            self._forming.avoid_id(execute.batch_id)
         for batch_id, offset, nbytes in event.resumed.kept:
             self._orphans.keep(event.worker_id, batch_id, offset, nbytes)
-            self._batch_ids = count(max(next(self._batch_ids), batch_id + 1))
+            self._forming.avoid_id(batch_id)
         self.awaited.discard(event.worker_id)
         return []
 
@@ -319,19 +258,11 @@ class BrokerState:
         parts: list[tuple[Part, int]] = []
         row = 0
         for part in batch.parts:
-            parts += self._answered(part, row)
+            parts += self._ledger.answered(part, row)
             row += part.rows
         yield Deliver(batch, parts, event.replied)
-        yield from self._left_worker(batch.parts)
+        yield from self._ledger.left_worker(batch.parts)
         yield from self._retire_if_idle(batch.worker_id)
-
-    def _answered(self, part: Part, row: int) -> list[tuple[Part, int]]:
-        """Outputs are there for a part, which began at ``row``: where the wanted runs of it lie."""
-        group = part.group
-        wanted = part.divide(group.dropped)[0] if group.dropped else [part]
-        for run in wanted:
-            self._count_answers(run)
-        return [(run, row + run.row_start - part.row_start) for run in wanted]
 
     def _batch_failed(self, event: events.BatchFailed, now: float) -> Iterable[Action]:
         batch = self._came_back(event.batch_id, event.kept, now)
@@ -343,20 +274,24 @@ class BrokerState:
         yield from self._retire_if_idle(batch.worker_id)
 
     def _came_to_nothing(
-        self, parts: list[Part], now: float, error: BatchyardError | None, why: str = ""
+        self, parts: list[Part], now: float, reason: BatchyardError | Death
     ) -> Iterable[Action]:
-        """A batch raised ``error``, or its worker died because of ``why``."""
-        wanted = [run for part in parts for run in part.divide(part.group.dropped)[0]]
+        """A batch raised, or its worker died with it."""
+        wanted = _still_wanted(parts)
         if wanted:
-            verdict = after_death(wanted, why) if error is None else after_error(wanted, error)
+            verdict = (
+                after_death(wanted, reason)
+                if isinstance(reason, Death)
+                else after_error(wanted, reason)
+            )
             if verdict.retries:
-                self._retries.add(verdict.retries)
-                self._joined_queue(wanted)
+                self._ledger.retries.add(verdict.retries)
+                self._ledger.joined_queue(wanted)
             if verdict.error is not None:
-                yield from self._refuse(verdict.refusals, verdict.error)
-        yield from self._left_worker(parts)
-        if self._deadlines.next <= now or any(part.earliest_deadline <= now for part in wanted):
-            yield from self._expire(now)
+                yield from self._ledger.refuse(verdict.refusals, verdict.error)
+        yield from self._ledger.left_worker(parts)
+        if any(part.earliest_deadline <= now for part in wanted):
+            yield from self._ledger.expire(now)
 
     def _orphan_ended(self, outcome: Outcome, now: float) -> Iterable[Action]:
         orphan = self._orphans.get(outcome.batch_id)
@@ -366,8 +301,9 @@ class BrokerState:
         worker = self.workers.get(orphan.worker_id)
         if worker is not None:
             worker.orphans -= 1
+            self._forming.watchdog.answered(worker, now)
             yield from self._retire_if_idle(worker.id)
-        self._scheduler.memory_came_back()
+        self._forming.scheduler.memory_came_back()
         yield from self._settle_orphan(orphan, now)
 
     def _settle_orphan(self, orphan: Orphan, now: float) -> Iterable[Action]:
@@ -379,9 +315,9 @@ class BrokerState:
         if isinstance(orphan.outcome, BatchFailed):
             yield from self._came_to_nothing(parts, now, orphan.outcome.error)
             return
-        placed = [found for part, row in claims for found in self._answered(part, row)]
+        placed = [found for part, row in claims for found in self._ledger.answered(part, row)]
         yield Deliver(orphan.as_batch(claims, now), placed)
-        yield from self._left_worker(parts)
+        yield from self._ledger.left_worker(parts)
 
     def _came_back(self, batch_id: int, kept: bool, now: float) -> Batch | None:
         """The batch, no longer on its worker; None when the worker was lost before."""
@@ -392,7 +328,7 @@ class BrokerState:
         del worker.batches[batch.id]
         worker.batches_done += 1
         if batch.running_since != policy.NEVER:
-            self._watchdog.answered(worker, now)
+            self._forming.watchdog.answered(worker, now)
         batch.lane.model.in_execution -= 1
         batch.is_running = False
         batch.holders.remove(WORKER)
@@ -400,16 +336,6 @@ class BrokerState:
             batch.holders.add(MODEL)
             batch.lane.model.reads_in_place = False
         return batch
-
-    def _left_worker(self, parts: Iterable[Part]) -> Iterable[Action]:
-        """Nobody writes any more to the reply space of the requests of a batch."""
-        for part in parts:
-            group = part.group
-            group.running -= 1
-            if group.replies is not None and not group.running:
-                yield from group.last_words
-                group.last_words = ()
-                self._forget_if_answered(group)
 
     def _worker_lost(self, event: events.WorkerLost, now: float) -> Iterable[Action]:
         self._lose(event.worker_id)
@@ -422,9 +348,9 @@ class BrokerState:
         if worker is None:
             return
         self._lost[worker_id] = worker
+        self._orphans.worker_lost(worker_id)
         self._coming_back.add(worker.slot)
         for batch in worker.batches.values():
-            batch.lane.model.in_execution -= 1
             batch.holders.discard(WORKER)
             batch.holders.add(UNREAPED)
         for batch in self.batches.values():
@@ -440,16 +366,14 @@ class BrokerState:
         else:
             self._coming_back.discard(event.slot)
         worker = self._lost.pop(event.worker_id, None)
+        death = Death(event.worker_id, event.why)
         for batch in worker.batches.values() if worker is not None else ():
             batch.is_running = False
+            batch.lane.model.in_execution -= 1
             if batch.running_since == policy.NEVER:
-                # It had not been taken up: it is as it was before.
-                batch.lane.give_back(batch.parts)
-                self._joined_queue(batch.parts)
-                yield from self._left_worker(batch.parts)
-                yield from self._expire(now, batch.lane)
+                yield from self._was_not_taken_up(batch, now)
             else:
-                yield from self._came_to_nothing(batch.parts, now, None, event.why)
+                yield from self._came_to_nothing(batch.parts, now, death)
         for batch in list(self.batches.values()):
             if batch.worker_id == event.worker_id:
                 self._let_go(batch.id, UNREAPED)
@@ -457,22 +381,34 @@ class BrokerState:
         if not (self.workers or self._lost or self._coming_back):
             yield from self._nobody_left()
 
+    def _was_not_taken_up(self, batch: Batch, now: float) -> Iterable[Action]:
+        """A worker died before a batch's turn: its rows are as they were before."""
+        wanted = _still_wanted(batch.parts)
+        if wanted and batch.is_retry:
+            self._ledger.retries.add([Retry(wanted)])
+        else:
+            batch.lane.give_back(wanted)
+        self._ledger.joined_queue(wanted)
+        yield from self._ledger.left_worker(batch.parts)
+        yield from self._ledger.expire(now, batch.lane)
+
     def _orphans_died(self, event: events.WorkerReaped, now: float) -> Iterable[Action]:
         for orphan in self._orphans.of_worker(event.worker_id):
             self._orphans.forget(orphan)
             claimed = [part for part, _ in orphan.claims]
             if claimed:
-                yield from self._came_to_nothing(claimed, now, None, event.why)
+                death = Death(event.worker_id, event.why)
+                yield from self._came_to_nothing(claimed, now, death)
             yield Forget(orphan.id)
         self._orphans.release_all(event.worker_id)
-        self._scheduler.memory_came_back()
+        self._forming.scheduler.memory_came_back()
 
     def _nobody_left(self) -> Iterable[Action]:
         """No worker is left, and none will come: nothing can be answered any more."""
         self.catalog.abandon()
         error = Unavailable("no worker is left")
         groups = list(self.groups.values())
-        yield from self._refuse([(group, range(group.count)) for group in groups], error)
+        yield from self._ledger.refuse([(group, range(group.count)) for group in groups], error)
 
     def _worker_retiring(self, event: events.WorkerRetiring, now: float) -> Iterable[Action]:
         self.catalog.worker_lost(event.worker_id)
@@ -503,7 +439,7 @@ class BrokerState:
 
     def _inputs_released(self, event: events.InputsReleased, now: float) -> Iterable[Action]:
         if self._orphans.release(event.batch_id):
-            self._scheduler.memory_came_back()
+            self._forming.scheduler.memory_came_back()
             return []
         return self._let_go(event.batch_id, MODEL)
 
@@ -512,59 +448,18 @@ class BrokerState:
         return []
 
     def _time_passed(self, event: events.TimePassed, now: float) -> Iterable[Action]:
-        if self._deadlines.next <= now:
-            yield from self._expire(now)
-        if self._watchdog.at <= now:
-            for worker, batch in self._watchdog.overdue(list(self.workers.values()), now):
+        if self._ledger.deadlines.next <= now:
+            yield from self._ledger.expire(now)
+        if self._forming.watchdog.at <= now:
+            for worker, batch in self._forming.watchdog.overdue(list(self.workers.values()), now):
                 yield from self._kill(worker.id, batch.lane.model.batch_execution_timeout_s)
         if self._orphans:
             yield from self._look_after_orphans(now)
-        self._scheduler.memory_came_back()
+        self._forming.scheduler.memory_came_back()
         if self.awaited:
             # Blocks may be in use that are not known yet.
             return
-        if self._retries or any(worker.set_apart for worker in self.workers.values()):
-            yield from self._run_again(now)
-            if self._scheduler.is_short_of_memory:
-                return
-        while self._waiting:
-            chosen = self._scheduler.choose(now)
-            if chosen is None:
-                return
-            lane, worker = chosen
-            parts, layout = self._form(lane)
-            if layout is None:
-                yield from self._refuse_too_large(lane, parts)
-                continue
-            block = self.allocator.allocate(layout.nbytes)
-            if block is None:
-                # Smaller batches must not go first, or this one might never find room.
-                lane.give_back(parts)
-                self._scheduler.memory_is_short(now)
-                return
-            yield Dispatch(self._dispatch(lane, worker, parts, layout, block, now))
-
-    def _run_again(self, now: float) -> Iterable[Action]:
-        """Hands over what ran before and came to nothing, as far as workers have room."""
-        for retry in self._retries:
-            lane = retry.parts[0].group.lane
-            worker = (
-                self._scheduler.worker_for_suspect(lane)
-                if retry.is_suspect
-                else self._scheduler.worker_for_retry(lane)
-            )
-            if worker is None:
-                continue
-            layout = self._layout(lane, by_client(retry.parts))
-            block = self.allocator.allocate(layout.nbytes)
-            if block is None:
-                self._scheduler.memory_is_short(now)
-                return
-            self._retries.remove(retry)
-            yield Dispatch(self._dispatch(lane, worker, retry.parts, layout, block, now))
-        if not self._retries.has_suspects:
-            for worker in self.workers.values():
-                worker.set_apart = worker.set_apart and worker.in_flight > 0
+        yield from self._forming.next_batches(now)
 
     def _look_after_orphans(self, now: float) -> Iterable[Action]:
         for orphan in self._orphans.expired(now):
@@ -579,168 +474,6 @@ class BrokerState:
         limit = "" if timeout_s is None else f" = {timeout_s:g} s"
         yield Kill(worker_id, f"a batch ran longer than batch_execution_timeout{limit}")
 
-    def _expire(self, now: float, *lanes: Lane) -> Iterable[Action]:
-        """Refuses what is late: what runs again, and in lanes where it may be the case."""
-        error = DeadlineExceeded("the deadline passed while the request waited for a worker")
-        expired = self._retries.expire(now)
-        for lane in (*self._deadlines.due(now), *lanes):
-            expired += lane.expire(now)
-        self._left_queue(expired)
-        yield from self._refuse([(part.group, _requests_of(part)) for part in expired], error)
-
-    def _form(self, lane: Lane) -> tuple[list[Part], BatchLayout | None]:
-        """Takes the lane's next batch; no layout when its first request fits into no arena."""
-        max_rows = lane.max_rows
-        while True:
-            parts = lane.take(max_rows)
-            rows = sum(part.rows for part in parts)
-            layout = plan_layout(lane, by_client(parts), rows)
-            if layout.output_offset > self.allocator.nbytes:
-                lane.give_back(parts)
-                least = parts[0].least_rows
-                if rows <= least:
-                    return [lane.parts[0]], None
-                max_rows = max(rows // 2, least)
-                continue
-            return parts, self._fitted(layout)
-
-    def _layout(self, lane: Lane, parts: list[Part]) -> BatchLayout:
-        """Of parts that fitted into the arena before."""
-        return self._fitted(plan_layout(lane, parts, sum(part.rows for part in parts)))
-
-    def _fitted(self, layout: BatchLayout) -> BatchLayout:
-        if layout.nbytes <= self.allocator.nbytes:
-            return layout
-        # Outputs without room in the block travel in a memfd of their own.
-        return BatchLayout(layout.rows, layout.padded_rows, layout.inputs, layout.output_offset, 0)
-
-    def _refuse_too_large(self, lane: Lane, parts: list[Part]) -> Iterable[Action]:
-        part = parts[0]
-        error = ResourceExhausted(
-            f"model {lane.model.name!r}: the request does not fit into the arena of "
-            f"{self.allocator.nbytes} bytes; send fewer rows, or raise arena_mb under [pool]"
-        )
-        return self._refuse([(part.group, [part.first])], error)
-
-    def _dispatch(
-        self,
-        lane: Lane,
-        worker: WorkerState,
-        parts: list[Part],
-        layout: BatchLayout,
-        block: Block,
-        now: float,
-    ) -> Batch:
-        batch = Batch(
-            next(self._batch_ids),
-            lane,
-            by_client(parts),
-            layout.rows,
-            layout,
-            block,
-            worker.id,
-            now,
-            {WORKER},
-        )
-        self._watchdog.dispatched(batch, worker, now)
-        self.batches[batch.id] = worker.batches[batch.id] = batch
-        model = lane.model
-        model.in_execution += 1
-        model.batches += 1
-        model.batch_rows[layout.rows] += 1
-        for part in parts:
-            part.group.running += 1
-        self._left_queue(parts)
-        return batch
-
-    def _joined_queue(self, parts: Iterable[Part]) -> None:
-        """Parts wait, in their lane or to run again."""
-        for part in parts:
-            group = part.group
-            lane = group.lane
-            lane.model.queued_rows += part.rows
-            if not group.queued_rows:
-                self.queue_nbytes += group.nbytes
-            group.queued_rows += part.rows
-            if lane.parts:
-                self._waiting[lane] = None
-
-    def _left_queue(self, parts: Iterable[Part]) -> None:
-        """Parts no longer wait. A group's frames are held until its last part."""
-        for part in parts:
-            group = part.group
-            lane = group.lane
-            lane.model.queued_rows -= part.rows
-            group.queued_rows -= part.rows
-            if not group.queued_rows:
-                self.queue_nbytes -= group.nbytes
-            if not lane.parts:
-                self._waiting.pop(lane, None)
-
-    def _count_answers(self, part: Part) -> None:
-        """Outputs are there for a part: its requests are answered, but for an unfinished one."""
-        group = part.group
-        split = group.split.get(part.first)
-        if split is not None:
-            split.rows_left -= part.rows
-            if split.rows_left:
-                return
-        group.unanswered -= part.count
-        if group.unanswered:
-            group.mark_answered(_requests_of(part))
-        elif not group.last_words:
-            self._forget(group)
-
-    def _refuse(self, refusals: Iterable[Refusal], error: BatchyardError) -> list[Action]:
-        """Answers those of the requests that have no answer yet with an error.
-
-        Their rows leave their lanes, each lane looked at once; those on a worker will come back
-        to nobody.
-        """
-        actions: list[Action] = []
-        lanes: dict[Lane, None] = {}
-        for group, requests in refusals:
-            refused = [request for request in requests if request not in group.answered]
-            if not refused:
-                continue
-            group.mark_answered(refused)
-            group.mark_dropped(refused)
-            group.unanswered -= len(refused)
-            # A client takes its reply space back with the last answer to a message: so a refusal
-            # waits until no worker may write there.
-            waits = group.replies is not None and group.running > 0
-            if not group.unanswered and not waits:
-                self._forget(group)
-            if group.queued_rows:
-                lanes[group.lane] = None
-            told = [request for request in refused if not group.was_told(request)]
-            if not told:
-                continue
-            refusal = Refuse(group, _runs(told), error)
-            if waits:
-                group.last_words = (*group.last_words, refusal)
-            else:
-                actions.append(refusal)
-        for lane in lanes:
-            self._left_queue(lane.remove_dropped())
-        if lanes and self._retries:
-            self._left_queue(self._retries.remove_dropped())
-        return actions
-
-    def _forget_if_answered(self, group: RequestGroup) -> None:
-        if not group.unanswered and self.groups.get((group.client, group.message_id)) is group:
-            self._forget(group)
-
-    def _forget(self, group: RequestGroup) -> None:
-        """Every request of a group is answered."""
-        del self.groups[group.client, group.message_id]
-        left = self._in_flight[group.client] - group.count
-        if left:
-            self._in_flight[group.client] = left
-        else:
-            del self._in_flight[group.client]
-        self._deadlines.settle(group)
-
     def _let_go(self, batch_id: int, holder: str) -> Iterable[Action]:
         batch = self.batches.get(batch_id)
         if batch is not None:
@@ -752,19 +485,9 @@ class BrokerState:
         if not batch.holders:
             del self.batches[batch.id]
             self.allocator.free(batch.block)
-            self._scheduler.memory_came_back()
+            self._forming.scheduler.memory_came_back()
 
 
-def _requests_of(part: Part) -> range:
-    return range(part.first, part.first + part.count)
-
-
-def _runs(requests: list[int]) -> list[tuple[int, int]]:
-    """Increasing numbers as runs ``(first, count)``."""
-    runs: list[tuple[int, int]] = []
-    for request in requests:
-        if runs and sum(runs[-1]) == request:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((request, 1))
-    return runs
+def _still_wanted(parts: Iterable[Part]) -> list[Part]:
+    """The parts without requests that have an answer."""
+    return [run for part in parts for run in part.divide(part.group.dropped)[0]]

@@ -14,8 +14,9 @@ from typing import Any
 
 import click
 
-from batchyard.benchmarks import compute, limits, peers, scale, small, tensors
+from batchyard.benchmarks import compute, faults, limits, peers, scale, small, tensors
 from batchyard.benchmarks.failures import BenchmarkFailed
+from batchyard.benchmarks.faults_run import Effort
 from batchyard.benchmarks.page import page
 from batchyard.benchmarks.results import Results
 from batchyard.benchmarks.table import table
@@ -50,7 +51,7 @@ def _has_matplotlib() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-_OPTIONS = [
+_LENGTHS = [
     click.option(
         "--seconds",
         type=click.FloatRange(0, 3600, min_open=True),
@@ -65,6 +66,8 @@ _OPTIONS = [
         show_default=True,
         help="Rounds; medians are reported.",
     ),
+]
+_REPORTS = [
     click.option(
         "--json", "json_path", type=_FILE, callback=_writable, help="Write the results here."
     ),
@@ -75,7 +78,12 @@ _OPTIONS = [
 
 
 def _benchmark(measure: Callable[..., Results]) -> click.Command:
-    """The subcommand that measures with the options that all have, and with its own."""
+    """The subcommand that measures in rounds of some length, with options of its own too."""
+    return _reporting(measure, [*_LENGTHS, *_REPORTS])
+
+
+def _reporting(measure: Callable[..., Results], options: list[Any]) -> click.Command:
+    """The subcommand that measures and reports, with these options and its own."""
 
     @functools.wraps(measure)
     def reported(json_path: Path | None, html_path: Path | None, **options: Any) -> None:
@@ -91,7 +99,7 @@ def _benchmark(measure: Callable[..., Results]) -> click.Command:
             html_path.write_text(page(results))
 
     decorated: Callable[..., None] = reported
-    for option in reversed(_OPTIONS):
+    for option in reversed(options):
         decorated = option(decorated)
     return command.command(measure.__name__.removeprefix("_"))(decorated)
 
@@ -138,3 +146,33 @@ def _scale(seconds: float, repeat: int, workers: tuple[int, ...]) -> Results:
 def _peers(seconds: float, repeat: int) -> Results:
     """Other servers at the same work."""
     return peers.run(seconds, repeat)
+
+
+def _faults(seconds: float | None, times: int | None, seed: int, only: tuple[str, ...]) -> Results:
+    """Kills, hangs, poison, restarts and new versions, under load."""
+    return faults.run(Effort(seconds, times, seed), only)
+
+
+_reporting(
+    _faults,
+    [
+        click.option(
+            "--only",
+            type=click.Choice(list(faults.PARTS)),
+            multiple=True,
+            help="Measure this part only. May be given again.",
+        ),
+        click.option(
+            "--seconds",
+            type=click.FloatRange(0, 86_400, min_open=True),
+            help="Length of the kills and of the mixed load.  [default: 60, 600]",
+        ),
+        click.option(
+            "--times",
+            type=click.IntRange(1, 1000),
+            help="How often what is counted happens.  [default: as the goals ask]",
+        ),
+        click.option("--seed", type=int, default=1, show_default=True, help="Of all choices."),
+        *_REPORTS,
+    ],
+)

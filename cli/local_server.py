@@ -66,10 +66,15 @@ def server_on_tcp_and_ipc(arguments: Sequence[str]) -> Iterator[tuple[str, str]]
 
 
 @contextlib.contextmanager
-def server_bound_to(bind: Sequence[str], arguments: Sequence[str]) -> Iterator[list[str]]:
-    """Runs ``batchyard serve`` with these endpoints; what they came to be, in their order."""
+def server_bound_to(
+    bind: Sequence[str], arguments: Sequence[str], log_path: Path | None = None
+) -> Iterator[list[str]]:
+    """Runs ``batchyard serve`` with these endpoints; what they came to be, in their order.
+
+    Its log goes to ``log_path``, or is forgotten.
+    """
     binding = [word for endpoint in bind for word in ("--bind", endpoint)]
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+") if log_path is None else log_path.open("w+") as log:
         server = subprocess.Popen(
             [*_command(), *arguments, *binding],
             stdout=subprocess.PIPE,

@@ -54,6 +54,6 @@ def _parse(text: str) -> Any:
         if isinstance(value, dict) and set(value) != {"b64"}:
             return {name: from_json(item) for name, item in value.items()}
         return from_json(value)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         print(f"batchyard: the inputs are no JSON: {error}", file=sys.stderr)
         sys.exit(EXIT_CONFIGURATION)

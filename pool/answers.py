@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import replace
 
 from batchyard.wire import log, work
@@ -34,6 +33,8 @@ class Answers:
         self._lock = threading.Lock()
         self._given: dict[int, work.Execute] = {}
         self._in_vain: dict[int, tuple[Answer, list[int]]] = {}
+        # Batches whose outputs are being written into regions.
+        self._replying: set[int] = set()
         # The blocks of batches whose inputs a model holds on to.
         self._kept: dict[int, tuple[int, int]] = {}
         self._released: deque[int] = deque()
@@ -42,6 +43,15 @@ class Answers:
     def given(self, execute: work.Execute) -> None:
         """A batch came: it is to be answered."""
         self._given[execute.batch_id] = execute
+
+    def replying(self, execute: work.Execute) -> None:
+        """Outputs of a batch are about to be written where ``replies`` say, if they say it still.
+
+        After a change of brokers they do not: clients then have other regions.
+        """
+        with self._lock:
+            if execute.replies:
+                self._replying.add(execute.batch_id)
 
     @property
     def idle(self) -> bool:
@@ -74,12 +84,8 @@ class Answers:
         with self._lock:
             if answer.kept:
                 self._kept[batch_id] = self._given[batch_id].block
-            try:
-                sent = self._send_answer(answer, fds)
-            except BaseException:
-                _close(fds)
-                raise
-            if sent:
+            self._replying.discard(batch_id)
+            if self._deliver(answer, fds):
                 del self._given[batch_id]
             else:
                 self._in_vain[batch_id] = answer, fds
@@ -106,6 +112,9 @@ class Answers:
                 if batch_id not in self._given
             ]
             batches = list(self._given.values())
+            for execute in batches:
+                if execute.batch_id not in self._replying and execute.batch_id not in self._in_vain:
+                    execute.replies = []
             log.info("resumed", batches=len(batches), in_vain=len(self._in_vain), kept=len(kept))
             if self._send(work.Resumed(batches, kept)) and (
                 self._ready is None or self._send(self._ready)
@@ -116,7 +125,7 @@ class Answers:
     def _send_in_vain(self) -> None:
         for batch_id, (answer, fds) in list(self._in_vain.items()):
             answer.kept = batch_id in self._kept
-            if not self._send_answer(answer, fds):
+            if not self._deliver(answer, fds):
                 return
             del self._in_vain[batch_id], self._given[batch_id]
 
@@ -144,26 +153,25 @@ class Answers:
         while self._released:
             self._kept.pop(self._released.popleft(), None)
 
-    def _send_answer(self, answer: Answer, fds: list[int]) -> bool:
-        """Whether it was sent; then its descriptors are closed."""
+    def _deliver(self, answer: Answer, fds: list[int]) -> bool:
+        """Whether the batch is answered; then the descriptors are closed."""
         try:
-            sent = self._send(answer, fds)
+            self._link.send(answer.to_wire(), fds)
+        except LinkClosed:
+            return False
         except OSError as error:
             # No descriptor or no memory is left for a long packet, or for those that go with it.
             message = f"the worker could not send the outputs: {error}"
-            failed = work.Failed(answer.batch_id, ResourceExhausted.number, message, answer.kept)
-            sent = self._send(failed)
-        if sent:
+            number = ResourceExhausted.number
+            if not self._send(work.Failed(answer.batch_id, number, message, answer.kept)):
+                return False
+        if fds:
             _close(fds)
-        return sent
+        return True
 
-    def _send(
-        self,
-        message: Answer | work.Released | work.Ready | work.Resumed,
-        fds: Sequence[int] = (),
-    ) -> bool:
+    def _send(self, message: work.Failed | work.Released | work.Ready | work.Resumed) -> bool:
         try:
-            self._link.send(message.to_wire(), fds)
+            self._link.send(message.to_wire())
         except LinkClosed:
             return False
         return True

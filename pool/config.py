@@ -255,8 +255,8 @@ class Pool(_Section):
     )
     file_system_poll_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = Field(
         1.0,
-        description="How often models' folders are looked at for new versions. 0: only at the "
-        "start and at SIGHUP.",
+        description="How often models' folders are looked at for new versions. One counts when two "
+        "looks in a row saw the same files. 0: only at the start and at SIGHUP.",
     )
     workers: list[WorkerGroup] = Field(
         default=[WorkerGroup()], min_length=1, description="See [[pool.workers]]."
@@ -334,6 +334,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not TOML: {error}") from error
+    except RecursionError:
+        raise ConfigurationError(f"{path}: not TOML: it is nested too deeply") from None
 
 
 def validate(tables: dict[str, Any], source: str) -> Config:

@@ -35,7 +35,7 @@ def serve(intake: Intake, answers: Answers, models: Models, running: threading.S
     while True:
         assignment, kept_inputs = _next(intake, kept_inputs, models)
         batch_id = assignment.execute.batch_id
-        answer, fds, inputs = _run(assignment, models, running)
+        answer, fds, inputs = _run(assignment, answers, models, running)
         in_region = bool(assignment.regions)
         del assignment
         kept = _kept(inputs, models, _REGION_PATIENCE_S if in_region else 0.0)
@@ -104,7 +104,7 @@ def _let_go(models: Models) -> None:
 
 
 def _run(
-    assignment: Assignment, models: Models, running: threading.Semaphore
+    assignment: Assignment, answers: Answers, models: Models, running: threading.Semaphore
 ) -> tuple[work.Done | work.Failed, list[int], list[weakref.ref[Array]]]:
     """The answer, descriptors to send beside it, and references that die with the inputs."""
     execute = assignment.execute
@@ -126,6 +126,8 @@ def _run(
             model = models[execute.model, execute.version]
             outputs = model.run(execute.signature, inputs)
             execution_s = time.perf_counter() - started
+            if execute.replies:
+                answers.replying(execute)
             # Before another batch runs: a callable may use the arrays that it returned again.
             placed, fds, replied = place(outputs, assignment)
         done = work.Done(batch_id, placed, bool(fds), replied, False, execution_s)

@@ -78,7 +78,9 @@ class Intake:
             while not self._waiting:
                 if self._at_end:
                     self._wait()
-                elif (assignment := self._receive()) is not None:
+                    continue
+                assignment = self._receive()
+                if assignment is not None:
                     return assignment
             return self._waiting.popleft()
 

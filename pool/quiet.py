@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from batchyard.wire import log
 
+_PATIENCE_S = 10.0
+
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
@@ -16,16 +18,21 @@ def quietly() -> Iterator[None]:
 
     Only where they can come back from that: the kernel allows it to root, and to those whose
     RLIMIT_NICE permits their nice value (``LimitNICE=0`` in a systemd unit). Elsewhere nothing
-    is changed.
+    is changed. They yield for ten seconds at most.
     """
     if not _can_come_back():
         log.info("loads_at_normal_priority", reason="RLIMIT_NICE does not let it return from less")
         yield
         return
+    # Where nobody ever leaves a processor idle it would never be done.
+    patience = threading.Timer(_PATIENCE_S, _wake_all)
+    patience.daemon = True
+    patience.start()
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     try:
         yield
     finally:
+        patience.cancel()
         _wake_all()
 
 

@@ -27,13 +27,15 @@ class Stage(Enum):
 class Process:
     """A worker's process, from its start until it is reaped.
 
-    ``found`` are the versions that were there when it was started. ``is_linked``: the broker that
-    runs now has said that it is ready.
+    ``found`` are the versions that were there when it was started. ``tries_target``: it loads all
+    that is to be served, though it may not load. ``is_linked``: the broker that runs now has said
+    that it is ready.
     """
 
     id: int
     sources: Mapping[Key, ModelSource]
     found: Found
+    tries_target: bool = False
     stage: Stage = Stage.LOADING
     ready_at: float | None = None
     is_linked: bool = False
@@ -47,8 +49,8 @@ class Slot:
     """A place for a worker.
 
     ``current`` serves, ``successor`` loads to take its place, ``leaving`` held it before.
-    ``start_at`` is when the next successor is due. ``tries_target``: that one loads what is to be
-    served, though it may not load. ``restarts`` counts those after a death.
+    ``start_at`` is when the next successor is due, ``tries_target`` whether that one loads all that
+    is to be served. ``restarts`` counts those after a death.
     """
 
     index: int

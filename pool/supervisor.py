@@ -90,8 +90,9 @@ class Supervisor:
         timeout = self._state.next_deadline() - time.monotonic()
         # A day is within what select takes.
         for key, _ in self._selector.select(min(max(timeout, 0), 86_400)):
-            # An earlier event of this turn may have ended this child.
-            if key.fd in self._selector.get_map():
+            # An earlier event of this turn may have ended this child, and started another that has
+            # its descriptors now.
+            if self._selector.get_map().get(key.fd) is key:
                 key.data()
         self._happened(events.TimePassed())
 
@@ -141,9 +142,15 @@ class Supervisor:
             self._happened(events.BrokerDrained())
 
     def _ended(self, child: Child, id: int | None) -> None:
-        # What it said last may still wait to be read.
-        while child.link.fileno() in self._selector.get_map():
-            self._heard(child, id)
+        # What it said last may still wait to be read, unless it was told to end. No end of file
+        # follows when what a model forked holds the link's other end, too.
+        if child.link.fileno() in self._selector.get_map():
+            child.link.set_blocking(False)
+        try:
+            while child.link.fileno() in self._selector.get_map():
+                self._heard(child, id)
+        except BlockingIOError:
+            self._selector.unregister(child.link.fileno())
         self._selector.unregister(child.sentinel)
         code = child.reap()
         death = self._told.pop(child, events.Death(describe_exit(code)))
@@ -169,7 +176,7 @@ class Supervisor:
             case events.KillWorker(id):
                 self._workers[id].kill()
             case events.EndWorker(id):
-                self._end_worker(self._workers[id])
+                self._workers[id].link.shut_down()
             case events.ReportReady(endpoints):
                 self._on_ready(endpoints)
             case events.Log(level, event, fields):
@@ -252,11 +259,6 @@ class Supervisor:
         if self._broker is not None:
             with contextlib.suppress(LinkClosed):
                 self._broker.link.send(packet, fds)
-
-    def _end_worker(self, child: Child) -> None:
-        if child.link.fileno() in self._selector.get_map():
-            self._selector.unregister(child.link.fileno())
-        child.link.close()
 
     def _end_children(self) -> None:
         if self._broker is not None:

@@ -42,8 +42,16 @@ def find_versions(model: Model) -> dict[int, Version]:
 
     A SavedModel's ``path`` is its folder (its version is its name when that is a number, else 1),
     or a folder of numeric folders, as in TensorFlow Serving. One without saved_model.pb is not
-    there yet: it is being copied. Raises ConfigurationError when there is none.
+    there yet: it is being copied. Raises ConfigurationError when there is none, or when the path
+    cannot be read.
     """
+    try:
+        return _find_versions(model)
+    except OSError as error:
+        raise ConfigurationError(f"model {model.name!r}: {model.path}: {error.strerror}") from error
+
+
+def _find_versions(model: Model) -> dict[int, Version]:
     if model.runtime == "python":
         return {UNVERSIONED: _find_callable(model)}
     folder = Path(model.path).absolute()

@@ -10,6 +10,7 @@ with its supervisor, or when that one closes the control link.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -146,6 +147,7 @@ class Worker:
             started = time.perf_counter()
             # The last to have it frees it: this thread, or the one that runs it still.
             left.clear()
+            _give_memory_back()
             seconds = time.perf_counter() - started
             log.info("model_unloaded", model=name, version=version, unload_s=seconds)
 
@@ -163,6 +165,13 @@ class Worker:
             self._intake.end()
             time.sleep(_GOODBYE_S)
         _exit(control.EXIT_OK)
+
+
+def _give_memory_back() -> None:
+    """Has the C library return to the kernel what it keeps of freed memory, if it can."""
+    # glibc: of a model with a variable of 24 MiB, it kept all.
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _exit(code: int) -> NoReturn:

@@ -172,8 +172,10 @@ class Workers:
         if self.replaces:
             self._drop_outdated()
             self._switch()
-            self._replace_next(now)
+        # What is to be loaded is known before it is.
         self._tell()
+        if self.replaces:
+            self._replace_next()
 
     def _switch(self) -> None:
         """What is to be served is served, once every slot has it."""
@@ -197,7 +199,7 @@ class Workers:
             self._told = models
             self._do(TellBroker([Kind.MODELS, [asdict(model) for model in models]]))
 
-    def _replace_next(self, now: float) -> None:
+    def _replace_next(self) -> None:
         offer = self._offer
         if not offer.needs_loading:
             return
@@ -216,12 +218,12 @@ class Workers:
             self._retire(slot, old)
 
     def _drop_outdated(self) -> None:
-        """Kills what loads versions that are no more to be served, or lacks others that are."""
+        """Kills what loads to replace another, and lacks what is to be served by now."""
         for slot in self.slots:
             successor = slot.successor
             if (
                 successor is not None
-                and self._offer.on_trial(successor)
+                and successor.tries_target
                 and not has_all(successor.sources, self._offer.target.sources)
             ):
                 self._supersede(slot)
@@ -242,8 +244,8 @@ class Workers:
     def _start(self, slot: Slot) -> None:
         slot.start_at = None
         serving = [s.current for s in self.slots if s.current is not None]
-        sources = self._offer.to_load(serving, tries_target=slot.tries_target and self.replaces)
-        process = Process(next(self._ids), sources, self._offer.found)
+        sources = self._offer.to_load(serving, tries_target=slot.tries_target)
+        process = Process(next(self._ids), sources, self._offer.found, slot.tries_target)
         slot.successor = process
         # With nobody else serving, there is nobody to be quiet for.
         quietly = bool(serving)

@@ -51,15 +51,22 @@ def check(endpoint: str, *, binding: bool = False, insecure: bool = False) -> st
     reach, unless ``insecure`` says that this is wanted.
     """
     scheme, separator, rest = endpoint.partition("://")
+    try:
+        nbytes = len(rest.encode())
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"endpoint {endpoint!r} must be text that is Unicode") from None
+    if "\0" in endpoint:
+        # What follows would silently be left out.
+        raise ConfigurationError(f"endpoint {endpoint!r} may not have a zero in it")
     if not separator or scheme not in ("tcp", "ipc"):
         raise ConfigurationError(f"endpoint {endpoint!r} must be tcp://HOST:PORT or ipc:///PATH")
     if scheme == "ipc":
         if not rest.startswith("/"):
             raise ConfigurationError(f"endpoint {endpoint!r} needs an absolute path")
-        if len(rest.encode()) > IPC_PATH_MAX:
+        if nbytes > IPC_PATH_MAX:
             raise ConfigurationError(
-                f"endpoint {endpoint!r}: the path has {len(rest.encode())} bytes, a socket's may "
-                f"have {IPC_PATH_MAX}"
+                f"endpoint {endpoint!r}: the path has {nbytes} bytes, a socket's may have "
+                f"{IPC_PATH_MAX}"
             )
         return endpoint
     host, separator, port = rest.rpartition(":")
@@ -69,7 +76,8 @@ def check(endpoint: str, *, binding: bool = False, insecure: bool = False) -> st
         or not ((port.isascii() and port.isdecimal()) or (binding and port == "*"))
     ):
         raise ConfigurationError(f"endpoint {endpoint!r} must be tcp://HOST:PORT")
-    if port != "*" and not 0 <= int(port) <= 65535:
+    # Python makes no number of thousands of digits.
+    if port != "*" and (len(port) > 5 or int(port) > 65535):
         raise ConfigurationError(f"endpoint {endpoint!r}: no such port")
     if binding and not insecure and not _is_loopback(host):
         raise ConfigurationError(

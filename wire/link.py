@@ -24,7 +24,7 @@ _FDS_MAX = 16
 
 
 class LinkClosed(Exception):
-    """The process at the other end is gone, or closed its end."""
+    """The process at the other end is gone, closed its end, or sent what is no packet."""
 
 
 class PacketLost(LinkClosed):
@@ -81,8 +81,8 @@ class Link:
     def receive(self) -> tuple[Any, list[int]]:
         """The next packet and the descriptors that came with it, owned by the caller now.
 
-        Raises LinkClosed at end of file, BlockingIOError when there is nothing and the link
-        does not block.
+        Raises LinkClosed at end of file and for what is no packet, BlockingIOError when there is
+        nothing and the link does not block.
         """
         try:
             data, ancillary = self._receive_packet()
@@ -101,18 +101,15 @@ class Link:
                 fds.extend(numbers)
         if not data:
             raise LinkClosed
-        if data == b"\xc1":
-            if not fds:
-                # The kernel drops descriptors when this process may have no more: what the packet
-                # said is lost.
-                raise PacketLost
-            fd = fds.pop()
-            try:
-                with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as body:
-                    return msgpack.unpackb(body), fds
-            finally:
+        try:
+            return _unpacked(data, fds), fds
+        except LinkClosed:
+            raise
+        except Exception as error:
+            # msgpack raises what it likes, and a descriptor may be none of a memfd.
+            for fd in fds:
                 os.close(fd)
-        return msgpack.unpackb(data), fds
+            raise LinkClosed("what came is no packet") from error
 
     def _receive_packet(self) -> tuple[bytes, list[tuple[int, int, bytes]]]:
         data, ancillary, _, _ = self._socket.recvmsg(
@@ -132,6 +129,22 @@ class Link:
     def detach(self) -> int:
         """Gives up the descriptor without closing it."""
         return self._socket.detach()
+
+
+def _unpacked(data: bytes, fds: list[int]) -> Any:
+    """A packet's value; the descriptor that has its body, if one does, is closed."""
+    if data != b"\xc1":
+        return msgpack.unpackb(data)
+    if not fds:
+        # The kernel drops descriptors when this process may have no more: what the packet said is
+        # lost.
+        raise PacketLost
+    fd = fds.pop()
+    try:
+        with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as body:
+            return msgpack.unpackb(body)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -6,9 +6,11 @@ with the same functions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from batchyard.wire.errors import Internal
 
 Shape = tuple[int | None, ...]
 
@@ -30,9 +32,13 @@ class TensorSpec:
         return [self.name, self.dtype, None if self.shape is None else list(self.shape)]
 
     @classmethod
-    def from_wire(cls, body: Sequence[Any]) -> TensorSpec:
-        """The spec that ``to_wire`` wrote."""
+    def from_wire(cls, body: Any) -> TensorSpec:
+        """The spec that ``to_wire`` wrote; Internal when it is none."""
+        if not _is_array(body) or len(body) != 3:
+            raise Internal("a tensor's specification must be [name, dtype, shape]")
         name, dtype, shape = body
+        if not (isinstance(name, str) and isinstance(dtype, str) and _is_shape(shape)):
+            raise Internal("a tensor's specification has a name, dtype or shape that is none")
         return cls(name, dtype, None if shape is None else tuple(shape))
 
 
@@ -65,8 +71,16 @@ class SignatureSpec:
         }
 
     @classmethod
-    def from_wire(cls, body: dict[str, Any]) -> SignatureSpec:
-        """The signature that ``to_wire`` wrote."""
+    def from_wire(cls, body: Any) -> SignatureSpec:
+        """The signature that ``to_wire`` wrote.
+
+        Internal when it is none: only servers say what signatures there are, never a caller.
+        """
+        if not isinstance(body, dict):
+            raise Internal("a signature must be a map")
+        for key, is_right in _FIELDS.items():
+            if not is_right(body.get(key)):
+                raise Internal(f"a signature's {key} is missing, or is none")
         return cls(
             name=body["name"],
             inputs=tuple(TensorSpec.from_wire(spec) for spec in body["inputs"]),
@@ -75,6 +89,34 @@ class SignatureSpec:
             method_name=body["method_name"],
             open=body["open"],
         )
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_shape(value: Any) -> bool:
+    return value is None or (
+        _is_array(value) and all(dim is None or (type(dim) is int and dim >= 0) for dim in value)
+    )
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "name": _is_text,
+    "inputs": _is_array,
+    "outputs": _is_array,
+    "batched": _is_flag,
+    "method_name": _is_text,
+    "open": _is_flag,
+}
 
 
 def can_be_batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:

@@ -90,6 +90,17 @@ def test_scale(environment: Mapping[str, str], tmp_path: Path) -> None:
         assert len(measured[f"broker_cpu_{count}"]) == 2
 
 
+def test_faults(environment: Mapping[str, str], tmp_path: Path) -> None:
+    found = tmp_path / "faults.json"
+    parts = ["--only", "poison", "--only", "drain"]
+    printed = run(environment, "faults", *parts, "--times", "1", "--json", found)
+    results = json.loads(found.read_text())
+    assert not results["skipped"], printed
+    met = {figure["key"]: figure["met"] for figure in results["figures"]}
+    for key in ("killing_innocents", "killing_deaths", "raising_innocents", "drain_silent"):
+        assert met[key], printed
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_nothing_is_left_when_it_is_stopped(
     environment: Mapping[str, str], number: signal.Signals
@@ -136,6 +147,8 @@ def _using(folder: Path) -> list[int]:
         (["small", "--repeat", "0"], "0 is not in the range"),
         (["small", "--json", "/nonexistent/x.json"], "there is no folder /nonexistent"),
         (["scale", "--workers", "0"], "0 is not in the range"),
+        (["faults", "--only", "poisons"], "'poisons' is not one of"),
+        (["faults", "--times", "0"], "0 is not in the range"),
         (["smal"], "No such command"),
     ],
 )

@@ -57,7 +57,7 @@ def refused(catalog: Catalog, target: bytes, code: type[BatchyardError], *words:
 
 def test_a_model_is_found_by_name_version_or_label() -> None:
     catalog = make_catalog()
-    model = catalog.models["m"]
+    model = catalog.models["m", 1]
     assert model.state == "AVAILABLE"
     for version, label in ((None, None), (1, None), (None, "stable")):
         assert catalog.find("m", version, label) is model
@@ -82,22 +82,27 @@ def test_an_empty_catalog_says_that_it_serves_none() -> None:
     refused(Catalog(1024), make_target(), NotFound, "served are none")
 
 
-def test_a_model_is_unavailable_until_and_after_it_has_workers() -> None:
+def test_a_model_is_unavailable_until_it_has_workers_and_when_none_will_come_back() -> None:
     catalog = make_catalog(workers=())
-    refused(catalog, make_target(), Unavailable, "'m' is still loading")
+    refused(catalog, make_target(), Unavailable, "'m' version 1 is still loading")
     for worker in (3, 1):
         catalog.worker_ready(worker, make_report())
     route = catalog.route(make_target())
-    assert catalog.models["m"].workers == [3, 1]
+    assert catalog.models["m", 1].workers == [3, 1]
     catalog.worker_lost(1)
     assert catalog.route(make_target()) is route
+    # While its workers are being replaced its requests wait.
     catalog.worker_lost(3)
-    assert catalog.models["m"].state == "END"
-    refused(catalog, make_target(), Unavailable, "'m' has no worker left")
-    refused(catalog, make_target(version=1), Unavailable, "'m' has no worker left")
+    assert catalog.models["m", 1].state == "LOADING"
+    assert catalog.route(make_target()) is route
+    catalog.abandon()
+    assert catalog.models["m", 1].state == "END"
+    for version in (None, 1):
+        target = make_target(version=version)
+        refused(catalog, target, Unavailable, "'m' version 1 has no worker left")
     catalog.worker_ready(4, make_report())
     assert catalog.route(make_target()) is route
-    assert catalog.models["m"].state == "AVAILABLE"
+    assert catalog.models["m", 1].state == "AVAILABLE"
 
 
 def test_a_worker_lost_that_serves_nothing_changes_nothing() -> None:

@@ -150,7 +150,7 @@ def ends() -> Iterator[tuple[WorkerLink, Link]]:
     for end in (ours, theirs):
         end.set_blocking(False)
     epoll: Any = Epoll()
-    link = WorkerLink(0, 1, "cpu", 1, ours, epoll)
+    link = WorkerLink(0, 0, 1, "cpu", 1, ours, epoll)
     yield link, theirs
     link.close()
     theirs.close()

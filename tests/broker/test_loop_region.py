@@ -341,7 +341,9 @@ def test_a_drained_loop_has_said_all(loop: LoopInThread) -> None:
     execute = worker.execute()
     loop.supervisor.send([control.Kind.DRAIN])
     wait_until(lambda: loop.loop.state.draining, "the broker drains")
+    # All clients are told, and again who sends something all the same.
     client.send(predict(2, 0))
+    assert [client.receive()[0] for _ in range(2)] == [MessageType.DRAINING] * 2
     assert error_of(client).number == errors.Unavailable.number
     written(execute, client, worker)
     worker.done(execute, Y, replied=True)

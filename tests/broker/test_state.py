@@ -173,7 +173,7 @@ def test_num_batch_threads_bounds_a_model_over_all_workers() -> None:
     first, _ = b.tick()
     assert b.tick(1.0) == []
     assert b.state.next_wakeup() == float("inf")
-    b.fail(first)
+    b.finish(first)
     assert sizes(b.tick()) == [4]
 
 
@@ -306,7 +306,7 @@ def test_requests_that_are_never_batched_run_alone() -> None:
     assert sizes([first, second, third]) == [1, 1, 1]
     assert [batch.worker_id for batch in (first, second, third)] == [0, 1, 0]
     b.finish(first)
-    assert b.state.catalog.models["m"].batches == 3
+    assert b.state.catalog.models["m", 1].batches == 3
 
 
 # Counters that status shows
@@ -316,7 +316,7 @@ def test_a_model_counts_what_it_served() -> None:
     b = broker()
     b.ask(1, 2)
     b.ask(1)
-    model = b.catalog.models["m"]
+    model = b.catalog.models["m", 1]
     assert (model.requests, model.queued_rows) == (3, 4)
     b.finish(b.tick_one())
     b.ask(1)

@@ -217,8 +217,8 @@ def test_a_client_that_left_gets_nothing_and_blocks_nobody() -> None:
 # Workers that fail
 
 
-def test_a_batch_that_raised_answers_all_its_requests() -> None:
-    b = broker()
+def test_a_batch_that_raised_answers_all_its_requests_where_none_may_run_again() -> None:
+    b = broker(retry=False)
     group, other = b.ask(1, 1), b.ask(1)
     b.fail(b.tick_one(), InvalidArgument("bad row"))
     assert b.answers[group] + b.answers[other] == ["INVALID_ARGUMENT"] * 3
@@ -236,26 +236,31 @@ def test_a_large_request_fails_as_a_whole_with_its_first_bad_piece() -> None:
     assert b.tick() == []
 
 
-def test_requests_on_a_lost_worker_are_unavailable_and_those_in_the_queue_go_elsewhere() -> None:
-    b = broker(workers=2, max_batch_size=1)
+def test_requests_on_a_lost_worker_wait_until_it_is_reaped() -> None:
+    b = broker(workers=2, max_batch_size=1, retry=False)
     lost, kept, waits = b.ask(1), b.ask(1), b.ask(1, 1, 1)
     b.tick()
     b.lose(0)
+    assert b.answers[lost] == b.answers[kept] == [None]
+    b.reap(0, why="signal 9")
     assert b.answers[lost] == ["UNAVAILABLE"]
-    assert "worker 0 (cpu) died" in b.messages[-1]
+    assert "the worker died while it ran this (signal 9); it is not tried again" in b.messages[-1]
+    # The one that was ahead in its queue did not run.
+    assert b.answers[waits] == [None] * 3
     assert b.answers[kept] == [None]
-    assert b.answers[waits].count("UNAVAILABLE") == 1
 
 
-def test_with_the_last_worker_what_waits_is_answered_too() -> None:
+def test_when_no_worker_is_left_and_none_comes_back_what_waits_is_answered() -> None:
     b = broker(max_batch_size=1, batch_timeout_micros=10_000)
     group = b.ask(1, 1, 3)
     other = b.ask(1, target=make_target(priority=1), client=b"other")
     b.tick()
     b.lose(0)
+    assert b.answers[group] == [None] * 3
+    b.reap(0)
     assert b.answers[group] == ["UNAVAILABLE"] * 3
     assert b.answers[other] == ["UNAVAILABLE"]
-    assert "has no worker left" in b.messages[-1]
+    assert "no worker is left" in b.messages[-1]
     with pytest.raises(Unavailable, match="has no worker left"):
         b.ask(1)
     b.start_worker()

@@ -38,14 +38,16 @@ def ask_strings(b: VirtualBroker, *items: bytes) -> RequestGroup:
 
 def test_the_block_of_a_lost_worker_is_not_used_before_it_is_reaped() -> None:
     b = broker(workers=2)
-    b.ask(4)
+    first = b.ask(4)
     lost = b.tick_one()
     b.lose(lost.worker_id)
     group = b.ask(4)
     assert b.tick(1.0) == []
     b.reap(lost.worker_id)
+    # What it ran goes first, where nothing else does.
     b.finish(b.tick_one())
-    assert b.answers[group] == ["OK"]
+    b.finish(b.tick_one())
+    assert b.answers[first] == b.answers[group] == ["OK"]
 
 
 def test_inputs_that_a_model_kept_hold_the_block_until_it_lets_go() -> None:

@@ -107,6 +107,7 @@ def test_a_large_request_that_failed_is_answered_when_its_last_piece_is_back() -
     assert b.answers[group] == [None]
     b.finish(second)
     assert b.answers[group] == ["INTERNAL"]
+    assert b.tick() == []
 
 
 @pytest.mark.parametrize("ends", ["fail", "lose"])
@@ -126,27 +127,41 @@ def test_a_batch_that_comes_back_without_outputs_lets_the_refusal_go(ends: str) 
 
 
 def test_requests_on_a_lost_worker_are_answered_when_the_other_worker_is_done() -> None:
-    b = broker()
+    b = broker(retry=False)
     group = ask(b, 2)
     lost, other = b.tick()
     b.lose(lost.worker_id)
+    b.reap(lost.worker_id)
+    # The other may write to its reply space.
     assert b.answers[group] == [None]
     b.finish(other)
-    assert b.answers[group] == [None]
-    b.reap(lost.worker_id)
     assert b.answers[group] == ["UNAVAILABLE"]
 
 
-def test_a_message_in_two_batches_of_a_lost_worker_is_answered_once() -> None:
-    b = broker(workers=1)
-    b.start_worker()
+def test_a_message_in_the_batches_of_two_lost_workers_is_answered_once() -> None:
+    b = broker(retry=False)
     group = ask(b, 1, 1)
     one, two = b.tick()
     b.lose(one.worker_id)
     b.lose(two.worker_id)
     b.reap(one.worker_id)
+    assert b.answers[group] == [None, None]
     b.reap(two.worker_id)
     assert b.answers[group] == ["UNAVAILABLE", "UNAVAILABLE"]
+
+
+def test_a_refusal_waits_for_what_runs_again_of_the_message() -> None:
+    b = broker()
+    group = ask(b, 1, 1)
+    lost, other = b.tick()
+    b.lose(lost.worker_id)
+    b.reap(lost.worker_id)
+    b.finish(other)
+    again = b.tick_one()
+    b.cancel(group)
+    assert b.answers[group].count(None) == 1
+    b.finish(again)
+    assert sorted(filter(None, b.answers[group])) == ["CANCELLED", "OK"]
 
 
 def test_one_batch_with_two_parts_of_a_message_comes_back_once() -> None:
@@ -164,12 +179,13 @@ def test_what_a_lost_worker_says_later_lets_nothing_go_twice() -> None:
     b = broker()
     group = ask(b, 2)
     lost, other = b.tick()
+    b.cancel(group)
     b.lose(lost.worker_id)
     assert b.handle(events.BatchFinished(lost.id, 0, False, True)) == []
     b.reap(lost.worker_id)
     assert b.answers[group] == [None]
     b.fail(other)
-    assert b.answers[group] == ["UNAVAILABLE"]
+    assert b.answers[group] == ["CANCELLED"]
 
 
 def test_replied_is_told_to_the_replies() -> None:

@@ -22,7 +22,7 @@ class Ends:
         ours, self.worker = Link.pair()
         ours.set_blocking(False)
         self.worker.set_blocking(False)
-        self.link = WorkerLink(0, 1, "cpu", 1, ours, self.epoll)
+        self.link = WorkerLink(0, 0, 1, "cpu", 1, ours, self.epoll)
         self.epoll.register(ours.fileno(), select.EPOLLIN)
         self.fd = arena.create_memfd(64, "test-region")
 

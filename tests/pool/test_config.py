@@ -85,6 +85,27 @@ allowed_batch_sizes = [1, 2, 4, 8, 16, 32, 64]
     assert batching.warmup_batch_sizes == [1, 2, 4, 8, 16, 32, 64]
 
 
+@pytest.mark.parametrize("policy", ['"latest"', '"all"', "{ latest = 2 }", "{ specific = [1, 3] }"])
+def test_version_policies(policy: str) -> None:
+    (model,) = load(f"{MODEL}version_policy = {policy}\n").models
+    assert model.version_policy == tomllib.loads(f"p = {policy}")["p"]
+
+
+def test_timeouts_and_retries() -> None:
+    config = load(MODEL + "retry = false\nbatch_execution_timeout = inf\n")
+    assert config.pool.batch_execution_timeout == 120.0
+    assert config.pool.file_system_poll_wait_seconds == 1.0
+    assert config.broker.max_in_flight_per_client == 100_000
+    (model,) = config.models
+    assert (model.retry, model.batch_execution_timeout) == (False, float("inf"))
+    (model,) = load(MODEL).models
+    assert (model.version_policy, model.retry, model.batch_execution_timeout) == (
+        "latest",
+        None,
+        None,
+    )
+
+
 def test_python_model_with_a_signature() -> None:
     config = load(
         PYTHON_MODEL
@@ -139,6 +160,39 @@ SIGNATURE = (
         (MODEL + 'runtime = "onnx"\n', "models[0].runtime", "'savedmodel' or 'python'"),
         (MODEL + 'runtime = "python"\n', "models[0]", "must be module:callable or file.py"),
         (MODEL + "version_labels = { a = -1 }\n", "models[0].version_labels.a", "equal to 0"),
+        *(
+            (MODEL + f"version_policy = {policy}\n", "models[0].version_policy", 'must be "latest')
+            for policy in (
+                '"newest"',
+                "3",
+                "{}",
+                "{ latest = 0 }",
+                "{ latest = true }",
+                "{ specific = [] }",
+                "{ specific = [-1] }",
+                "{ latest = 1, specific = [1] }",
+            )
+        ),
+        (
+            MODEL + "batch_execution_timeout = 0",
+            "models[0].batch_execution_timeout",
+            "greater than 0",
+        ),
+        (
+            MODEL + "[pool]\nbatch_execution_timeout = nan",
+            "pool.batch_execution_timeout",
+            "greater than 0",
+        ),
+        (
+            MODEL + "[pool]\nfile_system_poll_wait_seconds = -1",
+            "pool.file_system_poll_wait_seconds",
+            "equal to 0",
+        ),
+        (
+            BROKER + "max_in_flight_per_client = 0",
+            "broker.max_in_flight_per_client",
+            "equal to 1",
+        ),
         (MODEL + "nmae = 1\n", "models[0].nmae", "there is no such key; see docs/configuration.md"),
         ("batching = {}\n" + MODEL, "batching", "there is no such key"),
         (BATCHING + "max_batch_size = 0", "models[0].batching.max_batch_size", "equal to 1"),

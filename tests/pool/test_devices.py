@@ -63,7 +63,7 @@ def test_no_group_is_one_auto_group_on_every_gpu(groups: tuple[WorkerGroup, ...]
         note = f"auto: 2 GPU visible, using gpu:{index} (NVIDIA V100, {uuid}, 32768 MiB)"
         binding = {"CUDA_VISIBLE_DEVICES": uuid, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         device = f"gpu:{index}"
-        assert slot == WorkerSlot(index, device, binding, None, False, 0, 0, None, 1, note)
+        assert slot == WorkerSlot(index, device, binding, None, False, 0, 0, None, 1, False, note)
     assert len(slots) == 2
 
 
@@ -71,7 +71,7 @@ def test_auto_takes_the_cpu_and_says_why() -> None:
     (slot,) = plan(inventory=NONE)
     note = "auto: no GPU visible (NVML library not found: no NVIDIA driver), using cpu"
     only_cpu = {"CUDA_VISIBLE_DEVICES": "-1"}
-    assert slot == WorkerSlot(0, "cpu", only_cpu, None, False, 8, 0, None, 1, note)
+    assert slot == WorkerSlot(0, "cpu", only_cpu, None, False, 8, 0, None, 1, True, note)
 
 
 def test_auto_takes_the_cpu_when_the_environment_hides_the_gpus() -> None:
@@ -396,3 +396,22 @@ def test_auto_shares_are_even_and_disjoint(count: int, cpus: list[int]) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     if count <= len(cpus):
         assert handed_out == cpus
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ([group("cpu", count=2)], [True, True]),
+        # Nobody knows what one more would take.
+        ([group("gpu:0")], [False]),
+        ([group("gpu:0", **GROWTH)], [False]),
+        ([group("gpu:0", 0.5)], [True]),
+        ([group("gpu:0", 0.4, count=2)], [False, False]),
+        ([group("gpu:0", 0.6), group("gpu:0", 0.2)], [False, True]),
+        ([group("gpu:0", 0.4), group("gpu:0", **GROWTH)], [False, False]),
+        ([group("gpu:0", 0.6), group("gpu:1", 0.3)], [False, True]),
+        ([group("gpu:0", gpu_memory_limit_mb=16384)], [True]),
+    ],
+)
+def test_who_is_replaced_beside_itself(groups: list[WorkerGroup], expected: list[bool]) -> None:
+    assert [slot.replaced_beside for slot in plan(*groups)] == expected

@@ -11,8 +11,7 @@ import pytest
 from batchyard.broker.policy import BatchingParameters
 from batchyard.pool.config import validate
 from batchyard.pool.inventory import Gpu, Inventory
-from batchyard.pool.plan import make_plan, usable_cpus
-from batchyard.pool.supervisor import ServerPlan
+from batchyard.pool.plan import ServerPlan, make_plan, usable_cpus
 from batchyard.wire.control import ModelSource
 from batchyard.wire.errors import ConfigurationError
 
@@ -37,11 +36,12 @@ def test_sizes_are_bytes_and_modes_are_octal() -> None:
         pool={"arena_mb": 2, "drain_timeout_s": 1.5},
     )
     assert made.arena_nbytes == 2 << 20
-    assert made.drain_timeout_s == 1.5
+    assert made.config.pool.drain_timeout_s == 1.5
     assert made.broker.bind == ["tcp://127.0.0.1:1"]
     assert made.broker.max_message_nbytes == 3 << 20
     assert made.broker.queue_nbytes_max == 4096 << 20
     assert made.broker.ipc_mode == 0o660
+    assert made.broker.in_flight_max == 100_000
 
 
 def test_each_worker_has_every_model() -> None:
@@ -109,6 +109,44 @@ def test_savedmodel_has_the_version_that_is_found(tmp_path: Path) -> None:
     assert (source.version, source.runtime, source.path) == (123, "savedmodel", str(folder))
     (model,) = made.broker.models
     assert (model.version, model.labels) == (123, ["canary", "stable"])
+
+
+def test_each_version_has_its_labels_and_the_highest_is_current(tmp_path: Path) -> None:
+    for name in ("1", "2", "3"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").touch()
+    made, _ = plan(
+        {
+            "name": "m",
+            "path": str(tmp_path),
+            "version_policy": {"latest": 2},
+            "version_labels": {"stable": 2, "canary": 3},
+            "retry": False,
+            "batch_execution_timeout": 1.5,
+        }
+    )
+    assert [
+        (model.version, model.labels, model.is_current, model.retry) for model in made.broker.models
+    ] == [(2, ["stable"], False, False), (3, ["canary"], True, False)]
+    assert {model.batch_execution_timeout_s for model in made.broker.models} == {1.5}
+    assert [source.version for source in made.workers[0].settings.models] == [2, 3]
+
+
+def test_models_have_the_timeout_of_the_pool_if_they_have_none() -> None:
+    made, _ = plan(
+        python_model("a"),
+        python_model("b", batch_execution_timeout=float("inf")),
+        pool={"batch_execution_timeout": 7.0},
+    )
+    timeouts = {model.name: model.batch_execution_timeout_s for model in made.broker.models}
+    assert timeouts == {"a": 7.0, "b": float("inf")}
+
+
+def test_versions_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").touch()
+    with pytest.raises(ConfigurationError, match="names none of the versions that are there: 1"):
+        plan({"name": "m", "path": str(tmp_path), "version_policy": {"specific": [2]}})
 
 
 def test_path_without_a_model_is_refused(tmp_path: Path) -> None:

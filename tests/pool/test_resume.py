@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,11 +147,7 @@ def test_an_answer_in_vain_comes_with_its_memfd(broker: Broker, doors: Doors) ->
     wait_until(lambda: broker.answers.in_vain, "the answer is in vain")
     broker.come_back()
     assert broker.resumed() == ([1], [])
-    packet, (fd,) = broker.receive()
-    mapping = arena.Mapping(fd)
-    os.close(fd)
-    assert broker.outputs(work.Done.from_wire(packet), mapping.memory)["y"].tolist() == [10]
-    mapping.close()
+    assert from_memfd(broker, *broker.receive()) == [10]
     give(broker, 2)
     doors.let_through(2)
     assert answered(broker) == (2, [20])
@@ -236,29 +233,69 @@ def test_regions_of_the_last_broker_serve_its_batches_only(broker: Broker, doors
     old[:16] = np.array([1, 2], np.int64).tobytes()
     for n in (1, 2):
         placed = [("x", "int64", (1,), ONE, 8 * (n - 1), 8)]
-        broker.send(batch_id=n, placed=placed, replies=[(ONE, 64 * n, 64, 0, 1)])
+        replies = [(ONE, 64 * n, 64, 0, 1)]
+        broker.send(batch_id=n, placed=placed, replies=replies, output_nbytes=0)
     doors.wait_until_entered(1)
     # After the batches that lie in the first, as it would be without the broker's end.
     other = broker.attach(2)
     broker.die()
     broker.come_back()
-    assert broker.resumed() == ([1, 2], [])
+    packet, _ = broker.receive()
+    # The client that has this region has another now: it would not look there.
+    assert [each.replies for each in work.Resumed.from_wire(packet).batches] == [[], []]
     new = broker.attach(ONE)
     new[:16] = np.array([3, 4], np.int64).tobytes()
     placed = [("x", "int64", (1,), ONE, 0, 8)]
-    broker.send(batch_id=3, placed=placed, replies=[(ONE, 64, 64, 0, 1)])
+    broker.send(batch_id=3, placed=placed, replies=[(ONE, 64, 64, 0, 1)], output_nbytes=0)
     # No region of the new broker has this number.
     broker.send(batch_id=4, placed=[("x", "int64", (1,), 2, 0, 8)])
     doors.let_through(1, 2, 3)
     # Another thread gathers ahead, so that the order is open.
-    kinds = {packet[1]: packet[0] for packet, _ in (broker.receive() for _ in range(4))}
-    assert kinds == {1: work.Kind.DONE, 2: work.Kind.DONE, 3: work.Kind.DONE, 4: work.Kind.FAILED}
-    assert np.frombuffer(old[64:72], np.int64) == [10]
-    assert np.frombuffer(old[128:136], np.int64) == [20]
+    found: dict[int, Any] = {}
+    for _ in range(4):
+        packet, fds = broker.receive()
+        found[packet[1]] = packet[0] if not fds else from_memfd(broker, packet, fds)
+    assert found == {1: [10], 2: [20], 3: work.Kind.DONE, 4: work.Kind.FAILED}
+    assert bytes(old[64:]) == bytes(4096 - 64)
     assert np.frombuffer(new[64:72], np.int64) == [30]
     assert sorted(doors.entered) == [1, 2, 3]
     assert bytes(other) == bytes(4096)
     wait_until(lambda: mapped_regions() == 3 + 1, "the old one is unmapped")
+
+
+def test_replies_that_are_being_written_stay_where_they_are(broker: Broker) -> None:
+    execute = work.Execute(
+        batch_id=1,
+        model="m",
+        version=7,
+        signature="s",
+        rows=1,
+        padded_rows=1,
+        alone=False,
+        inputs=[],
+        copies=[],
+        output_offset=0,
+        output_nbytes=0,
+        replies=[(ONE, 0, 64, 0, 1)],
+        block=(0, 64),
+        origins=[],
+    )
+    broker.answers.given(execute)
+    broker.answers.replying(execute)
+    broker.die()
+    broker.come_back()
+    packet, _ = broker.receive()
+    assert work.Resumed.from_wire(packet).batches[0].replies == [[ONE, 0, 64, 0, 1]]
+
+
+def from_memfd(broker: Broker, packet: list[Any], fds: list[int]) -> Any:
+    """The output that came beside the packet."""
+    (fd,) = fds
+    mapping = arena.Mapping(fd)
+    os.close(fd)
+    output = broker.outputs(work.Done.from_wire(packet), mapping.memory)["y"].tolist()
+    mapping.close()
+    return output
 
 
 def mapped_regions() -> int:

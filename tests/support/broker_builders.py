@@ -60,12 +60,13 @@ OPEN = make_signature((), (), is_open=True)
 def make_report(
     *signatures: SignatureSpec,
     name: str = "m",
+    version: int = 1,
     stateful: bool = False,
     output_row_nbytes: int | None = 0,
 ) -> ModelReport:
     """What a worker says of a model that it loaded; with the default signature if none is given."""
     reports = (SignatureReport(s, output_row_nbytes) for s in signatures or (make_signature(),))
-    return ModelReport(name, 1, stateful, True, tuple(reports), 0.0, 0.0)
+    return ModelReport(name, version, stateful, True, tuple(reports), 0.0, 0.0)
 
 
 def make_ready(*reports: ModelReport) -> Ready:
@@ -74,10 +75,18 @@ def make_ready(*reports: ModelReport) -> Ready:
 
 
 def make_model(
-    name: str = "m", labels: tuple[str, ...] = ("stable",), **parameters: Any
+    name: str = "m",
+    version: int = 1,
+    labels: tuple[str, ...] = ("stable",),
+    is_current: bool = True,
+    retry: bool | None = None,
+    timeout_s: float = NEVER,
+    error: str = "",
+    **parameters: Any,
 ) -> ServedModel:
-    """Version 1 of a model that no worker serves yet."""
-    return ServedModel(name, 1, labels, make_parameters(**parameters))
+    """A version of a model that no worker serves yet. ``timeout_s`` is of its batches."""
+    made = make_parameters(**parameters)
+    return ServedModel(name, version, labels, made, is_current, retry, timeout_s, error)
 
 
 def make_catalog(

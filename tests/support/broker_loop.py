@@ -164,7 +164,7 @@ class LoopInThread:
     def worker(self, worker_id: int = 0) -> WorkerEnd:
         """A worker that is ready."""
         ours, theirs = Link.pair()
-        packet = [control.Kind.ATTACH, worker_id, os.getpid(), "cpu", 1]
+        packet = [control.Kind.ATTACH, worker_id, worker_id, os.getpid(), "cpu", 1, 0]
         self.supervisor.send(packet, [theirs.fileno()])
         theirs.close()
         end = WorkerEnd(ours)

@@ -282,6 +282,10 @@ class Server:
             self._client = self.client()
         return self._client.stats()
 
+    def forget_client(self) -> None:
+        """The next ``stats`` connects again, as to another broker."""
+        self._close_client()
+
     def model_stats(self, name: str) -> dict[str, Any]:
         """What ``stats`` says of one model."""
         found: dict[str, Any] = next(m for m in self.stats()["models"] if m["name"] == name)

@@ -55,7 +55,8 @@ class VirtualArena(VirtualBroker):
         With a ``region``, ``offsets`` has for each input where in it the rows of each request are
         put, None for an input that travels as a frame; ``replies`` has the reply space of each.
         """
-        signature = self.catalog.models["m"].signatures["serving_default"]
+        signature = self.catalog.models["m", 1].signature("serving_default")
+        assert signature is not None
         headers: list[tuple[str, str, Shape]] = [
             (spec.name, spec.dtype, (None, *array.shape[1:]) if signature.batched else array.shape)
             for spec, array in zip(signature.inputs, arrays, strict=True)

@@ -39,7 +39,7 @@ MODELS = st.builds(
 BROKERS = st.builds(
     BrokerSettings,
     st.lists(TEXT),
-    *[NUMBERS] * 5,
+    *[NUMBERS] * 6,
     st.lists(MODELS, max_size=3),
     st.lists(NUMBERS),
 )

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from support.broker_builders import OPEN, make_catalog
 from support.golden import FOLDER, Golden, read_golden
 
+from batchyard.broker import queries
+from batchyard.broker.admission import admit
 from batchyard.wire import dtypes, errors, protocol, tensors
 from batchyard.wire.errors import BatchyardError
 from batchyard.wire.protocol import (
@@ -293,9 +296,23 @@ def test_refused_frame(golden: Golden) -> None:
     refused(golden, lambda data: tensors.check_frame(data, dtype, shape, "x"))
 
 
+@entries("invalid/requests.hex")
+def test_refused_request(golden: Golden) -> None:
+    type_, body = protocol.decode(golden.data)
+    if type_ is MessageType.QUERY:
+        # It asks no further than to the arguments.
+        broker: Any = None
+        refused(golden, lambda _: queries.answer(broker, body))
+    else:
+        predict = protocol.decode_predict(body)
+        catalog = make_catalog(OPEN)
+        refused(golden, lambda _: admit(catalog, b"c", None, predict, [b""], 0.0))
+
+
 def test_every_file_is_tested() -> None:
     names = {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.hex")}
     assert names == {
         *(f"valid/{name}.hex" for name in ("example", "headers", "targets", "frames")),
         *(f"invalid/{name}.hex" for name in ("headers", "predict", "cancel", "targets", "frames")),
+        "invalid/requests.hex",
     }

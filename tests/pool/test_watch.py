@@ -1,0 +1,102 @@
+"""Models' folders are looked at, and the configuration is read, beside the supervisor's loop."""
+
+from __future__ import annotations
+
+import select
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.waiting import DEADLINE_S
+
+from batchyard.pool import events
+from batchyard.pool.config import Config, validate
+from batchyard.pool.versions import find_all
+from batchyard.pool.watch import Watch
+from batchyard.wire.errors import ConfigurationError
+
+
+def add(folder: Path, version: int) -> None:
+    path = folder / str(version)
+    path.mkdir()
+    (path / "saved_model.pb").touch()
+
+
+def config(folder: Path, poll_s: float = 0.01) -> Config:
+    pool = {"file_system_poll_wait_seconds": poll_s}
+    return validate({"models": [{"name": "m", "path": str(folder)}], "pool": pool}, "test")
+
+
+Watching = Callable[[Config, Callable[[], Config]], Watch]
+
+
+@pytest.fixture
+def watching() -> Iterator[Watching]:
+    watches: list[Watch] = []
+
+    def start(first: Config, reload: Callable[[], Config]) -> Watch:
+        watch = Watch(first, find_all(first.models), reload)
+        watches.append(watch)
+        watch.start()
+        return watch
+
+    yield start
+    for watch in watches:
+        watch.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "watch"]
+
+
+def next_event(watch: Watch) -> events.Event:
+    assert select.select([watch], [], [], DEADLINE_S)[0], "it says nothing"
+    (event,) = watch.events()
+    return event
+
+
+def never() -> Config:
+    raise AssertionError("nobody asked")
+
+
+def test_versions_that_come_and_go_are_told(tmp_path: Path, watching: Watching) -> None:
+    add(tmp_path, 1)
+    watch = watching(config(tmp_path), never)
+    add(tmp_path, 2)
+    event = next_event(watch)
+    assert isinstance(event, events.VersionsFound)
+    assert set(event.found["m"]) == {1, 2}
+    (tmp_path / "1").rename(tmp_path / "gone")
+    event = next_event(watch)
+    assert isinstance(event, events.VersionsFound)
+    assert set(event.found["m"]) == {2}
+
+
+def test_the_configuration_is_read_when_asked_for(tmp_path: Path, watching: Watching) -> None:
+    add(tmp_path, 1)
+    answers: list[Config | Exception] = [
+        ConfigurationError("wrong"),
+        config(tmp_path, 7.0),
+        config(tmp_path / "none"),
+        OSError("disk"),
+    ]
+
+    def reload() -> Config:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    # Folders are looked at only then.
+    watch = watching(config(tmp_path, 0), reload)
+    watch.ask_for_reload()
+    assert next_event(watch) == events.ConfigurationRefused("wrong")
+    add(tmp_path, 2)
+    watch.ask_for_reload()
+    event = next_event(watch)
+    assert isinstance(event, events.ConfigurationRead)
+    assert event.config.pool.file_system_poll_wait_seconds == 7.0
+    assert set(event.found["m"]) == {1, 2}
+    for reason in ("is no folder", "disk"):
+        watch.ask_for_reload()
+        event = next_event(watch)
+        assert isinstance(event, events.ConfigurationRefused)
+        assert reason in event.message

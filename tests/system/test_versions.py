@@ -1,0 +1,110 @@
+"""Real SavedModels come and go while a server runs, and requests never notice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.server import WORKER, Server
+from support.waiting import wait_until
+
+from batchyard.clients import Client
+from batchyard.clients.errors import NotFound
+
+# Fresh processes import TensorFlow, on a busy machine.
+LOADED_S = 90.0
+ROW = {"x": np.array([2.0], np.float32)}
+
+
+def models(server: Server) -> dict[int, dict[str, Any]]:
+    return {model["version"]: model for model in server.stats()["models"]}
+
+
+def current(server: Server) -> list[int]:
+    return [version for version, model in models(server).items() if model["is_current"]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, savedmodels: Path) -> Path:
+    """A folder of versions with version 1."""
+    folder = tmp_path / "model"
+    copy(savedmodels, folder, 1)
+    return folder
+
+
+def copy(savedmodels: Path, folder: Path, version: int, kind: str = "half_plus_two") -> None:
+    """A version comes by a rename, whole."""
+    (source,) = (savedmodels / kind).iterdir()
+    folder.mkdir(exist_ok=True)
+    unfinished = folder / f"unfinished-{version}"
+    shutil.copytree(source, unfinished)
+    unfinished.rename(folder / str(version))
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Server]:
+    config = (
+        "[pool]\nfile_system_poll_wait_seconds = 0.1\n"
+        f'[[pool.workers]]\ndevice = "cpu"\n[[models]]\nname = "m"\npath = "{folder}"\n'
+        "[models.batching]\nmax_batch_size = 4\n"
+    )
+    with Server(config=config) as server:
+        yield server
+        server.stop()
+
+
+def predict(client: Client, **choice: Any) -> list[float]:
+    result: list[float] = client.predict("m", ROW, **choice)["y"].tolist()
+    return result
+
+
+def test_a_version_comes_and_the_old_one_goes(
+    server: Server, folder: Path, savedmodels: Path
+) -> None:
+    with server.client() as client:
+        assert predict(client) == [3.0]
+        old = server.processes(WORKER)
+        copy(savedmodels, folder, 2)
+        answers = 0
+        while current(server) != [2]:
+            # Requests are answered all the while.
+            assert predict(client) == [3.0]
+            answers += 1
+        assert answers > 0
+        wait_until(lambda: set(models(server)) == {2}, lambda: str(models(server)), LOADED_S)
+        wait_until(lambda: not set(old) & set(server.processes(WORKER)), "the old process ended")
+        assert predict(client) == predict(client, version=2) == [3.0]
+        with pytest.raises(NotFound, match="has no version 1"):
+            predict(client, version=1)
+        # The next process has no need of version 1.
+        shutil.rmtree(folder / "1")
+        (worker,) = server.processes(WORKER)
+        os.kill(worker, signal.SIGKILL)
+        assert predict(client, timeout=LOADED_S) == [3.0]
+        assert "event=version_switched added=m:2 removed=m:1" in server.log
+
+
+def test_a_version_that_does_not_load_is_told_and_tried_again(
+    server: Server, folder: Path, savedmodels: Path
+) -> None:
+    with server.client() as client:
+        pids = server.processes(WORKER)
+        copy(savedmodels, folder, 2, "bad")
+        wait_until(
+            lambda: models(server).get(2, {}).get("error"), lambda: str(models(server)), LOADED_S
+        )
+        assert "does not load" in models(server)[2]["error"]
+        assert current(server) == [1]
+        assert server.processes(WORKER) == pids
+        assert predict(client) == [3.0]
+        shutil.rmtree(folder / "2")
+        wait_until(lambda: set(models(server)) == {1}, lambda: str(models(server)))
+        copy(savedmodels, folder, 2)
+        wait_until(lambda: current(server) == [2], lambda: str(models(server)), LOADED_S)
+        assert predict(client) == [3.0]
