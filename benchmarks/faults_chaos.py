@@ -66,11 +66,13 @@ def run_chaos(
     faults: Sequence[str] = (),
     processes: int = 2,
     run: int = 0,
+    calm: float = 1.0,
     each_second: Callable[[], None] = lambda: None,
 ) -> Chaos:
     """Load and faults for ``seconds``; waits until every call has its outcome.
 
-    ``run`` tells several runs against one server apart. Raises what kept faults from being made.
+    ``run`` tells several runs against one server apart. ``calm`` makes faults rarer, where workers
+    need long to start. Raises what kept faults from being made.
     """
     chaos = Chaos()
     paths = [server.folder / f"outcomes-{run}-{i}" for i in range(processes)]
@@ -78,11 +80,17 @@ def run_chaos(
         children = []
         for i in range(processes):
             child = stack.enter_context(Child("batchyard.benchmarks.faults_mix"))
-            first_id = 1 + (run * processes + i) * _IDS_A_PROCESS
-            child.ask("start", tcp=server.tcp, ipc=server.ipc, first_id=first_id, seed=seed + i)
+            child.ask(
+                "start",
+                tcp=server.tcp,
+                ipc=server.ipc,
+                first_id=1 + (run * processes + i) * _IDS_A_PROCESS,
+                seed=seed + i,
+                calm=calm,
+            )
             children.append(child)
         until = time.monotonic() + seconds
-        with Injector(server, seed, faults) as injector:
+        with Injector(server, seed, faults, calm) as injector:
             while (left_s := until - time.monotonic()) > 0 and not injector.errors:
                 each_second()
                 # So that a long run does not fill the callers' memory.

@@ -20,15 +20,19 @@ import zmq
 
 from batchyard.benchmarks.callables import order
 from batchyard.benchmarks.faults_judge import Fault
-from batchyard.benchmarks.faults_server import BROKER, WORKER, ServerView
+from batchyard.benchmarks.faults_server import BROKER, ServerView
+from batchyard.clients import Client
 from batchyard.wire import protocol
+from batchyard.wire.errors import BatchyardError
 from batchyard.wire.local import LOCAL_SUFFIX
 from batchyard.wire.protocol import MessageType
 
 _CLIENT_START_S = 10.0
 _PAUSES_S = (0.3, 1.2)
-# A process that died young too often is given up: see docs/failures.md.
-_GROWN_UP_S = 2.0
+_CONNECT_S = 1.0
+# Below it a fault would take all capacity away, and requests could only wait, or be refused.
+_LIVE_MIN = 2
+_TOO_FEW = "not made: too few workers are live"
 _GARBAGE_MESSAGES = 20
 _ODD: Sequence[Any] = (0, -1, "x", None, [], {}, 1 << 62)
 # What comes and goes with reloads.
@@ -43,17 +47,19 @@ runtime = "python"
 class Injector:
     """Makes faults, one after the other, on a thread of its own while the block runs."""
 
-    def __init__(self, server: ServerView, seed: int, only: Sequence[str] = ()) -> None:
-        """``only`` names faults; all without it."""
+    def __init__(
+        self, server: ServerView, seed: int, only: Sequence[str] = (), calm: float = 1.0
+    ) -> None:
+        """``only`` names faults; all without it. ``calm`` makes the time between them longer."""
         self.timeline: list[Fault] = []
         self.errors: list[BaseException] = []
         self._server = server
+        self._calm = calm
         self._choice = random.Random(seed)
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._victims: list[subprocess.Popen[str]] = []
         self._stopped: set[int] = set()
-        self._first_seen: dict[int, float] = {}
         self._deck: list[str] = []
         self._configuration = server.config.read_text()
         faults: dict[str, Callable[[], str]] = {
@@ -70,8 +76,6 @@ class Injector:
         self._faults = {name: faults[name] for name in only or faults}
 
     def __enter__(self) -> Self:
-        # Those that were there before are no newcomers.
-        self._first_seen = dict.fromkeys(self._server.children(WORKER), 0.0)
         self._thread.start()
         return self
 
@@ -96,8 +100,7 @@ class Injector:
 
     def _run(self) -> None:
         try:
-            while not self._ends.wait(self._choice.uniform(*_PAUSES_S)):
-                self._look()
+            while not self._ends.wait(self._choice.uniform(*_PAUSES_S) * self._calm):
                 name = self._next_fault()
                 self._note(f"{name}: begins")
                 self._note(f"{name}: {self._faults[name]()}")
@@ -113,40 +116,39 @@ class Injector:
     def _note(self, what: str) -> None:
         self.timeline.append(Fault(time.monotonic(), what))
 
-    def _look(self) -> None:
-        for pid in self._server.children(WORKER):
-            self._first_seen.setdefault(pid, time.monotonic())
-
-    def _grown_up(self) -> list[int]:
-        """Workers that are not young any more, and run."""
-        now = time.monotonic()
-        pids = set(self._server.children(WORKER)) - self._stopped
-        return sorted(pid for pid in pids if now - self._first_seen.get(pid, now) > _GROWN_UP_S)
+    def _live(self) -> list[int]:
+        """Workers that can take batches; none if there are so few that a fault must not be made."""
+        with (
+            contextlib.suppress(BatchyardError),
+            Client(self._server.ipc, connect_timeout=_CONNECT_S) as client,
+        ):
+            live = self._server.live_workers(client.stats()) - self._stopped
+            return sorted(live) if len(live) >= _LIVE_MIN else []
+        return []
 
     # Faults; each gives what it did
 
     def _kill_worker(self) -> str:
-        pids = self._grown_up()
+        pids = self._live()
         if not pids:
-            return "none is old enough"
+            return _TOO_FEW
         pid = self._choice.choice(pids)
         _signal(pid, signal.SIGKILL)
         return f"process {pid}"
 
     def _die_at_call(self) -> str:
-        if len(self._grown_up()) < 2:
-            return "too many are young"
+        if not self._live():
+            return _TOO_FEW
         when = self._choice.choice(("before", "during", "after"))
         order(self._server.folder, when)
         return f"whoever runs next dies {when} it"
 
     def _pause_worker(self) -> str:
         """For less than a batch may take."""
-        pids = self._grown_up()
+        pids = self._live()
         if not pids:
-            return "none is old enough"
-        pid = self._choice.choice(pids)
-        pause_s = self._choice.uniform(0.01, 0.3)
+            return _TOO_FEW
+        pid, pause_s = self._choice.choice(pids), self._choice.uniform(0.01, 0.3)
         _signal(pid, signal.SIGSTOP)
         time.sleep(pause_s)
         _signal(pid, signal.SIGCONT)
@@ -154,15 +156,17 @@ class Injector:
 
     def _stop_worker(self) -> str:
         """For good: its batch runs too long, and it is replaced."""
-        pids = self._grown_up()
+        pids = self._live()
         if not pids:
-            return "none is old enough"
+            return _TOO_FEW
         pid = self._choice.choice(pids)
         self._stopped.add(pid)
         _signal(pid, signal.SIGSTOP)
         return f"process {pid} stands still"
 
     def _kill_broker(self) -> str:
+        if not self._live():
+            return _TOO_FEW
         pids = self._server.children(BROKER)
         for pid in pids:
             _signal(pid, signal.SIGKILL)

@@ -28,7 +28,7 @@ from batchyard.clients import AsyncClient, Client
 from batchyard.wire.errors import BatchyardError
 
 # A call that has no outcome after this long has none.
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 SMALL, LARGE = "obedient", "large"
 # Is called if it is served.
 SAVEDMODEL = "half_plus_two"
@@ -68,9 +68,10 @@ class Outcome:
 class Mix:
     """The callers of one process, each a thread; the asynchronous ones share one."""
 
-    def __init__(self, tcp: str, ipc: str, first_id: int, seed: int) -> None:
+    def __init__(self, tcp: str, ipc: str, first_id: int, seed: int, calm: float) -> None:
         self._ids = itertools.count(first_id)
         self._seed = seed
+        self._killing = _KILLING / calm
         self._ends = threading.Event()
         self._clients = [Client(ipc), Client(tcp)]
         self._ipc = ipc
@@ -222,7 +223,7 @@ class Mix:
     def _small(self, choice: random.Random, acts: bool) -> tuple[dict[str, Any], int]:
         rows = choice.randint(1, 4)
         act, dice = Act.ANSWER, choice.random()
-        if acts and dice < _KILLING:
+        if acts and dice < self._killing:
             act = Act.DIE
         elif acts and dice < _RAISING:
             act = Act.RAISE
@@ -287,9 +288,9 @@ def judge(inputs: dict[str, Any], result: Any) -> tuple[str, str]:
 _mix: list[Mix] = []
 
 
-def start(tcp: str, ipc: str, first_id: int, seed: int) -> None:
-    """Begins the load."""
-    _mix.append(Mix(tcp, ipc, first_id, seed))
+def start(tcp: str, ipc: str, first_id: int, seed: int, calm: float) -> None:
+    """Begins the load; rows that kill are the rarer the calmer it is."""
+    _mix.append(Mix(tcp, ipc, first_id, seed, calm))
     _mix[0].start()
 
 

@@ -56,7 +56,14 @@ def _serve(supervisor: Link) -> int:
             settings.awaited,
         )
         loop = BrokerLoop(
-            state, front, local_front, epoll, arena, supervisor, settings.max_message_nbytes
+            state,
+            front,
+            local_front,
+            epoll,
+            arena,
+            supervisor,
+            settings.max_message_nbytes,
+            settings.is_restarted,
         )
         try:
             loop.run()

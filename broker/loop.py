@@ -48,6 +48,7 @@ class BrokerLoop:
         arena: Mapping,
         supervisor: Link,
         max_message_nbytes: int,
+        is_restarted: bool = False,
     ) -> None:
         self.state = state
         # Another number each time that a broker starts: clients see that it is another.
@@ -74,8 +75,9 @@ class BrokerLoop:
         )
         self._idle_turns = 0
         self._running = True
-        # Until it is known what workers of a broker before this one still run for them.
-        self._clients.is_open = not state.awaited
+        # Until it is known what workers of a broker before this one still run for them, and what
+        # models take.
+        self._clients.is_open = not is_restarted
 
     @property
     def workers(self) -> dict[int, WorkerLink]:

@@ -193,6 +193,7 @@ class Supervisor:
             bind=list(action.endpoints) or self._plan.broker.bind,
             models=action.models,
             awaited=action.awaited,
+            is_restarted=bool(action.endpoints),
         )
         try:
             broker = Child("broker", "batchyard.broker", settings.to_wire(), [self._arena])

@@ -117,7 +117,8 @@ def _find_callable(model: Model) -> Version:
         return Version(model.path, 0)
     try:
         status = file.stat()
-    except OSError:
+    except (OSError, ValueError):
+        # ValueError of a name with a zero in it.
         raise ConfigurationError(f"model {model.name!r}: {file} is no file") from None
     return Version(model.path, hash((status.st_size, status.st_mtime_ns, status.st_ino)))
 

@@ -72,7 +72,8 @@ class BrokerSettings:
 
     ``in_flight_max`` bounds the unanswered requests of one client.
     ``awaited`` are the ids of workers that served a broker before this one: no block is handed
-    out before each of them said which it still uses, or is gone.
+    out before each of them said which it still uses, or is gone. ``is_restarted``: clients of that
+    broker are about to come back, and wait for the first worker that is ready.
     """
 
     bind: list[str]
@@ -84,6 +85,7 @@ class BrokerSettings:
     in_flight_max: int
     models: list[ModelSettings]
     awaited: list[int] = field(default_factory=list)
+    is_restarted: bool = False
 
     def to_wire(self) -> dict[str, Any]:
         """A map of plain values."""

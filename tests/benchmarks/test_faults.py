@@ -85,7 +85,7 @@ def test_answers_depend_on_their_rows() -> None:
         (outcome("single", "INTERNAL", Act.RAISE), 1, True),
         (outcome("single", "DEADLINE_EXCEEDED"), 1, False),
         (outcome("deadline", "DEADLINE_EXCEEDED", timeout_s=0.1), 0, True),
-        (Outcome("single", [5], 0, None, 0.0, 60.0, "RIGHT"), 1, False),
+        (Outcome("single", [5], 0, None, 0.0, 100.0, "RIGHT"), 1, False),
     ],
 )
 def test_what_faults_explain(one: Outcome, starts: int, is_right: bool) -> None:

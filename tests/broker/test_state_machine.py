@@ -1,11 +1,12 @@
 """The broker under any sequence of events, in virtual time.
 
-``VirtualBroker`` checks after each event that no request is answered twice, that a batch has
-each row once, in order and no more rows than allowed, that no block is handed out while a
-worker, a reply, a model or a lost worker's process may still touch it, that the last answer of a
-message with reply space comes when no worker has its rows any more, and that what the broker
-counts is what there is. Here is added that nothing waits without a reason, and that in
-the end every request is answered and all memory is back.
+``VirtualBroker`` checks after each event that no request is answered twice, that no row is on two
+workers at once, or goes out for a request that has its answer, that no batch has more rows than
+allowed, that a suspect is alone on its worker, that no block is handed out while a worker, a
+reply, a model or a lost worker's process may still touch it, that the last answer of a message
+with reply space comes when no worker has its rows any more, and that what the broker counts is
+what there is. Here is added that nothing waits without a reason, and that in the end every request
+is answered and all memory is back.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ from support.virtual_broker import VirtualBroker
 from batchyard.broker import events
 from batchyard.broker.policy import padded_rows, ripe_at
 from batchyard.broker.queue import Lane
-from batchyard.wire.errors import Unavailable
+from batchyard.wire.errors import (
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from batchyard.wire.protocol import RegionPlaces
 from batchyard.wire.tensors import encode_strings
 
@@ -38,7 +45,7 @@ STRINGS = make_signature((("x", "string", (None,)),), ())
 MODELS: dict[str, dict[str, Any]] = {
     "padded": {"max_batch_size": 4, "batch_timeout_micros": 2000, "allowed_batch_sizes": (2, 4)},
     "threads": {"max_batch_size": 8, "batch_timeout_micros": 5000, "num_batch_threads": 1},
-    "bounded": {"max_batch_size": 3, "max_enqueued_batches": 2},
+    "bounded": {"max_batch_size": 3, "max_enqueued_batches": 2, "timeout_s": 0.02},
     "single": {"enable_batching": False},
     "stateful": {"max_batch_size": 2},
     "strings": {"max_batch_size": 8, "batch_timeout_micros": 1000},
@@ -59,6 +66,7 @@ clients = st.sampled_from([b"1", b"2", b"3"])
 timeouts = st.none() | st.sampled_from([0.0, 0.001, 0.003, 0.008, 0.02])
 requests = st.lists(st.integers(1, 3) | st.integers(1, 12), min_size=1, max_size=4)
 some = st.integers(0, 1 << 16)
+errors = st.sampled_from([Internal, InvalidArgument, ResourceExhausted, NotFound])
 
 
 class BrokerMachine(RuleBasedStateMachine):
@@ -72,9 +80,9 @@ class BrokerMachine(RuleBasedStateMachine):
             queue_nbytes_max=40 * ROW_NBYTES,
         )
         self.broker.start_worker(*REPORTS.values())
-        self.lost: list[int] = []
-        self.undelivered: dict[int, Any] = {}
-        self.kept: dict[int, Any] = {}
+        self.coming_back: set[int] = set()
+        # Models that nobody served when no worker was left, and since.
+        self.abandoned: set[str] = set()
 
     # Clients
 
@@ -132,13 +140,13 @@ class BrokerMachine(RuleBasedStateMachine):
         self._ask("strings", *sizes, target=target, frames=frames, client=client, timeout_s=timeout)
 
     def _ask(self, model: str, *rows: int, **more: Any) -> None:
-        served = any(model in names for _, names in self.broker.serving.values())
+        # All were loaded once: without a worker their requests wait for the next.
         try:
             self.broker.ask(*rows, **more)
         except Unavailable:
-            assert not served
+            assert model in self.abandoned
         else:
-            assert served
+            assert model not in self.abandoned
 
     @rule(which=some, first=st.integers(0, 4), count=st.integers(0, 4))
     def cancel(self, which: int, first: int, count: int) -> None:
@@ -151,10 +159,13 @@ class BrokerMachine(RuleBasedStateMachine):
 
     # Workers
 
-    @precondition(lambda self: len(self.broker.serving) < WORKERS_MAX)
+    @precondition(lambda self: len(self.broker.workers) < WORKERS_MAX)
     @rule(models=st.sets(st.sampled_from(sorted(MODELS)), min_size=2), room=st.integers(1, 2))
     def worker_ready(self, models: set[str], room: int) -> None:
-        self.broker.start_worker(*(REPORTS[name] for name in models), concurrent_batches=room)
+        slot = self.coming_back.pop() if self.coming_back else None
+        reports = [REPORTS[name] for name in models]
+        self.broker.start_worker(*reports, concurrent_batches=room, slot=slot)
+        self.abandoned -= models
 
     @precondition(lambda self: self.broker.running)
     @rule(
@@ -167,45 +178,42 @@ class BrokerMachine(RuleBasedStateMachine):
         batch = self._pick(self.broker.running, which)
         nbytes = row_nbytes * batch.layout.padded_rows
         self.broker.finish(batch, output_nbytes=nbytes, kept=kept, delivered=False, replied=replied)
-        self.undelivered[batch.id] = batch
-        if kept:
-            self.kept[batch.id] = batch
 
     @precondition(lambda self: self.broker.running)
-    @rule(which=some, kept=st.booleans())
-    def batch_failed(self, which: int, kept: bool) -> None:
-        batch = self._pick(self.broker.running, which)
-        self.broker.fail(batch, kept=kept)
-        if kept:
-            self.kept[batch.id] = batch
+    @rule(which=some, error=errors, kept=st.booleans())
+    def batch_failed(self, which: int, error: type[Internal], kept: bool) -> None:
+        self.broker.fail(self._pick(self.broker.running, which), error("it raised"), kept)
 
-    @precondition(lambda self: self.undelivered)
+    @precondition(lambda self: self.broker.held_by("replies"))
     @rule(which=some)
     def delivered(self, which: int) -> None:
-        batch = self._pick(self.undelivered, which)
-        del self.undelivered[batch.id]
-        self.broker.deliver(batch)
+        waiting = self.broker.held_by("replies")
+        self.broker.deliver(waiting[which % len(waiting)])
 
-    @precondition(lambda self: self.kept)
+    @precondition(lambda self: self.broker.held_by("kept"))
     @rule(which=some)
     def released(self, which: int) -> None:
-        batch = self._pick(self.kept, which)
-        del self.kept[batch.id]
-        self.broker.release(batch)
+        waiting = self.broker.held_by("kept")
+        self.broker.release(waiting[which % len(waiting)])
 
-    @precondition(lambda self: self.broker.serving)
-    @rule(which=some)
-    def worker_lost(self, which: int) -> None:
-        worker = sorted(self.broker.serving)[which % len(self.broker.serving)]
-        # It cannot let go any more of what its models kept.
-        self.kept = {id_: b for id_, b in self.kept.items() if b.worker_id != worker}
-        self.lost.append(worker)
-        self.broker.lose(worker)
+    @precondition(lambda self: self.broker.workers)
+    @rule(which=some, retires=st.sampled_from([False, False, True]))
+    def worker_goes(self, which: int, retires: bool) -> None:
+        worker = sorted(self.broker.workers)[which % len(self.broker.workers)]
+        if retires:
+            self.broker.retire(worker)
+        else:
+            self.broker.lose(worker)
 
-    @precondition(lambda self: self.lost)
-    @rule(which=some)
-    def worker_reaped(self, which: int) -> None:
-        self.broker.reap(self.lost.pop(which % len(self.lost)))
+    @precondition(lambda self: self.broker.lost)
+    @rule(which=some, comes_back=st.booleans())
+    def worker_reaped(self, which: int, comes_back: bool) -> None:
+        worker = sorted(self.broker.lost)[which % len(self.broker.lost)]
+        if comes_back:
+            self.coming_back.add(self.broker.lost[worker].slot)
+        self.broker.reap(worker, comes_back)
+        if not (self.broker.workers or self.broker.lost or self.coming_back):
+            self.abandoned = set(MODELS)
 
     def _pick(self, batches: dict[int, Any], which: int) -> Any:
         return batches[sorted(batches)[which % len(batches)]]
@@ -233,8 +241,10 @@ class BrokerMachine(RuleBasedStateMachine):
             deadlines = part.group.deadlines or [part.group.earliest_deadline] * part.group.count
             assert min(deadlines[part.first : part.first + part.count]) > now
         stuck = [lane for lane in lanes if self._is_due(lane) and self._has_room(lane)]
-        # Only memory may hold them up; and what is most urgent waits for it first.
-        if stuck:
+        # Only memory may hold them up; and what is most urgent waits for it first, after what
+        # runs again.
+        runs_again = broker.waiting_rows - sum(lane.queued_rows for lane in lanes)
+        if stuck and not runs_again:
             ripe = [lane for lane in lanes if ripe_at(lane) <= now]
             assert broker.largest_gap() < max(map(_nbytes_at_most, ripe))
         for lane in lanes:
@@ -254,14 +264,11 @@ class BrokerMachine(RuleBasedStateMachine):
         running = sum(batch.lane.model is model for batch in self.broker.running.values())
         if threads is not None and running >= threads:
             return False
-        workers = [
-            (worker, room)
-            for worker, (room, names) in sorted(self.broker.serving.items())
-            if model.name in names
-        ]
+        workers = model.workers[:1] if model.stateful else model.workers
         return any(
-            self.broker.in_flight(worker) < room
-            for worker, room in (workers[:1] if model.stateful else workers)
+            self.broker.in_flight(worker) < self.broker.workers[worker].concurrent_batches
+            and not self.broker.state.workers[worker].set_apart
+            for worker in workers
         )
 
     def teardown(self) -> None:
@@ -269,18 +276,21 @@ class BrokerMachine(RuleBasedStateMachine):
         broker = self.broker
         broker.handle(events.DrainStarted())
         for _ in range(1000):
-            for worker in self.lost:
-                broker.reap(worker)
-            for batch in self.undelivered.values():
-                broker.deliver(batch)
-            for batch in self.kept.values():
-                broker.release(batch)
-            self.lost, self.undelivered, self.kept = [], {}, {}
+            for worker in list(broker.lost):
+                broker.reap(worker, comes_back=True)
+            for batch_id in broker.held_by("replies"):
+                broker.deliver(batch_id)
+            for batch_id in broker.held_by("kept"):
+                broker.release(batch_id)
             for batch in list(broker.running.values()):
                 broker.finish(batch)
             if broker.state.is_idle:
                 break
+            if not all(model.workers for model in broker.catalog.models.values()):
+                broker.start_worker(*REPORTS.values())
             self.time_passes(0.005)
+        for worker in list(broker.lost):
+            broker.reap(worker, comes_back=True)
         assert broker.is_all_answered
         assert broker.state.queue_nbytes == 0
         assert broker.state.next_wakeup() == float("inf") or not broker.waiting_rows

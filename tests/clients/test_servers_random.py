@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sessions import NEVER, drain, make_call, promise_of, welcome
-from support.virtual_peer import Request, VirtualPeer
+from support.virtual_sessions import Request, VirtualServer
 
 from batchyard.clients.calls import Call, Promise
 from batchyard.clients.region import ClientRegion
@@ -43,7 +43,7 @@ class Driver:
     def __init__(self, relay: Any) -> None:
         self.session = Session(RECONNECT_TIMEOUT_S)
         self.session.relay = relay
-        self.server = VirtualPeer(self.session)
+        self.server = VirtualServer(self.session)
         self.drains = False
         self._calls: list[Call] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sessions import NEVER, make_call, promise_of, welcome
-from support.virtual_peer import VirtualPeer
+from support.virtual_sessions import VirtualServer
 
 from batchyard.clients.calls import Call
 from batchyard.clients.session import Session
@@ -26,7 +26,7 @@ class World:
 
     def __init__(self) -> None:
         self.session = Session(RECONNECT_TIMEOUT_S)
-        self.server = VirtualPeer(self.session)
+        self.server = VirtualServer(self.session)
         self.now = 0.0
         self.calls: list[Call] = []
         self.values: list[list[int]] = []

@@ -37,9 +37,7 @@ class Front:
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, bytes, list[Buffer]]] = []
 
-    def send(
-        self, client: bytes, header: bytes, frames: list[Buffer], zero_copy: bool
-    ) -> list[Any]:
+    def send(self, client: bytes, header: bytes, frames: list[Buffer]) -> list[Any]:
         self.sent.append((client, header, [bytes(frame) for frame in frames]))
         return []
 
@@ -83,7 +81,8 @@ class Conversation:
     def hear(self, client: bytes, is_near: bool, header: bytes, frames: list[bytes]) -> None:
         """A message comes; half of the time a batch runs afterwards."""
         self._take_note(client, header)
-        self.loop._serve_message(client, self._region if is_near else None, header, list(frames))
+        region = self._region if is_near else None
+        self.loop._clients._serve_message(client, region, header, list(frames))
         self.loop._apply(events.TimePassed())
         if len(self.front.sent) % 2:
             self._run_one()
@@ -123,7 +122,7 @@ class Conversation:
             shape = (execute.padded_rows,)
             output = ("y", "float32", shape, execute.output_offset, nbytes)
             packet = work.Done(execute.batch_id, [output], False, False, False, 0.0).to_wire()
-        self.loop._serve_packet(self.worker, packet, [])
+        self.loop._workers._serve_packet(self.worker, packet, [])
         self.loop._apply(events.TimePassed())
 
     def end(self) -> None:

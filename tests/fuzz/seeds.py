@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from fuzz.documents import pack
+from fuzz.served import REGION_NBYTES
 from support.golden import read_golden
 
 from batchyard.wire.signatures import SignatureSpec, TensorSpec
@@ -217,9 +218,43 @@ def predicts() -> list[Message]:
     ]
 
 
+def edges() -> list[Message]:
+    """Messages of rows that just lie in the region or just do not, and of more than a batch's."""
+    x: list[Any] = ["x", "float32", [None, 2]]
+    both = [["x", "float32", [None, 3]], ["s", "string", [None, 1]]]
+    end = REGION_NBYTES
+    placed: list[Message] = [
+        [rows, [[offsets], replies]]
+        for rows, offsets, replies in (
+            (1, [end - 8], None),
+            (1, [end - 7], None),
+            (2, [0, end - 8], [[end, 0], [end - 64, 64]]),
+            (2, [end - 7, 0], [[0, 0], [0, 0]]),
+            (1, [0], [[end - 64, 65]]),
+            (1, [0], [[8, 64]]),
+            ([1, 2], [0, end - 16], None),
+            ([1, 2], [0, end - 15], None),
+            ([6], [end - 48], None),
+        )
+    ]
+    return [
+        *([target("serving_default", x), rows, None, places, []] for rows, places in placed),
+        *(
+            [
+                target("both", *both, model="padded"),
+                rows,
+                None,
+                None,
+                [bytes(range(96)), encode_strings([b"%d" % n * n for n in range(8)])],
+            ]
+            for rows in ([8], [1, 6, 1], [5, 3])
+        ),
+    ]
+
+
 def admissions() -> list[Any]:
     """Each message alone, twice, and with the next."""
-    messages = predicts()
+    messages = [*predicts(), *edges()]
     pairs = pairwise(messages)
     return [[m] for m in messages] + [[m, m] for m in messages] + [list(pair) for pair in pairs]
 
@@ -246,7 +281,7 @@ def conversations() -> list[Any]:
     ]
     asks = [
         [number % 2, True, [3, [number, pack(target), rows, timeouts, places]], frames]
-        for number, (target, rows, timeouts, places, frames) in enumerate(predicts())
+        for number, (target, rows, timeouts, places, frames) in enumerate([*predicts(), *edges()])
     ]
     alone = [[ask] for ask in asks]
     together = [[*asks[i : i + 3], others[i % len(others)]] for i in range(len(asks))]

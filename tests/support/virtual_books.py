@@ -118,6 +118,10 @@ class VirtualBooks:
         """Batches that the worker has and did not answer."""
         return len(self.workers[worker].batches)
 
+    def held_by(self, holder: str) -> list[int]:
+        """Ids of batches whose blocks must not be used again because of ``holder``."""
+        return sorted(batch_id for batch_id, held in self.held.items() if holder in held.holders)
+
     def largest_gap(self) -> int:
         """The most bytes side by side that no batch holds."""
         blocks = sorted(held.block for held in self.held.values())

@@ -240,10 +240,11 @@ class VirtualBroker(VirtualBooks):
             self.cut |= {(part.group, part.first) for part in batch.parts}
         return self.handle(events.BatchFailed(batch.id, error, kept))
 
-    def deliver(self, batch: Batch) -> None:
+    def deliver(self, batch: Batch | int) -> None:
         """The last reply that reads the batch's outputs has left."""
-        self.unhold(batch.id, "replies")
-        self.handle(events.BatchDelivered(batch.id))
+        batch_id = batch if isinstance(batch, int) else batch.id
+        self.unhold(batch_id, "replies")
+        self.handle(events.BatchDelivered(batch_id))
 
     def release(self, batch: Batch | int) -> None:
         """The model lets go of inputs that it kept."""

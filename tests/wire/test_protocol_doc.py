@@ -114,8 +114,10 @@ def test_models(client: DocumentedClient) -> None:
     assert models["half_plus_two"] == {
         "name": "half_plus_two",
         "version": 1,
+        "is_current": True,
         "labels": ["stable"],
         "state": "AVAILABLE",
+        "error": "",
         "signatures": ["serving_default"],
     }
 
@@ -178,7 +180,7 @@ def test_query_that_fails(client: DocumentedClient, query: list[Any], number: in
 
 def test_rows_of_each_request(client: DocumentedClient) -> None:
     message_id = client.predict(HALF_PLUS_TWO, [2, 1], floats(2, 4, 6))
-    type_, (segments, version, outputs), tensors = client.receive()
+    type_, (segments, version, outputs, *_), tensors = client.receive()
     assert (type_, segments, version) == (RESULT, [[message_id, 0, 2]], 1)
     assert outputs == [["y", "float32", [3]]]
     assert as_array(outputs[0], tensors[0]).tolist() == [3, 4, 5]
@@ -186,7 +188,7 @@ def test_rows_of_each_request(client: DocumentedClient) -> None:
 
 def test_one_request_with_whole_shapes(client: DocumentedClient) -> None:
     message_id = client.predict(target("half_plus_two", ["x", "float32", [2]]), None, floats(2, 4))
-    _, (segments, _, outputs), tensors = client.receive()
+    _, (segments, _, outputs, *_), tensors = client.receive()
     assert segments == [[message_id, 0, 1]]
     assert as_array(outputs[0], tensors[0]).tolist() == [3, 4]
 
@@ -202,7 +204,7 @@ def test_version_and_label(client: DocumentedClient) -> None:
 def test_request_larger_than_a_batch(client: DocumentedClient) -> None:
     x = np.arange(1000, dtype="<f4")
     message_id = client.predict(HALF_PLUS_TWO, [len(x)], x.tobytes())
-    _, (segments, _, outputs), tensors = client.receive()
+    _, (segments, _, outputs, *_), tensors = client.receive()
     assert segments == [[message_id, 0, 1]]
     assert (as_array(outputs[0], tensors[0]) == x / 2 + 2).all()
 
@@ -213,7 +215,7 @@ def test_many_requests_are_answered_in_several_messages(client: DocumentedClient
     answered: dict[int, float] = {}
     messages = 0
     while len(answered) < len(x):
-        type_, (segments, _, outputs), tensors = client.receive()
+        type_, (segments, _, outputs, *_), tensors = client.receive()
         assert type_ == RESULT
         messages += 1
         requests = [i for _, first, count in segments for i in range(first, first + count)]
@@ -227,14 +229,14 @@ def test_many_requests_are_answered_in_several_messages(client: DocumentedClient
 def test_strings(client: DocumentedClient) -> None:
     items = [b"a", b"", b"\0b\xff", "ß".encode()]
     client.predict(target("upper", ["x", "string", [None]]), len(items), pack_strings(*items))
-    _, (_, _, outputs), tensors = client.receive()
+    _, (_, _, outputs, *_), tensors = client.receive()
     assert outputs == [["y", "string", [4]]]
     assert unpack_strings(tensors[0], 4) == [b"A", b"", b"\0B\xff", "ß".encode()]
 
 
 def test_signature_that_is_not_batched(client: DocumentedClient) -> None:
     message_id = client.predict(target("mean", ["x", "float32", [2, 2]]), None, floats(1, 2, 3, 6))
-    _, (segments, _, outputs), tensors = client.receive()
+    _, (segments, _, outputs, *_), tensors = client.receive()
     assert segments == [[message_id, 0, 1]]
     assert outputs == [["mean", "float32", []]]
     assert struct.unpack("<f", tensors[0]) == (3.0,)
@@ -247,7 +249,7 @@ def test_one_result_for_two_messages(client: DocumentedClient, server: Server) -
     client.query("models")
     server.gates.open(1)
     assert client.receive()[0] == RESULT
-    _, (segments, _, outputs), tensors = client.receive()
+    _, (segments, _, outputs, *_), tensors = client.receive()
     assert {segment[0] for segment in segments} == sent
     by_name = {output[0]: as_array(output, t) for output, t in zip(outputs, tensors, strict=True)}
     assert by_name["rows"].tolist() == [2, 2]
@@ -266,7 +268,7 @@ def test_cancel_and_deadline(client: DocumentedClient, server: Server) -> None:
     client.send(CANCEL, [[blocks, 0, 0], [waits, 1, 0]])
     assert client.receive()[1][:2] == [[[blocks, 0, 1]], CANCELLED]
     server.gates.open(2)
-    type_, (segments, _, _), _ = client.receive()
+    type_, (segments, *_), _ = client.receive()
     assert (type_, segments) == (RESULT, [[waits, 0, 1]])
     client.assert_nothing_comes()
 
