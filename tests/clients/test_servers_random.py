@@ -123,6 +123,11 @@ class World:
         """What is to be sent is sent, wherever it goes."""
         for _ in range(10):
             if not sum(driver.flush(self.now) for driver in self.servers.drivers):
+                # What went to another server is not asked of the one that it left.
+                servers = [driver.server for driver in self.servers.drivers]
+                rows = [row for server in servers for row in server.open.values()]
+                asked = [value for values in rows for value in values]
+                assert len(set(asked)) == len(asked)
                 return
         raise AssertionError("calls go from server to server without end")
 

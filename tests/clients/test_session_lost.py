@@ -19,6 +19,8 @@ from support.sessions import (
     welcome,
 )
 
+from batchyard.clients.calls import Call
+from batchyard.clients.relay import Query
 from batchyard.clients.session import NEVER, Message, Session
 from batchyard.wire import protocol
 from batchyard.wire.errors import (
@@ -175,6 +177,47 @@ def test_queries_are_asked_again(session: Session) -> None:
     session.receive(protocol.encode(MessageType.ANSWER, [query_id, 0, "", "yes"]), [])
     assert meanwhile.result == "yes"
     assert not before.done()
+
+
+class OtherServer:
+    """Takes what it is given, or nothing."""
+
+    def __init__(self) -> None:
+        self.is_there = True
+        self.calls: list[Call] = []
+        self.queries: list[Query] = []
+
+    def has_other(self, session: Session) -> bool:
+        return self.is_there
+
+    def take(self, session: Session, call: Call) -> bool:
+        if self.is_there:
+            self.calls.append(call)
+        return self.is_there
+
+    def take_query(self, session: Session, query: Query) -> bool:
+        if self.is_there:
+            self.queries.append(query)
+        return self.is_there
+
+    def changed(self, session: Session) -> None: ...
+
+
+def test_what_comes_when_the_server_is_gone_already_goes_to_another(session: Session) -> None:
+    """Another thread chose this server just before."""
+    session.relay = other = OtherServer()
+    other.is_there = False
+    session.lost(1.0)
+    session.query("stats", {}, Promise())
+    flush(session, make_call([1]))
+    assert not other.queries
+    other.is_there = True
+    session.query("models", {}, Promise())
+    flush(session, make_call([2]))
+    assert ([query.what for query in other.queries], len(other.calls)) == (["models"], 1)
+    session.hand_over()
+    assert ([query.what for query in other.queries], len(other.calls)) == (["models", "stats"], 2)
+    assert session.is_idle
 
 
 def test_all_fails_when_no_server_comes_in_time() -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+from support.held_up import HeldUp
 from support.server import BROKER, Server, callable_path, model_table
 from support.waiting import DEADLINE_S, wait_until
 
 from batchyard.clients import Client
 from batchyard.wire import control
 
-CONFIG = model_table("echo", callable_path("echo"))
+CONFIG = "".join(model_table(name, callable_path(name)) for name in ("echo", "gated"))
 CALLERS = 4
 
 
@@ -97,6 +99,29 @@ def test_every_call_is_answered_when_one_ends(end: Callable[[Server], None]) -> 
             load.wait_for_answers()
             # Before its server ends.
             load.stop()
+
+
+def test_who_drives_the_connection_itself_goes_to_another_server() -> None:
+    """The server that refuses it lives on: it has something to do for somebody else."""
+    with (
+        Server(config=CONFIG) as one,
+        Server(config=CONFIG) as other,
+        one.client() as somebody,
+        Client([one.endpoint, other.endpoint]) as client,
+    ):
+        for _ in range(4):
+            client.predict("echo", {"x": [1]})
+        held = HeldUp(one, somebody)
+        one.signal(signal.SIGTERM)
+        wait_until(lambda: one.stats()["broker"]["draining"], "it drains")
+        started = time.monotonic()
+        for i in range(4):
+            outputs = client.predict("echo", {"x": [i]}, timeout=DEADLINE_S)
+            assert outputs["x"].tolist() == [i]
+        assert time.monotonic() - started < DEADLINE_S / 2
+        held.open()
+        assert held.future.result(DEADLINE_S)["rows"].tolist() == [1]
+        assert one.wait_for_exit() == control.EXIT_OK
 
 
 def test_every_call_is_answered_while_the_only_broker_dies() -> None:
