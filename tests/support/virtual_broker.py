@@ -168,7 +168,7 @@ class VirtualBroker(VirtualBooks):
 
     def _take_over(self, batch: Batch, before: RequestGroup, group: RequestGroup) -> None:
         for part in batch.parts:
-            if part.group is before:
+            if part.group is before and batch.lane is group.lane:
                 rows = self.rows[group]
                 rows[part.row_start : part.row_start + part.rows] = [RUNS] * part.rows
 
@@ -272,7 +272,7 @@ class VirtualBroker(VirtualBooks):
         """The broker dies, and another begins: its workers have not told it anything."""
         unreaped = {*self.workers, *self.lost}
         made = VirtualBroker(
-            *map(unserved, self.catalog.models.values()),
+            *(unserved(model) for model in self.catalog.models.values() if not model.is_retired),
             arena_nbytes=self.state.allocator.nbytes,
             awaited=unreaped,
         )
