@@ -11,14 +11,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from support.broker_builders import make_catalog, make_ready, make_report
+from support.broker_builders import make_model, make_ready, make_report
 from support.waiting import DEADLINE_S
 
+from batchyard.broker.catalog import Catalog
 from batchyard.broker.front import Front
 from batchyard.broker.local_front import LocalFront
 from batchyard.broker.loop import BrokerLoop
 from batchyard.broker.state import BrokerState
 from batchyard.wire import arena, control, local, protocol, work
+from batchyard.wire.errors import BatchyardError
 from batchyard.wire.link import Link
 from batchyard.wire.local import LocalSocket
 from batchyard.wire.protocol import MessageType
@@ -68,6 +70,20 @@ class WorkerEnd:
         """Says that a batch ran."""
         done = work.Done(execute.batch_id, list(outputs), False, replied, False, 0.001)
         self.link.send(done.to_wire())
+
+    def ready(self, *versions: int) -> None:
+        """Says that it serves these versions of ``m``."""
+        reports = [make_report(version=version) for version in versions or (1,)]
+        self.link.send(make_ready(*reports).to_wire())
+
+    def resumed(self, *batches: work.Execute, kept: Sequence[tuple[int, int, int]] = ()) -> None:
+        """Says what it still has of a broker before."""
+        self.link.send(work.Resumed(list(batches), list(kept)).to_wire())
+
+    def failed(self, execute: work.Execute, error: BatchyardError) -> None:
+        """Says that a batch raised."""
+        failed = work.Failed(execute.batch_id, error.number, error.message, False)
+        self.link.send(failed.to_wire())
 
     def hears_nothing(self) -> bool:
         """Whether no packet waits."""
@@ -122,9 +138,19 @@ class LocalEnd:
 
 
 class LoopInThread:
-    """Model ``m`` of the default signature, served by as many workers as are attached."""
+    """Model ``m`` of the default signature, served by as many workers as are attached.
 
-    def __init__(self, folder: Path, stack: ExitStack, regions_max: int = 8) -> None:
+    With ``awaited``, a broker that is started anew: these workers served the one before.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stack: ExitStack,
+        regions_max: int = 8,
+        awaited: Sequence[int] = (),
+        **parameters: Any,
+    ) -> None:
         self.endpoint = f"ipc://{folder}/broker"
         fd = arena.create_memfd(ARENA_NBYTES, "test-arena")
         self.arena = arena.Mapping(fd)
@@ -139,9 +165,18 @@ class LoopInThread:
         self.front.bind(self.endpoint, 0o600)
         self.local_front.listen([self.endpoint], 0o600)
         self.supervisor, theirs = Link.pair()
-        state = BrokerState(make_catalog(workers=()), ARENA_NBYTES, 1 << 30)
+        catalog = Catalog(ARENA_NBYTES)
+        catalog.add(make_model(**parameters))
+        state = BrokerState(catalog, ARENA_NBYTES, 1 << 30, awaited=awaited)
         self.loop = BrokerLoop(
-            state, self.front, self.local_front, epoll, self.arena, theirs, 1 << 30
+            state,
+            self.front,
+            self.local_front,
+            epoll,
+            self.arena,
+            theirs,
+            1 << 30,
+            is_restarted=bool(awaited),
         )
         self._thread = threading.Thread(target=self.loop.run)
         stack.callback(theirs.close)
@@ -161,18 +196,38 @@ class LoopInThread:
         """Whether the loop has not ended."""
         return self._thread.is_alive()
 
-    def worker(self, worker_id: int = 0) -> WorkerEnd:
-        """A worker that is ready."""
+    def attach(self, worker_id: int = 0, slot: int | None = None, restarts: int = 0) -> WorkerEnd:
+        """A worker that was started, in a slot of its own if none is given."""
         ours, theirs = Link.pair()
-        packet = [control.Kind.ATTACH, worker_id, worker_id, os.getpid(), "cpu", 1, 0]
+        place = worker_id if slot is None else slot
+        packet = [control.Kind.ATTACH, worker_id, place, os.getpid(), "cpu", 1, restarts]
         self.supervisor.send(packet, [theirs.fileno()])
         theirs.close()
         end = WorkerEnd(ours)
         self._ends.callback(end.close)
-        ours.send(make_ready(make_report()).to_wire())
-        assert select.select([self.supervisor], [], [], DEADLINE_S)[0]
-        assert self.supervisor.receive()[0] == [control.Kind.READY, worker_id]
         return end
+
+    def worker(
+        self,
+        worker_id: int = 0,
+        slot: int | None = None,
+        restarts: int = 0,
+        versions: Sequence[int] = (1,),
+    ) -> WorkerEnd:
+        """A worker that is ready."""
+        end = self.attach(worker_id, slot, restarts)
+        end.ready(*versions)
+        assert self.told() == [control.Kind.READY, worker_id]
+        return end
+
+    def told(self) -> list[Any]:
+        """The next packet for the supervisor."""
+        assert select.select([self.supervisor], [], [], DEADLINE_S)[0], "it is told nothing"
+        return list(self.supervisor.receive()[0])
+
+    def reap(self, worker_id: int, why: str = "signal 9", comes_back: bool = True) -> None:
+        """A worker's process is gone."""
+        self.supervisor.send([control.Kind.REAPED, worker_id, why, comes_back])
 
     def client(self, by_name: bool = False) -> LocalEnd:
         """A client that was welcomed."""
@@ -188,7 +243,9 @@ class LoopInThread:
 
 
 @contextlib.contextmanager
-def broker_loop(folder: Path, regions_max: int = 8) -> Iterator[LoopInThread]:
+def broker_loop(
+    folder: Path, regions_max: int = 8, awaited: Sequence[int] = (), **parameters: Any
+) -> Iterator[LoopInThread]:
     """A loop that has ended, with everything closed, at the end of the block."""
     with ExitStack() as stack:
-        yield LoopInThread(folder, stack, regions_max)
+        yield LoopInThread(folder, stack, regions_max, awaited, **parameters)
