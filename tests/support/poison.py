@@ -35,7 +35,9 @@ def run_all(
             return ran
         batch = b.running[min(b.running)]
         ran.append(batch)
-        error = next((raises[r] for r in requests_of(batch) if r in raises), None) if raises else None
+        error = (
+            next((raises[r] for r in requests_of(batch) if r in raises), None) if raises else None
+        )
         if kills(batch):
             b.die(batch.worker_id)
         elif error is not None:
