@@ -18,12 +18,14 @@ from support.waiting import DEADLINE_S
 from support.worker_link import Model
 
 from batchyard.pool import worker
+from batchyard.pool.intake import Ended
 from batchyard.pool.runtimes import graph_state
 from batchyard.pool.runtimes.base import LoadedModel
 from batchyard.pool.runtimes.python import PythonModel
 from batchyard.wire import arena, work
+from batchyard.wire.control import WorkerSettings
 from batchyard.wire.errors import Internal
-from batchyard.wire.link import Link, LinkClosed
+from batchyard.wire.link import Link
 
 Ask = Callable[..., Any]
 
@@ -209,13 +211,15 @@ class Serving:
         fd = arena.create_memfd(4096, "test-arena")
         self._arena = arena.Mapping(fd)
         os.close(fd)
-        self.link, self._theirs = Link.pair()
+        self.link, theirs = Link.pair()
         self._before = set(threading.enumerate())
-        named = {(f"m{i}", 1): model for i, model in enumerate(models)}
+        settings = WorkerSettings(0, 0, "cpu", None, False, 0, 0, None, count, [])
+        self._worker = worker.Worker(settings, theirs, self._arena)
+        self._worker._models.update({(f"m{i}", 1): model for i, model in enumerate(models)})
 
         def serve() -> None:
-            with contextlib.suppress(LinkClosed):
-                worker._serve_on_threads(count, self._theirs, self._arena.memory, named)
+            with contextlib.suppress(Ended):
+                self._worker.serve()
 
         threading.Thread(target=serve).start()
 
@@ -231,17 +235,20 @@ class Serving:
     def run(self) -> None:
         """A batch, which is answered."""
         places: list[work.PlacedInput] = [("x", "uint8", (1,), work.ARENA, 0, 1)]
-        execute = work.Execute(1, "m0", 1, "s", 1, 1, False, places, [], 64, 1024, [])
+        execute = work.Execute(
+            1, "m0", 1, "s", 1, 1, False, places, [], 64, 1024, [], (0, 4096), []
+        )
         self.link.send(execute.to_wire())
         assert select.select([self.link], [], [], DEADLINE_S)[0], "the worker does not answer"
         assert self.link.receive()[0][0] == work.Kind.DONE
 
     def close(self) -> None:
         self.link.close()
+        self._worker._intake.end()
         for thread in self.threads:
             thread.join(DEADLINE_S)
             assert not thread.is_alive()
-        self._theirs.close()
+        self._worker._intake.close()
         self._arena.close()
 
 

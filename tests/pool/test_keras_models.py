@@ -41,7 +41,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 
 def settings(device="cpu", limit_mb=None, growth=False):
-    return WorkerSettings(0, device, limit_mb, growth, 3, 2, None, 1, [])
+    return WorkerSettings(0, 0, device, limit_mb, growth, 3, 2, None, 1, [])
 
 
 log.configure("test")
