@@ -102,7 +102,7 @@ class BrokerState:
         """When ``TimePassed`` is due at the latest, if nothing else happens; may be in the past."""
         if self.awaited:
             return self._ledger.deadlines.next
-        if self._ledger.retries.is_fresh:
+        if self._ledger.retries and self._ledger.retries.is_fresh:
             return -policy.NEVER
         return min(
             self._forming.scheduler.next_ripe(),

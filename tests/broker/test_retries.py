@@ -279,7 +279,6 @@ def test_what_waits_for_a_worker_to_run_again_wakes_nobody() -> None:
     assert b.state.next_wakeup() == float("inf")
 
 
-@pytest.mark.xfail(strict=True, reason="retries stay fresh though there are none")
 @pytest.mark.parametrize("gone", ["cancelled", "left"])
 def test_what_is_given_up_before_it_runs_again_wakes_nobody(gone: str) -> None:
     b = broker()
