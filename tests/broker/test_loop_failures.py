@@ -69,7 +69,7 @@ def test_what_it_ran_runs_again_when_it_is_reaped(patient: LoopInThread) -> None
     patient.reap(0)
     for request in range(2):
         suspect = workers[1].execute()
-        assert (suspect.rows, suspect.origins) == (1, [[1, request, 1, request, 1]])
+        assert (suspect.rows, suspect.origins) == (1, [(1, request, 1, request, 1)])
         done(workers[1], suspect)
         assert result_of(client) == [(1, request, 1)]
 
@@ -103,7 +103,7 @@ def test_a_batch_that_raised_is_split(patient: LoopInThread) -> None:
     worker.failed(worker.execute(), InvalidArgument("bad row"))
     for request, bad in ((0, True), (1, False)):
         execute = worker.execute()
-        assert execute.origins == [[1, request, 1, request, 1]]
+        assert execute.origins == [(1, request, 1, request, 1)]
         if bad:
             worker.failed(execute, InvalidArgument("bad row"))
         else:
@@ -116,7 +116,7 @@ def test_halves_of_a_batch_that_could_not_be_sent_do_not_wait_for_ever(
     patient: LoopInThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send = WorkerLink.send
-    refused = []
+    refused: list[Any] = []
 
     def once(link: WorkerLink, packet: list[Any], fds: list[int]) -> None:
         if packet[0] == work.Kind.EXECUTE and not refused:

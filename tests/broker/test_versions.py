@@ -133,7 +133,8 @@ def test_a_retired_version_that_has_nothing_goes_at_once() -> None:
 @pytest.mark.parametrize("ends", ["cancel", "leave", "expire", "fail"])
 def test_a_retired_version_goes_when_nobody_waits_any_more(ends: str) -> None:
     b = broker((1, True), (2, False), retry=False)
-    busy = b.ask(1, target=make_target(version=2)) and b.tick_one()
+    b.ask(1, target=make_target(version=2))
+    busy = b.tick_one()
     group = b.ask(1, timeout_s=1.0)
     change(b, (2, True))
     if ends == "cancel":
@@ -369,11 +370,12 @@ def test_replies_and_kept_inputs_do_not_hold_a_worker_up() -> None:
 def test_a_worker_that_retires_while_it_runs_a_suspect() -> None:
     b = broker((1, True), loaded=[1], workers=2)
     group = b.ask(1, 1)
-    b.lose(0) if b.tick_one().worker_id == 0 else b.lose(1)
-    b.reap(*b.lost, comes_back=True)
+    first = b.tick_one()
+    b.lose(first.worker_id)
+    b.reap(first.worker_id, comes_back=True)
     suspect = b.tick_one()
     b.retire(suspect.worker_id)
-    new = b.start_worker(slot=0)
+    new = b.start_worker(slot=first.worker_id)
     assert b.tick_one().worker_id == new
     b.finish(suspect)
     assert b.retired == [suspect.worker_id]

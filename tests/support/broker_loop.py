@@ -59,6 +59,9 @@ class WorkerEnd:
         execute.inputs = [(n, d, tuple(s), m, o, b) for n, d, s, m, o, b in execute.inputs]
         execute.copies = [(r, o, t, b) for r, o, t, b in execute.copies]
         execute.replies = [(r, o, b, first, rows) for r, o, b, first, rows in execute.replies]
+        execute.origins = [
+            (m, first, n, start, rows) for m, first, n, start, rows in execute.origins
+        ]
         return execute
 
     def done(
