@@ -75,11 +75,16 @@ class RestartMachine(RuleBasedStateMachine):
         name=st.sampled_from(NAMES),
         client=clients,
         rows=requests,
-        timeout=st.sampled_from([None, None, 0.003, 0.02]),
+        timeout=st.sampled_from([None, None, None, 0.02]),
+        messages=st.integers(1, 4),
     )
-    def ask(self, name: str, client: bytes, rows: list[int], timeout: float | None) -> None:
-        target = make_target(model=name)
-        self._try(*rows, target=target, client=client, timeout_s=timeout, message_id=next(self.ids))
+    def ask(
+        self, name: str, client: bytes, rows: list[int], timeout: float | None, messages: int
+    ) -> None:
+        for _ in range(messages):
+            target, id_ = make_target(model=name), next(self.ids)
+            self._try(*rows, target=target, client=client, timeout_s=timeout, message_id=id_)
+        self.time_passes(0.001)
 
     def _try(self, *rows: int, **more: Any) -> None:
         try:
@@ -90,17 +95,21 @@ class RestartMachine(RuleBasedStateMachine):
             assert any(m.is_abandoned or not m.signatures for m in found)
 
     @precondition(lambda self: self.is_open and self.unanswered)
-    @rule(which=some, client=clients)
-    def send_again(self, which: int, client: bytes) -> None:
-        group = self.unanswered.pop(which % len(self.unanswered))
-        self._resend(group, b"again " + client)
+    @rule(client=clients, most=st.sampled_from([1, 99]))
+    def send_again(self, client: bytes, most: int) -> None:
+        for _ in range(min(most, len(self.unanswered))):
+            self._resend(self.unanswered.pop(), b"again " + client)
 
     @precondition(lambda self: self.is_open and self.broker.expected_outstanding())
     @rule(which=some)
     def connect_again(self, which: int) -> None:
         groups = self.broker.expected_outstanding()
         group = groups[which % len(groups)]
-        self._resend(group, group.client + b"'")
+        if not self._has_claims(group):
+            self._resend(group, group.client + b"'")
+
+    def _has_claims(self, group: RequestGroup) -> bool:
+        return any(group is g for o in self.broker.orphans.values() for g, _ in o.rows)
 
     def _resend(self, group: RequestGroup, client: bytes) -> None:
         rows = group.rows or [1] * group.count
@@ -170,6 +179,17 @@ class RestartMachine(RuleBasedStateMachine):
         else:
             self.broker.lose(worker)
 
+    @precondition(lambda self: self.broker.running)
+    @rule(which=some)
+    def worker_dies_of_a_batch(self, which: int) -> None:
+        worker = self._pick(self.broker.running, which).worker_id
+        slot = self.broker.workers[worker].slot
+        self.broker.lose(worker)
+        self.broker.reap(worker, comes_back=True)
+        if self.is_open:
+            self._start(slot)
+            self.time_passes(0.0)
+
     @precondition(lambda self: self.broker.lost)
     @rule(which=some)
     def worker_reaped(self, which: int) -> None:
@@ -180,12 +200,16 @@ class RestartMachine(RuleBasedStateMachine):
 
     # The broker, and what it serves
 
-    @precondition(lambda self: not self.broker.state.awaited)
-    @rule()
-    def broker_dies(self) -> None:
+    @precondition(lambda self: not self.broker.state.awaited and self.broker.running)
+    @rule(tell=st.integers(1, WORKERS_MAX), again=st.booleans())
+    def broker_dies(self, tell: int, again: bool) -> None:
         self.before = self.broker
         self.unanswered += self.broker.expected_outstanding()
         self.broker = self.before.restart()
+        for worker in list(self.before.workers)[:tell]:
+            self.broker.resume(self.before, worker)
+        if again and self.is_open:
+            self.send_again(b"1", 99)
 
     @precondition(lambda self: self.broker.state.awaited)
     @rule(which=some, dies=st.sampled_from([False, False, True]))
@@ -207,7 +231,7 @@ class RestartMachine(RuleBasedStateMachine):
 
     # Time
 
-    @rule(seconds=st.sampled_from([0.0, 0.0, 0.0, 0.002, 0.01, 11.0]))
+    @rule(seconds=st.sampled_from([0.0, 0.0, 0.0, 0.002, 0.03, 11.0]))
     def time_passes(self, seconds: float) -> None:
         self.broker.tick(seconds)
         # Or the loop would spin: what can go has gone.

@@ -84,6 +84,8 @@ class VirtualBooks:
         self.forgotten: list[int] = []
         # Requests that may have killed a worker, and how many each may have.
         self.suspects: set[Request] = set()
+        # Batches of them, which must be alone.
+        self.isolated: set[int] = set()
         self.deaths: Counter[Request] = Counter()
         self.rows: dict[RequestGroup, list[str]] = {}
         # Requests that were cut because their outputs took too much memory.
@@ -224,10 +226,12 @@ class VirtualBooks:
             for message_id, _, _, row_start, rows in execute.origins:
                 if message_id != group.message_id or message_id in orphan.claimed:
                     continue
-                mine = range(row_start, row_start + rows)
+                if WAITS not in self.rows[group][row_start : row_start + rows]:
+                    # Another worker has them too.
+                    continue
                 if orphan.outcome != "failed":
                     self.rows[group][row_start : row_start + rows] = [RUNS] * rows
-                orphan.rows += [(group, row) for row in mine]
+                    orphan.rows += [(group, row_start + i) for i in range(rows)]
             orphan.claimed.add(group.message_id)
 
     def unhold(self, batch_id: int, *holders: str) -> None:
@@ -312,8 +316,8 @@ class VirtualBooks:
         if self._has_suspect(batch):
             assert sum(part.count for part in batch.parts) == 1
             assert not worker.batches
-        for other in worker.batches:
-            assert other not in self.running or not self._has_suspect(self.running[other])
+            self.isolated.add(batch.id)
+        assert self.isolated.isdisjoint(worker.batches)
 
     def _has_suspect(self, batch: Batch) -> bool:
         return any(

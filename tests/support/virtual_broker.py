@@ -164,6 +164,8 @@ class VirtualBroker(VirtualBooks):
             for batch in [*self.running.values(), *self.dying.values()]:
                 if before.replies is None:
                     self._take_over(batch, before, group)
+            for orphan in self.orphans.values():
+                self._take_claims_over(orphan, before, group)
             answers[:] = [answer or LEFT for answer in answers]
 
     def _take_over(self, batch: Batch, before: RequestGroup, group: RequestGroup) -> None:
@@ -171,6 +173,14 @@ class VirtualBroker(VirtualBooks):
             if part.group is before and batch.lane is group.lane:
                 rows = self.rows[group]
                 rows[part.row_start : part.row_start + part.rows] = [RUNS] * part.rows
+
+    def _take_claims_over(
+        self, orphan: VirtualOrphan, before: RequestGroup, group: RequestGroup
+    ) -> None:
+        for i, (claiming, row) in enumerate(orphan.rows):
+            if claiming is before:
+                orphan.rows[i] = group, row
+                self.rows[group][row] = RUNS
 
     def resend(self, group: RequestGroup, client: bytes = b"again") -> RequestGroup:
         """A client connects again, and sends a message that was not answered again."""
