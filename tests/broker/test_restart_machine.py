@@ -35,10 +35,13 @@ errors = st.sampled_from([Internal, InvalidArgument, NotFound])
 
 
 def models(versions: list[tuple[int, bool]]) -> list[ServedModel]:
+    # No queue is ever full.
+    most: dict[str, Any] = {"max_enqueued_batches": 100_000}
+    slow: dict[str, Any] = {"num_batch_threads": 2, "batch_timeout_micros": 1000}
     return [
-        *(make_model(version=version, is_current=current) for version, current in versions),
-        make_model("once", retry=False, max_batch_size=2),
-        make_model("slow", timeout_s=0.02, num_batch_threads=2, batch_timeout_micros=1000),
+        *(make_model(version=version, is_current=current, **most) for version, current in versions),
+        make_model("once", retry=False, max_batch_size=2, **most),
+        make_model("slow", timeout_s=0.02, **slow, **most),
     ]
 
 
@@ -62,7 +65,8 @@ class RestartMachine(RuleBasedStateMachine):
 
     def _start(self, slot: int, room: int = 1) -> None:
         reports = [
-            *(make_report(version=version) for version, _ in self.versions),
+            # What is served no more as well: requests of it may wait still.
+            *(make_report(version=version) for version in (1, 2)),
             make_report(name="once"),
             make_report(name="slow"),
         ]

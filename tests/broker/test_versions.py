@@ -194,6 +194,26 @@ def test_what_a_broker_before_still_runs_keeps_a_retired_version() -> None:
     assert b.unloaded == [("m", 1)]
 
 
+@pytest.mark.xfail(strict=True, reason="nobody loads a retired version, and its requests wait")
+@pytest.mark.parametrize("runs", [True, False])
+def test_requests_of_a_retired_version_that_lost_its_last_worker_are_refused(runs: bool) -> None:
+    b = broker((1, True), (2, False))
+    b.ask(*[1] * 4)
+    b.tick()
+    group = b.ask(1, client=b"waits")
+    if not runs:
+        b.finish(b.running[min(b.running)])
+    change(b, (2, True))
+    b.lose(0)
+    b.reap(0, comes_back=True)
+    # The next process loads what is served from now on.
+    b.start_worker(make_report(version=2), slot=0)
+    b.tick(100.0)
+    assert b.answers[group] == ["UNAVAILABLE"]
+    assert b.is_all_answered
+    assert b.unloaded == [("m", 1)]
+
+
 def test_a_version_that_comes_back_before_it_went_stays() -> None:
     b = broker((1, True), (2, False))
     waits = b.ask(*[1] * 4)

@@ -82,11 +82,9 @@ class VirtualBooks:
         self.retired: list[int] = []
         self.unloaded: list[Version] = []
         self.forgotten: list[int] = []
-        # Requests that may have killed a worker, and how many each may have.
-        self.suspects: set[Request] = set()
-        # Batches of them, which must be alone.
+        # Rows that may have killed a worker, and batches of them, which must be alone.
+        self.suspects: set[tuple[RequestGroup, int]] = set()
         self.isolated: set[int] = set()
-        self.deaths: Counter[Request] = Counter()
         self.rows: dict[RequestGroup, list[str]] = {}
         # Requests that were cut because their outputs took too much memory.
         self.cut: set[Request] = set()
@@ -190,31 +188,35 @@ class VirtualBooks:
     def note_end(self, worker_id: int) -> list[Request]:
         """A lost worker's process is gone; the requests that it may have died of."""
         self.lost.pop(worker_id, None)
-        suspects: set[Request] = set()
+        suspects: set[tuple[RequestGroup, int]] = set()
         for batch_id in [id_ for id_, b in self.dying.items() if b.worker_id == worker_id]:
             batch = self.dying.pop(batch_id)
             self.mark(batch.parts, WAITS)
             if batch_id in self.taken_up:
-                suspects |= {(p.group, p.first + i) for p in batch.parts for i in range(p.count)}
+                suspects |= self.rows_in(batch)
         for orphan in [o for o in self.orphans.values() if o.worker_id == worker_id]:
             if not orphan.outcome:
                 suspects |= self._release_claims(orphan)
                 del self.orphans[orphan.execute.batch_id]
-        wanted = [(g, i) for g, i in suspects if g in self.answers and self.answers[g][i] is None]
-        self.suspects.update(wanted)
-        self.deaths.update(wanted)
+        self.suspects |= suspects
+        requests = {(group, self.request_of(group, row)) for group, row in suspects}
+        wanted = [(g, i) for g, i in requests if g in self.answers and self.answers[g][i] is None]
         for batch_id in [id_ for id_, held in self.held.items() if held.worker_id == worker_id]:
             self.unhold(batch_id, "unreaped")
             if batch_id in self.held and not self.held[batch_id].holders & {"replies"}:
                 self.unhold(batch_id, *self.held[batch_id].holders)
         return wanted
 
-    def _release_claims(self, orphan: VirtualOrphan) -> set[Request]:
+    def _release_claims(self, orphan: VirtualOrphan) -> set[tuple[RequestGroup, int]]:
         """The claimed rows of an orphan that came to nothing wait again."""
         rows, orphan.rows = orphan.rows, []
         for group, row in rows:
             self.rows[group][row] = WAITS
-        return {(group, self.request_of(group, row)) for group, row in rows}
+        return set(rows)
+
+    def rows_in(self, batch: Batch) -> set[tuple[RequestGroup, int]]:
+        """The rows of a batch, each by its group's."""
+        return {(p.group, p.row_start + i) for p in batch.parts for i in range(p.rows)}
 
     def note_claims(self, group: RequestGroup) -> None:
         """A message that is sent again: its rows that an orphan has need not run."""
@@ -313,18 +315,11 @@ class VirtualBooks:
         assert others < (model.parameters.num_batch_threads or 1 << 30)
         # One batch ahead, at most.
         assert len(worker.batches) <= worker.concurrent_batches
-        if self._has_suspect(batch):
+        if self.rows_in(batch) & self.suspects:
             assert sum(part.count for part in batch.parts) == 1
             assert not worker.batches
             self.isolated.add(batch.id)
         assert self.isolated.isdisjoint(worker.batches)
-
-    def _has_suspect(self, batch: Batch) -> bool:
-        return any(
-            (part.group, part.first + i) in self.suspects
-            for part in batch.parts
-            for i in range(part.count)
-        )
 
     def _check_part(self, part: Part, batch: Batch) -> None:
         """Whole requests that wait, or rows of one that no batch could hold."""
