@@ -317,4 +317,4 @@ def _nbytes_at_most(lane: Lane) -> int:
 
 
 TestBroker = BrokerMachine.TestCase
-TestBroker.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+TestBroker.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
