@@ -69,6 +69,13 @@ class WorkerReady:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerServed:
+    """A worker was given its first batch."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerRetired:
     """A worker has no batch left, and gets no more."""
 
@@ -133,6 +140,7 @@ Event = (
     | BrokerDrained
     | WorkerReady
     | WorkerRetired
+    | WorkerServed
     | WorkerHung
     | WorkerEnded
     | VersionUnloaded

@@ -29,6 +29,7 @@ from batchyard.pool.events import (
     WorkerHung,
     WorkerReady,
     WorkerRetired,
+    WorkerServed,
 )
 from batchyard.pool.offer import Offer
 from batchyard.pool.restarts import Restarts
@@ -108,6 +109,8 @@ class ServerState:
                 self._do(Stop())
             case WorkerReady(id):
                 self.workers.ready(id, now)
+            case WorkerServed(id):
+                self.workers.served(id)
             case WorkerRetired(id):
                 self.workers.retired(id, now)
             case WorkerHung(id, why):
@@ -159,7 +162,7 @@ class ServerState:
     def _broker_ended(self, death: Death, now: float) -> None:
         self._is_broker_up = False
         since, self._broker_listens_since = self._broker_listens_since, None
-        if self.phase is not Phase.SERVING:
+        if self.phase is Phase.STARTING:
             self._do(Fail(death.exit_code, death.of("broker")))
             return
         self._do(Log("error", "broker_died", {"reason": death.reason}))
