@@ -184,6 +184,8 @@ class BrokerLoop:
         elif kind == control.Kind.MODELS:
             models = [control.ModelSettings(**model) for model in packet[1]]
             self._apply(events.ModelsChanged(served_models(models)))
+        elif kind == control.Kind.PING:
+            self._tell_supervisor([control.Kind.PONG])
         elif kind == control.Kind.DRAIN:
             self._apply(events.DrainStarted())
             self._clients.tell_draining()

@@ -311,8 +311,15 @@ class BrokerState:
     def _settle_orphan(self, orphan: Orphan, now: float) -> Iterable[Action]:
         """A batch of the broker before has ended: what was claimed of it so far is answered."""
         claims, orphan.claims = orphan.claims, []
-        if not claims:
-            return
+        if claims:
+            yield from self._settle_claims(orphan, claims, now)
+        if not orphan.unclaimed_rows:
+            self._orphans.forget(orphan)
+            yield Forget(orphan.id)
+
+    def _settle_claims(
+        self, orphan: Orphan, claims: list[tuple[Part, int]], now: float
+    ) -> Iterable[Action]:
         parts = [part for part, _ in claims]
         if isinstance(orphan.outcome, BatchFailed):
             yield from self._came_to_nothing(parts, now, orphan.outcome.error)

@@ -69,6 +69,11 @@ class WorkerReady:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokerAnswered:
+    """The broker does not hang."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerServed:
     """A worker was given its first batch."""
 
@@ -141,6 +146,7 @@ Event = (
     | WorkerReady
     | WorkerRetired
     | WorkerServed
+    | BrokerAnswered
     | WorkerHung
     | WorkerEnded
     | VersionUnloaded
@@ -197,6 +203,11 @@ class KillWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class KillBroker:
+    """Kill the broker."""
+
+
+@dataclass(frozen=True, slots=True)
 class TellBroker:
     """Send the broker a packet of ``wire.control``."""
 
@@ -238,6 +249,7 @@ Action = (
     | LinkWorker
     | EndWorker
     | KillWorker
+    | KillBroker
     | TellBroker
     | ReportReady
     | Stop

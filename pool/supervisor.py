@@ -137,6 +137,8 @@ class Supervisor:
             for report in packet[2]:
                 self._reports[report["name"], report["version"]] = report
             self._happened(events.WorkerReady(packet[1]))
+        elif kind == Kind.PONG:
+            self._happened(events.BrokerAnswered())
         elif kind == Kind.SERVED:
             self._happened(events.WorkerServed(packet[1]))
         elif kind == Kind.RETIRED:
@@ -195,6 +197,9 @@ class Supervisor:
                 self._link_worker(id, slot, restarts)
             case events.KillWorker(id):
                 self._workers[id].kill()
+            case events.KillBroker():
+                if self._broker is not None:
+                    self._broker.kill()
             case events.EndWorker(id):
                 self._workers[id].link.shut_down()
             case events.ReportReady(endpoints):

@@ -32,6 +32,7 @@ class Kind(IntEnum):
     REAPED = 2  # worker_id, why it ended, whether its slot will have another
     DRAIN = 3
     RETIRE = 4  # worker_id: no more batches for it; RETIRED when it has none
+    PING = 6  # PONG is the answer
     MODELS = 5  # ModelSettings of all that is served from now on, as maps
     # broker -> supervisor
     LISTENING = 11  # endpoints
@@ -40,6 +41,7 @@ class Kind(IntEnum):
     RETIRED = 14  # worker_id
     HUNG = 15  # worker_id, why: it is to be killed
     SERVED = 17  # worker_id: it was given its first batch
+    PONG = 18
     UNLOADED = 16  # name, version: a version that MODELS left out is gone from all workers
     # child -> supervisor
     FAILED = 21  # exit code, message, [model, version] or nil: why the child exits
