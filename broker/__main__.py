@@ -13,7 +13,7 @@ from batchyard.broker.local_front import LocalFront
 from batchyard.broker.loop import BrokerLoop
 from batchyard.broker.settings import served_models
 from batchyard.broker.state import BrokerState
-from batchyard.wire import control, log
+from batchyard.wire import control, log, work
 from batchyard.wire.arena import Mapping
 from batchyard.wire.control import BrokerSettings
 from batchyard.wire.errors import ConfigurationError
@@ -41,6 +41,9 @@ def _serve(supervisor: Link) -> int:
     os.close(arena_fd)
     catalog = Catalog(arena.nbytes)
     catalog.update(served_models(settings.models))
+    for report in work.model_reports(settings.reports):
+        if (report.name, report.version) in catalog.models:
+            catalog.learn(report)
     front = Front(settings.max_message_nbytes)
     epoll = select.epoll()
     local_front = LocalFront(epoll, settings.region_nbytes, settings.regions_max)

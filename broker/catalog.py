@@ -172,8 +172,8 @@ class Catalog:
         """A retired version that nothing waits for any more."""
         del self.models[model.name, model.version]
 
-    def worker_ready(self, worker_id: int, report: ModelReport) -> None:
-        """A worker serves a version that is known here from now on."""
+    def learn(self, report: ModelReport) -> None:
+        """What a worker said of a version that is known here, though none may serve it now."""
         model = self.models[report.name, report.version]
         for signature in report.signatures:
             spec = signature.spec
@@ -185,6 +185,11 @@ class Catalog:
         # A variable may take an input's memory for its own.
         if report.stateful or not report.bears_changing_inputs:
             model.reads_in_place = False
+
+    def worker_ready(self, worker_id: int, report: ModelReport) -> None:
+        """A worker serves a version that is known here from now on."""
+        self.learn(report)
+        model = self.models[report.name, report.version]
         # At the end: a stateful model keeps to the worker that it is on.
         model.workers.append(worker_id)
         model.is_abandoned = False

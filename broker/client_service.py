@@ -17,7 +17,12 @@ from batchyard.broker.poller import Poller
 from batchyard.broker.queue import Region
 from batchyard.broker.state import BrokerState
 from batchyard.wire import log, protocol
-from batchyard.wire.errors import BatchyardError, InvalidArgument, ResourceExhausted
+from batchyard.wire.errors import (
+    BatchyardError,
+    InvalidArgument,
+    ResourceExhausted,
+    shortened,
+)
 from batchyard.wire.local import LocalClosed
 from batchyard.wire.protocol import MessageType
 from batchyard.wire.tensors import Buffer
@@ -124,7 +129,7 @@ class ClientService:
             names_id = type_ in (MessageType.PREDICT, MessageType.QUERY)
             message_id = protocol.message_id_of(body) if names_id else None
             if type_ is MessageType.QUERY and message_id is not None:
-                reply = [message_id, error.number, error.message, None]
+                reply = [message_id, error.number, shortened(error.message), None]
                 self._delivery.send(client, protocol.encode(MessageType.ANSWER, reply), [])
             else:
                 segments = [] if message_id is None else [(message_id, 0, 0)]

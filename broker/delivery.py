@@ -19,7 +19,7 @@ from batchyard.broker.local_front import LocalFront
 from batchyard.broker.replies import Output, Reply, failures, replies
 from batchyard.wire import log
 from batchyard.wire.blocks import BlockAllocator
-from batchyard.wire.errors import BatchyardError, ResourceExhausted
+from batchyard.wire.errors import BatchyardError, Internal, ResourceExhausted
 from batchyard.wire.protocol import LARGE_FRAME_NBYTES, encode_error
 from batchyard.wire.tensors import Buffer
 
@@ -66,7 +66,8 @@ class Delivery:
         batch_id = deliver.batch.id
         try:
             messages = list(replies(deliver, self.outputs[batch_id]))
-        except (BatchyardError, MemoryError) as error:
+        except Exception as error:
+            # Whatever a model made of its outputs must not end the broker.
             messages = list(failures(deliver, as_typed(error)))
         for reply in messages:
             if self._local_front.knows(reply.client):
@@ -146,8 +147,11 @@ class Delivery:
         self._poll_s = _FIRST_POLL_S if settled else min(2 * self._poll_s, _LAST_POLL_S)
 
 
-def as_typed(error: BatchyardError | MemoryError) -> BatchyardError:
+def as_typed(error: Exception) -> BatchyardError:
     """What clients are told."""
     if isinstance(error, BatchyardError):
         return error
-    return ResourceExhausted("the broker has no memory left for this")
+    if isinstance(error, MemoryError):
+        return ResourceExhausted("the broker has no memory left for this")
+    log.error("answer_not_made", reason=f"{type(error).__name__}: {error}")
+    return Internal(f"the outputs cannot be given back: {type(error).__name__}: {error}")

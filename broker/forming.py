@@ -3,7 +3,7 @@ have room."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import count
 
 from batchyard.broker.events import WORKER, Action, Batch, Dispatch
@@ -26,8 +26,9 @@ class Forming:
         allocator: BlockAllocator,
         workers: dict[int, WorkerState],
         batches: dict[int, Batch],
+        coming_back: Collection[int],
     ) -> None:
-        self.scheduler = Scheduler(ledger.waiting, workers)
+        self.scheduler = Scheduler(ledger.waiting, workers, coming_back)
         self.watchdog = Watchdog()
         self._ledger = ledger
         self._allocator = allocator

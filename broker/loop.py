@@ -34,6 +34,9 @@ _TIME_PASSED = events.TimePassed()
 # than clients look for the server: one worker that stands still must not cost them their requests.
 _SILENCE_MAX_S = 2.0
 _SILENCE_LOOK_S = 0.1
+# How long the clients of a broker that died may take to send again what it had accepted, before
+# one that drains has nothing to wait for.
+_COME_BACK_S = 1.0
 
 
 class BrokerLoop:
@@ -75,9 +78,10 @@ class BrokerLoop:
         )
         self._idle_turns = 0
         self._running = True
-        # Until it is known what workers of a broker before this one still run for them, and what
-        # models take.
-        self._clients.is_open = not is_restarted
+        # Until it is known what workers of a broker before this one still run for them.
+        self._clients.is_open = not state.awaited
+        # When their clients have had time to come back.
+        self._settled_at = self.started_at + _COME_BACK_S if is_restarted else self.started_at
 
     @property
     def workers(self) -> dict[int, WorkerLink]:
@@ -121,7 +125,9 @@ class BrokerLoop:
         Replies that are on their way have the socket's linger time to be read, and clients that
         go on sending are not waited for.
         """
-        if not (self.state.draining and self.state.is_idle):
+        if not (self.state.draining and self.state.is_idle and self._clients.is_open):
+            return False
+        if time.monotonic() < self._settled_at:
             return False
         self._idle_turns += 1
         return not self._front.has_input() or self._idle_turns > _DRAIN_TURNS
@@ -137,15 +143,19 @@ class BrokerLoop:
             return self._poller.wait(_SILENCE_LOOK_S)
         if self._front.has_input():
             return self._poller.wait(0)
-        timeout = self.state.next_wakeup() - time.monotonic()
+        now = time.monotonic()
+        timeout = self.state.next_wakeup() - now
+        if self.state.draining and self._settled_at > now:
+            timeout = min(timeout, self._settled_at - now)
         if self.delivery.poll_s is not None:
             timeout = min(timeout, self.delivery.poll_s)
         return self._poller.wait(timeout)
 
     def _resume(self) -> None:
-        """Lets clients in once all workers have told, and one of them what models take."""
-        if not self.state.awaited and self.state.workers:
+        """Lets clients in once all workers have told."""
+        if not self.state.awaited:
             self._clients.is_open = True
+            self._settled_at = time.monotonic() + _COME_BACK_S
         elif time.monotonic() > self.started_at + _SILENCE_MAX_S:
             for worker_id in self.state.awaited & set(self.workers):
                 if self.workers[worker_id].state != "FAILED":
@@ -174,6 +184,8 @@ class BrokerLoop:
         elif kind == control.Kind.MODELS:
             models = [control.ModelSettings(**model) for model in packet[1]]
             self._apply(events.ModelsChanged(served_models(models)))
+        elif kind == control.Kind.PING:
+            self._tell_supervisor([control.Kind.PONG])
         elif kind == control.Kind.DRAIN:
             self._apply(events.DrainStarted())
             self._clients.tell_draining()

@@ -9,7 +9,7 @@ from itertools import islice
 from batchyard.broker.events import Batch, Deliver
 from batchyard.broker.queue import Part, SplitRequest
 from batchyard.wire import dtypes
-from batchyard.wire.errors import BatchyardError, InvalidArgument
+from batchyard.wire.errors import BatchyardError, Internal
 from batchyard.wire.protocol import (
     OutputHeader,
     Result,
@@ -85,7 +85,7 @@ def replies(deliver: Deliver, outputs: list[Output]) -> Iterator[Reply]:
     for client, placed in in_regions.items():
         segments = _segments(placed)
         yield Reply(client, segments, _written_header(deliver, segments, placed, outputs), [])
-    error = _objection(deliver, outputs)
+    error = objection(batch, outputs)
     version = batch.lane.model.version
     for client, placed in by_client.items():
         segments = _segments(placed)
@@ -143,15 +143,15 @@ def _written_header(
     return encode_result(Result(segments, version, headers, True, queued_rows))
 
 
-def _objection(deliver: Deliver, outputs: list[Output]) -> BatchyardError | None:
+def objection(batch: Batch, outputs: list[Output]) -> BatchyardError | None:
     """Why outputs cannot be given back by rows, if they cannot."""
-    lane = deliver.batch.lane
-    rows = deliver.batch.layout.padded_rows
-    if not lane.signature.batched or deliver.batch.alone:
+    lane = batch.lane
+    rows = batch.layout.padded_rows
+    if not lane.signature.batched or batch.alone:
         return None
     for output in outputs:
         if not output.shape or output.shape[0] != rows:
-            return InvalidArgument(
+            return Internal(
                 f"model {lane.model.name!r} signature {lane.signature.name!r}: output "
                 f"{output.name!r} has shape {output.shape} for a batch of {rows} rows, so it "
                 "cannot be given back row by row; set enable_batching = false for this model"
@@ -218,7 +218,7 @@ def _piece_replies(
         split = part.group.split[part.first]
         if split.failed:
             continue
-        error = _objection(deliver, outputs) or _differs(deliver, split, outputs)
+        error = objection(deliver.batch, outputs) or _differs(deliver, split, outputs)
         if error is not None:
             split.failed = True
             segment = (part.group.message_id, part.first, 1)
@@ -236,15 +236,20 @@ def _piece_replies(
 def _differs(deliver: Deliver, split: SplitRequest, outputs: list[Output]) -> BatchyardError | None:
     """Why a piece does not fit those that are kept, which fit each other."""
     for headers, _ in islice(split.pieces.values(), 1):
-        for (name, _, shape), output in zip(headers, outputs, strict=True):
-            if shape[1:] != output.shape[1:]:
-                lane = deliver.batch.lane
-                return InvalidArgument(
-                    f"model {lane.model.name!r} signature {lane.signature.name!r}: the request "
-                    f"was split over batches and output {name!r} has rows of shape {shape[1:]} in "
-                    f"one and {output.shape[1:]} in another; send at most {lane.max_rows} rows"
-                )
+        before = [(name, dtype, shape[1:]) for name, dtype, shape in headers]
+        now = [(output.name, output.dtype, output.shape[1:]) for output in outputs]
+        if before != now:
+            lane = deliver.batch.lane
+            return Internal(
+                f"model {lane.model.name!r} signature {lane.signature.name!r}: the request was "
+                f"split over batches, and the rows of one have {_listed(before)}, of another "
+                f"{_listed(now)}; send at most {lane.max_rows} rows"
+            )
     return None
+
+
+def _listed(outputs: list[tuple[str, str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{name!r} {dtype} {shape}" for name, dtype, shape in outputs) or "no output"
 
 
 def _assemble(part: Part, version: int) -> Reply:

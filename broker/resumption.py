@@ -33,6 +33,8 @@ class Orphan:
     claims: list[tuple[Part, int]] = field(default_factory=list)
     outcome: Outcome | None = None
     expires_at: float = NEVER
+    # Rows that a client may come for.
+    unclaimed_rows: int = 0
 
     @property
     def id(self) -> int:
@@ -97,6 +99,7 @@ class Orphans:
             if not execute.replies and message_id >= UNIQUE_ID_MIN:
                 place = _Rows(orphan, first, count, row_start, rows, row)
                 self._by_message.setdefault(message_id, []).append(place)
+                orphan.unclaimed_rows += rows
             row += rows
 
     def keep(self, worker_id: int, batch_id: int, offset: int, nbytes: int) -> None:
@@ -121,6 +124,7 @@ class Orphans:
         """The rows of a message that need not run, with the orphans that have them."""
         claimed = []
         for place in self._by_message.pop(group.message_id, ()):
+            place.orphan.unclaimed_rows -= place.rows
             execute, model = place.orphan.execute, group.lane.model
             same = (execute.model, execute.version, execute.signature)
             if place.orphan.id not in self._all or same != (

@@ -5,7 +5,7 @@ Applies ``broker.policy`` to the lanes that hold something and to the workers th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from batchyard.broker import policy
@@ -40,9 +40,16 @@ class WorkerState:
 class Scheduler:
     """Looks at ``waiting`` lanes and ``workers``, which belong to the state machine."""
 
-    def __init__(self, waiting: Mapping[Lane, None], workers: Mapping[int, WorkerState]) -> None:
+    def __init__(
+        self,
+        waiting: Mapping[Lane, None],
+        workers: Mapping[int, WorkerState],
+        coming_back: Collection[int],
+    ) -> None:
+        """``coming_back`` are the slots that have no worker, and will have one."""
         self._waiting = waiting
         self._workers = workers
+        self._coming_back = coming_back
         # When the most urgent batch found no room in the arena, if it did when it was last tried.
         # For what was ripe then only a block that comes back, or a change of what waits, can
         # help, and neither needs a clock.
@@ -110,10 +117,13 @@ class Scheduler:
         return policy.choose_worker(lane, [w for w in self._serving(lane) if not w.set_apart])
 
     def worker_for_suspect(self, lane: Lane) -> WorkerState | None:
-        """The worker that is set apart for suspects, when it has nothing else; None meanwhile."""
+        """The worker that is set apart for suspects, when it has nothing else; None meanwhile.
+
+        The last one that serves is not risked while another is on its way.
+        """
         serving = self._serving(lane)
         apart = [worker for worker in serving if worker.set_apart]
-        if serving and not apart:
+        if serving and not apart and not (len(serving) == 1 and self._coming_back):
             apart = [min(serving, key=lambda worker: worker.in_flight)]
             apart[0].set_apart = True
         return next((worker for worker in apart if not worker.in_flight), None)

@@ -62,11 +62,13 @@ class BrokerState:
         self.batches: dict[int, Batch] = {}
         self.draining = False
         self._ledger = Ledger(queue_nbytes_max, in_flight_max)
-        self._forming = Forming(self._ledger, self.allocator, self.workers, self.batches)
         self._orphans = Orphans(self.allocator)
         # Lost workers that are not reaped, and slots whose next worker is not ready.
         self._lost: dict[int, WorkerState] = {}
         self._coming_back: set[int] = set()
+        self._forming = Forming(
+            self._ledger, self.allocator, self.workers, self.batches, self._coming_back
+        )
         self._retired: list[ServedModel] = []
         self._handlers: dict[type[Any], Callable[[Any, float], Iterable[Action]]] = {
             events.RequestsArrived: self._requests_arrived,
@@ -126,8 +128,8 @@ class BrokerState:
 
     @property
     def is_idle(self) -> bool:
-        """Whether every request that arrived is answered."""
-        return not self._ledger.groups
+        """Whether every request that arrived, here or at a broker before, is answered."""
+        return not (self._ledger.groups or self._orphans)
 
     @property
     def groups(self) -> Mapping[tuple[bytes, int], RequestGroup]:
@@ -145,7 +147,7 @@ class BrokerState:
         fitting = group.lane.fitting(group, running_rows)
         error = (
             Unavailable("the server is shutting down")
-            if self.draining
+            if self.draining and not event.resent
             else self._ledger.objection(group, fitting)
         )
         if error is not None:
@@ -309,8 +311,15 @@ class BrokerState:
     def _settle_orphan(self, orphan: Orphan, now: float) -> Iterable[Action]:
         """A batch of the broker before has ended: what was claimed of it so far is answered."""
         claims, orphan.claims = orphan.claims, []
-        if not claims:
-            return
+        if claims:
+            yield from self._settle_claims(orphan, claims, now)
+        if not orphan.unclaimed_rows:
+            self._orphans.forget(orphan)
+            yield Forget(orphan.id)
+
+    def _settle_claims(
+        self, orphan: Orphan, claims: list[tuple[Part, int]], now: float
+    ) -> Iterable[Action]:
         parts = [part for part, _ in claims]
         if isinstance(orphan.outcome, BatchFailed):
             yield from self._came_to_nothing(parts, now, orphan.outcome.error)
@@ -349,7 +358,7 @@ class BrokerState:
             return
         self._lost[worker_id] = worker
         self._orphans.worker_lost(worker_id)
-        self._coming_back.add(worker.slot)
+        self._expect(worker.slot)
         for batch in worker.batches.values():
             batch.holders.discard(WORKER)
             batch.holders.add(UNREAPED)
@@ -362,7 +371,7 @@ class BrokerState:
         self._lose(event.worker_id)
         self.awaited.discard(event.worker_id)
         if event.comes_back:
-            self._coming_back.add(event.slot)
+            self._expect(event.slot)
         else:
             self._coming_back.discard(event.slot)
         worker = self._lost.pop(event.worker_id, None)
@@ -391,6 +400,11 @@ class BrokerState:
         self._ledger.joined_queue(wanted)
         yield from self._ledger.left_worker(batch.parts)
         yield from self._ledger.expire(now, batch.lane)
+
+    def _expect(self, slot: int) -> None:
+        """A slot will have another worker, unless it has one already."""
+        if all(worker.slot != slot for worker in self.workers.values()):
+            self._coming_back.add(slot)
 
     def _orphans_died(self, event: events.WorkerReaped, now: float) -> Iterable[Action]:
         for orphan in self._orphans.of_worker(event.worker_id):

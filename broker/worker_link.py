@@ -28,6 +28,8 @@ class WorkerLink:
     epoll: select.epoll
     restarts: int = 0
     state: str = "STARTING"
+    # Whether the supervisor was told that it is given batches.
+    serves: bool = False
     unsent: deque[tuple[list[Any], list[int]]] = field(default_factory=deque)
     regions: set[int] = field(default_factory=set)
 

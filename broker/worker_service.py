@@ -14,7 +14,7 @@ from batchyard.broker.delivery import Delivery, as_typed
 from batchyard.broker.gather import gather
 from batchyard.broker.local_front import LocalFront
 from batchyard.broker.poller import Poller
-from batchyard.broker.replies import Output, reply_places
+from batchyard.broker.replies import Output, objection, reply_places
 from batchyard.broker.state import BrokerState
 from batchyard.broker.worker_link import WorkerLink
 from batchyard.wire import control, work
@@ -128,7 +128,7 @@ class WorkerService:
             self._apply(
                 events.WorkerReady(worker.id, worker.concurrent_batches, ready, worker.slot)
             )
-            self._tell_supervisor([control.Kind.READY, worker.id])
+            self._tell_supervisor([control.Kind.READY, worker.id, packet[2]])
 
     def _batch_done(self, done: work.Done, fds: list[int]) -> None:
         memory = self._arena.memory
@@ -152,6 +152,18 @@ class WorkerService:
             Output(name, dtype, tuple(shape), memory[offset or 0 : (offset or 0) + nbytes])
             for name, dtype, shape, offset, nbytes in done.outputs
         ]
+        batch = self._state.batches.get(done.batch_id)
+        wrong = None if batch is None else objection(batch, outputs)
+        if wrong is not None:
+            self._apply(events.BatchFailed(done.batch_id, wrong, done.kept))
+        else:
+            self._finished(done, outputs)
+        if overflow is not None:
+            # Unmapped when the last reply that reads it has gone out.
+            del outputs, memory
+            overflow.close()
+
+    def _finished(self, done: work.Done, outputs: list[Output]) -> None:
         output_nbytes = sum(output[4] for output in done.outputs)
         if self._state.is_resumed(done.batch_id):
             # They wait for their clients, and the block must not.
@@ -161,10 +173,6 @@ class WorkerService:
         self._apply(finished)
         if not self._state.is_resumed(done.batch_id):
             self._delivery.outputs.pop(done.batch_id, None)
-        if overflow is not None:
-            # Unmapped when the last reply that reads it has gone out.
-            del outputs, memory
-            overflow.close()
 
     def _lose(self, worker: WorkerLink) -> None:
         if self._close_link(worker):
@@ -224,6 +232,10 @@ class WorkerService:
             for part in batch.parts:
                 if part.group.region is not None:
                     self._local_front.attach(worker, part.group.client)
+            if not worker.serves:
+                # Before: it may die of it.
+                worker.serves = True
+                self._tell_supervisor([control.Kind.SERVED, worker.id])
             worker.send(execute.to_wire(), [])
         except OSError as error:
             full = ResourceExhausted(f"the broker has no descriptor left for this: {error}")

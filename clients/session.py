@@ -378,7 +378,7 @@ class Session:
         if self.relay is not None:
             self.relay.changed(self)
         self.hand_over()
-        if self.is_draining or not self._reconnect_timeout_s:
+        if not self._reconnect_timeout_s:
             self._refuse_all(CONNECTION_LOST)
         elif was_up:
             self._awaited_until = now + self._reconnect_timeout_s

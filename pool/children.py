@@ -60,6 +60,7 @@ class Child:
 
     def reap(self) -> int:
         """Waits for the end of a process that is ending; its exit code, negative for a signal."""
+        self._kill_group()
         code = self._process.wait()
         if self.sentinel >= 0:
             os.close(self.sentinel)
@@ -70,7 +71,13 @@ class Child:
     def kill(self) -> None:
         """Ends it now, whatever it is doing."""
         if self._process.returncode is None:
-            self._process.send_signal(signal.SIGKILL)
+            self._kill_group()
+
+    def _kill_group(self) -> None:
+        """Ends it, and what a model forked: that has the arena mapped, and would stay for ever."""
+        # Until the process is waited for, nobody else can have its number.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def describe_exit(code: int) -> str:

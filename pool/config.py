@@ -332,7 +332,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigurationError(f"{path}: not TOML: {error}") from error
     except RecursionError:
         raise ConfigurationError(f"{path}: not TOML: it is nested too deeply") from None

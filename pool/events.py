@@ -69,6 +69,18 @@ class WorkerReady:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokerAnswered:
+    """The broker does not hang."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerServed:
+    """A worker was given its first batch."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerRetired:
     """A worker has no batch left, and gets no more."""
 
@@ -133,6 +145,8 @@ Event = (
     | BrokerDrained
     | WorkerReady
     | WorkerRetired
+    | WorkerServed
+    | BrokerAnswered
     | WorkerHung
     | WorkerEnded
     | VersionUnloaded
@@ -189,6 +203,11 @@ class KillWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class KillBroker:
+    """Kill the broker."""
+
+
+@dataclass(frozen=True, slots=True)
 class TellBroker:
     """Send the broker a packet of ``wire.control``."""
 
@@ -230,6 +249,7 @@ Action = (
     | LinkWorker
     | EndWorker
     | KillWorker
+    | KillBroker
     | TellBroker
     | ReportReady
     | Stop

@@ -28,8 +28,8 @@ class Process:
     """A worker's process, from its start until it is reaped.
 
     ``found`` are the versions that were there when it was started. ``tries_target``: it loads all
-    that is to be served, though it may not load. ``is_linked``: the broker that runs now has said
-    that it is ready.
+    that is to be served, though it may not load. ``has_served``: it was given batches.
+    ``is_linked``: the broker that runs now has said that it is ready.
     """
 
     id: int
@@ -38,6 +38,7 @@ class Process:
     tries_target: bool = False
     stage: Stage = Stage.LOADING
     ready_at: float | None = None
+    has_served: bool = False
     is_linked: bool = False
     kill_at: float = math.inf
     # Why it was killed, if we did.

@@ -8,6 +8,7 @@ from enum import Enum
 from batchyard.pool.config import Config
 from batchyard.pool.events import (
     Action,
+    BrokerAnswered,
     BrokerDrained,
     BrokerEnded,
     BrokerListening,
@@ -16,6 +17,7 @@ from batchyard.pool.events import (
     Death,
     Event,
     Fail,
+    KillBroker,
     Log,
     ReportReady,
     StartBroker,
@@ -29,8 +31,10 @@ from batchyard.pool.events import (
     WorkerHung,
     WorkerReady,
     WorkerRetired,
+    WorkerServed,
 )
 from batchyard.pool.offer import Offer
+from batchyard.pool.pulse import PAUSE_S, UNANSWERED_MAX, Pulse
 from batchyard.pool.restarts import Restarts
 from batchyard.pool.versions import Found
 from batchyard.pool.workers import Workers
@@ -66,6 +70,7 @@ class ServerState:
         self._broker_start_at = _NEVER
         self._broker_listens_since: float | None = None
         self._broker_deaths = Restarts()
+        self._pulse = Pulse()
         self._drain_by = _NEVER
         # What came while the server started.
         self._waiting: list[Event] = []
@@ -80,7 +85,7 @@ class ServerState:
     def next_deadline(self) -> float:
         """When TimePassed is to come at the latest."""
         workers = self.workers.next_deadline() if self._is_broker_up else _NEVER
-        return min(workers, self._broker_start_at, self._drain_by)
+        return min(workers, self._broker_start_at, self._pulse.ask_at, self._drain_by)
 
     def _do(self, action: Action) -> None:
         if self.phase is Phase.STOPPED:
@@ -102,12 +107,17 @@ class ServerState:
                     self._do(Log("info", "broker_restarted", {}))
                 self.endpoints = endpoints
                 self._broker_listens_since = now
+                self._pulse.begin(now)
+            case BrokerAnswered():
+                self._pulse.answered()
             case BrokerEnded(death):
                 self._broker_ended(death, now)
             case BrokerDrained():
                 self._do(Stop())
             case WorkerReady(id):
                 self.workers.ready(id, now)
+            case WorkerServed(id):
+                self.workers.served(id)
             case WorkerRetired(id):
                 self.workers.retired(id, now)
             case WorkerHung(id, why):
@@ -134,6 +144,8 @@ class ServerState:
             return
         if now >= self._broker_start_at:
             self._start_broker()
+        if now >= self._pulse.ask_at:
+            self._ask_broker(now)
         if self._is_broker_up:
             self.workers.advance(now)
 
@@ -156,10 +168,20 @@ class ServerState:
         if self.phase is Phase.DRAINING:
             self._do(TellBroker([Kind.DRAIN]))
 
+    def _ask_broker(self, now: float) -> None:
+        if self._pulse.ask(now):
+            self._do(TellBroker([Kind.PING]))
+            return
+        self._pulse.end()
+        reason = f"it did not answer for {PAUSE_S * UNANSWERED_MAX:g} s"
+        self._do(Log("error", "broker_hung", {"reason": reason}))
+        self._do(KillBroker())
+
     def _broker_ended(self, death: Death, now: float) -> None:
         self._is_broker_up = False
+        self._pulse.end()
         since, self._broker_listens_since = self._broker_listens_since, None
-        if self.phase is not Phase.SERVING:
+        if self.phase is Phase.STARTING:
             self._do(Fail(death.exit_code, death.of("broker")))
             return
         self._do(Log("error", "broker_died", {"reason": death.reason}))

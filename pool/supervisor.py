@@ -67,6 +67,9 @@ class Supervisor:
         self._arena = -1
         self._broker: Child | None = None
         self._workers: dict[int, Child] = {}
+        # What workers said of the versions that they loaded: a broker that is started anew has to
+        # know before they are back.
+        self._reports: dict[tuple[str, int], dict[str, Any]] = {}
         # What a child said of why it ends, before it ended.
         self._told: dict[Child, events.Death] = {}
         self._events: deque[events.Event] = deque()
@@ -131,12 +134,19 @@ class Supervisor:
         elif kind == Kind.LISTENING:
             self._happened(events.BrokerListening(packet[1]))
         elif kind == Kind.READY:
+            for report in packet[2]:
+                self._reports[report["name"], report["version"]] = report
             self._happened(events.WorkerReady(packet[1]))
+        elif kind == Kind.PONG:
+            self._happened(events.BrokerAnswered())
+        elif kind == Kind.SERVED:
+            self._happened(events.WorkerServed(packet[1]))
         elif kind == Kind.RETIRED:
             self._happened(events.WorkerRetired(packet[1]))
         elif kind == Kind.HUNG:
             self._happened(events.WorkerHung(packet[1], packet[2]))
         elif kind == Kind.UNLOADED:
+            self._reports.pop((packet[1], packet[2]), None)
             self._happened(events.VersionUnloaded((packet[1], packet[2])))
         elif kind == Kind.DRAINED:
             self._happened(events.BrokerDrained())
@@ -153,6 +163,8 @@ class Supervisor:
             self._selector.unregister(child.link.fileno())
         self._selector.unregister(child.sentinel)
         code = child.reap()
+        if id is not None:
+            self._hear_broker_out()
         death = self._told.pop(child, events.Death(describe_exit(code)))
         if id is None:
             self._broker = None
@@ -160,6 +172,16 @@ class Supervisor:
         else:
             del self._workers[id]
             self._happened(events.WorkerEnded(id, death))
+
+    def _hear_broker_out(self) -> None:
+        """What the broker said of a worker counts before its end."""
+        broker = self._broker
+        while (
+            broker is not None
+            and broker.link.fileno() in self._selector.get_map()
+            and select.select([broker.link], [], [], 0)[0]
+        ):
+            self._heard(broker, None)
 
     # Actions
 
@@ -175,6 +197,9 @@ class Supervisor:
                 self._link_worker(id, slot, restarts)
             case events.KillWorker(id):
                 self._workers[id].kill()
+            case events.KillBroker():
+                if self._broker is not None:
+                    self._broker.kill()
             case events.EndWorker(id):
                 self._workers[id].link.shut_down()
             case events.ReportReady(endpoints):
@@ -194,6 +219,7 @@ class Supervisor:
             models=action.models,
             awaited=action.awaited,
             is_restarted=bool(action.endpoints),
+            reports=list(self._reports.values()),
         )
         try:
             broker = Child("broker", "batchyard.broker", settings.to_wire(), [self._arena])

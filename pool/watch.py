@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from batchyard.pool.config import Config, Model
 from batchyard.pool.events import ConfigurationRead, ConfigurationRefused, Event, VersionsFound
 from batchyard.pool.versions import Found, Version, find_all, find_versions, settled
+from batchyard.wire import log
 from batchyard.wire.errors import ConfigurationError
 
 
@@ -70,14 +71,19 @@ class Watch:
                     return
                 self._read_again()
             except queue.Empty:
-                self._look()
+                try:
+                    self._look()
+                except Exception as error:
+                    log.error("folders_not_read", reason=f"{type(error).__name__}: {error}")
 
     def _read_again(self) -> None:
         try:
             config = self._reload()
             found = find_all(config.models)
-        except (ConfigurationError, OSError) as error:
-            self._tell(ConfigurationRefused(str(error)))
+        except Exception as error:
+            # Also of what nobody foresaw: the next one may be better.
+            name = "" if isinstance(error, ConfigurationError) else f"{type(error).__name__}: "
+            self._tell(ConfigurationRefused(f"{name}{error}"))
             return
         self._config = config
         self._seen = self._told = found

@@ -69,6 +69,12 @@ class Workers:
         if old is not None:
             self._retire(slot, old)
 
+    def served(self, id: int) -> None:
+        """A process was given its first batch."""
+        _, process = self._find(id)
+        if process is not None:
+            process.has_served = True
+
     def retired(self, id: int, now: float) -> None:
         """A process has no batches left."""
         _, process = self._find(id)
@@ -276,7 +282,8 @@ class Workers:
     def _died(self, slot: Slot, process: Process, death: Death, reason: str, now: float) -> None:
         self._log_death(slot, process, reason)
         lived_s = None if process.ready_at is None else now - process.ready_at
-        pause_s = slot.deaths.pause_after(lived_s, death.exit_code if death.was_told else 0)
+        told_code = death.exit_code if death.was_told else 0
+        pause_s = slot.deaths.pause_after(lived_s, told_code, process.has_served)
         slot.restarts += 1
         if slot.current is not None or slot.successor is not None:
             return

@@ -32,13 +32,16 @@ class Kind(IntEnum):
     REAPED = 2  # worker_id, why it ended, whether its slot will have another
     DRAIN = 3
     RETIRE = 4  # worker_id: no more batches for it; RETIRED when it has none
+    PING = 6  # PONG is the answer
     MODELS = 5  # ModelSettings of all that is served from now on, as maps
     # broker -> supervisor
     LISTENING = 11  # endpoints
-    READY = 12  # worker_id
+    READY = 12  # worker_id, what it said of its models (see ``work.Ready``)
     DRAINED = 13
     RETIRED = 14  # worker_id
     HUNG = 15  # worker_id, why: it is to be killed
+    SERVED = 17  # worker_id: it was given its first batch
+    PONG = 18
     UNLOADED = 16  # name, version: a version that MODELS left out is gone from all workers
     # child -> supervisor
     FAILED = 21  # exit code, message, [model, version] or nil: why the child exits
@@ -73,7 +76,8 @@ class BrokerSettings:
     ``in_flight_max`` bounds the unanswered requests of one client.
     ``awaited`` are the ids of workers that served a broker before this one: no block is handed
     out before each of them said which it still uses, or is gone. ``is_restarted``: clients of that
-    broker are about to come back, and wait for the first worker that is ready.
+    broker are about to come back. ``reports`` is what its workers said of their models, as in
+    ``work.Ready``: requests for them can be taken before a worker is ready again.
     """
 
     bind: list[str]
@@ -86,6 +90,7 @@ class BrokerSettings:
     models: list[ModelSettings]
     awaited: list[int] = field(default_factory=list)
     is_restarted: bool = False
+    reports: list[dict[str, Any]] = field(default_factory=list)
 
     def to_wire(self) -> dict[str, Any]:
         """A map of plain values."""

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+# Characters of a message that travel.
+MESSAGE_MAX = 4000
+
 
 class BatchyardError(Exception):
     """An answer that is not outputs.
@@ -147,6 +150,13 @@ BY_NUMBER: dict[int, type[BatchyardError]] = {cls.number: cls for cls in _CLASSE
 def from_wire(number: int, message: str) -> BatchyardError:
     """The error for a code that came over the wire; ``Unknown`` for a number not in the tree."""
     return BY_NUMBER.get(number, Unknown)(message)
+
+
+def shortened(message: str) -> str:
+    """A message that is no longer than people read. Models quote whole tensors."""
+    if len(message) <= MESSAGE_MAX:
+        return message
+    return f"{message[:MESSAGE_MAX]} … ({len(message) - MESSAGE_MAX} characters more)"
 
 
 class ConfigurationError(Exception):

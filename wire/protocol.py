@@ -17,7 +17,7 @@ import msgpack
 
 from batchyard.wire import dtypes
 from batchyard.wire.arena import align
-from batchyard.wire.errors import BatchyardError, InvalidArgument, Unimplemented
+from batchyard.wire.errors import BatchyardError, InvalidArgument, Unimplemented, shortened
 from batchyard.wire.tensors import LARGE_NBYTES, Buffer
 
 MAGIC = b"BY"
@@ -339,7 +339,7 @@ def decode_result(body: list[Any]) -> Result:
 
 def encode_error(segments: Sequence[Segment], error: BatchyardError) -> bytes:
     """The header of an ERROR message; no segments blame the connection."""
-    return encode(MessageType.ERROR, (segments, error.number, error.message))
+    return encode(MessageType.ERROR, (segments, error.number, shortened(error.message)))
 
 
 def decode_error(body: list[Any]) -> Failure:

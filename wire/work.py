@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from batchyard.wire.errors import shortened
 from batchyard.wire.signatures import SignatureSpec
 
 
@@ -89,24 +90,26 @@ class Ready:
     def from_wire(cls, packet: list[Any]) -> Ready:
         """The message in a READY packet."""
         _, device, models = packet
-        return cls(
-            device,
-            tuple(
-                ModelReport(
-                    name=model["name"],
-                    version=model["version"],
-                    stateful=model["stateful"],
-                    bears_changing_inputs=model["bears_changing_inputs"],
-                    load_s=model["load_s"],
-                    warmup_s=model["warmup_s"],
-                    signatures=tuple(
-                        SignatureReport(SignatureSpec.from_wire(spec), nbytes)
-                        for spec, nbytes in model["signatures"]
-                    ),
-                )
-                for model in models
+        return cls(device, model_reports(models))
+
+
+def model_reports(models: list[dict[str, Any]]) -> tuple[ModelReport, ...]:
+    """The reports in the third element of a READY packet."""
+    return tuple(
+        ModelReport(
+            name=model["name"],
+            version=model["version"],
+            stateful=model["stateful"],
+            bears_changing_inputs=model["bears_changing_inputs"],
+            load_s=model["load_s"],
+            warmup_s=model["warmup_s"],
+            signatures=tuple(
+                SignatureReport(SignatureSpec.from_wire(spec), nbytes)
+                for spec, nbytes in model["signatures"]
             ),
         )
+        for model in models
+    )
 
 
 # (name, dtype, shape, memory, offset, nbytes) of an input.
@@ -223,8 +226,8 @@ class Failed:
 
     def to_wire(self) -> list[Any]:
         """The packet."""
-        # Whatever a model put into it, it must be text that can be sent.
-        message = self.message.encode(errors="replace").decode()
+        # Whatever a model put into it, it must be text that can be sent, to each of its clients.
+        message = shortened(self.message.encode(errors="replace").decode())
         return [Kind.FAILED, self.batch_id, self.number, message, self.kept]
 
     @classmethod
