@@ -29,9 +29,9 @@ def killed_by(*poison: Request) -> Callable[[Batch], bool]:
     return lambda batch: any(request in poison for request in requests_of(batch))
 
 
-def lose_and_reap(b: VirtualBroker, worker: int, why: str = "signal 9") -> None:
+def lose_and_reap(b: VirtualBroker, worker: int) -> None:
     b.lose(worker)
-    b.reap(worker, comes_back=True, why=why)
+    b.reap(worker, comes_back=True, why="signal 9")
 
 
 @pytest.mark.parametrize("workers", [1, 3])

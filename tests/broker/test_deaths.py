@@ -12,6 +12,7 @@ from support.virtual_arena import make_region
 from support.virtual_books import Request
 from support.virtual_broker import VirtualBroker
 
+from batchyard.broker import events
 from batchyard.broker.events import Batch
 from batchyard.wire.errors import InvalidArgument
 from batchyard.wire.protocol import RegionPlaces
@@ -31,9 +32,9 @@ def killed_by(*poison: Request) -> Callable[[Batch], bool]:
     return lambda batch: any(request in poison for request in requests_of(batch))
 
 
-def lose_and_reap(b: VirtualBroker, worker: int, why: str = "signal 9") -> None:
+def lose_and_reap(b: VirtualBroker, worker: int, comes_back: bool = True) -> None:
     b.lose(worker)
-    b.reap(worker, comes_back=True, why=why)
+    b.reap(worker, comes_back, why="signal 9")
 
 
 # What ran is suspect, what waited is not
@@ -46,7 +47,7 @@ def test_nothing_runs_again_before_the_process_is_gone() -> None:
     b.lose(batch.worker_id)
     assert b.tick(1.0) == []
     assert b.state.queue_nbytes == 0
-    b.reap(batch.worker_id, comes_back=True)
+    b.reap(batch.worker_id)
     assert b.state.queue_nbytes == 2 * ROW_NBYTES
     run_all(b)
     assert b.answers[group] == ["OK", "OK"]
@@ -149,7 +150,7 @@ def test_the_worker_that_is_set_apart_finishes_what_it_has() -> None:
     b = broker(workers=2)
     suspected, b_running = b.ask(1), b.ask(*[1] * 4, target=make_target(priority=1))
     batches = {batch.parts[0].group: batch for batch in b.tick()}
-    lose_and_reap(b, batches[suspected].worker_id)
+    lose_and_reap(b, batches[suspected].worker_id, comes_back=False)
     b.ask(*[1] * 4)
     assert b.tick() == []
     b.finish(batches[b_running])
@@ -184,11 +185,28 @@ def test_the_only_worker_is_set_apart_and_then_serves_on() -> None:
     assert b.answers[later] == ["OK"]
 
 
+@pytest.mark.parametrize("comes", [True, False])
+def test_the_last_worker_is_not_risked_while_another_is_on_its_way(comes: bool) -> None:
+    b = broker(workers=2)
+    group = b.ask(1)
+    lose_and_reap(b, b.tick_one().worker_id)
+    new = b.ask(1, client=b"new")
+    b.finish(b.tick_one())
+    assert (b.answers[group], b.answers[new]) == ([None], ["OK"])
+    assert b.tick() == []
+    if comes:
+        b.start_worker(slot=0)
+    else:
+        # Its slot has failed: better this one than none.
+        b.handle(events.WorkerReaped(9, "exit code 1", False, 0))
+    assert requests_of(b.tick_one()) == [(group, 0)]
+
+
 def test_halves_do_not_go_where_suspects_run() -> None:
     b = broker(workers=2)
     group, other = b.ask(*[1] * 4), b.ask(*[1] * 4)
     first, second = b.tick()
-    lose_and_reap(b, first.worker_id)
+    lose_and_reap(b, first.worker_id, comes_back=False)
     b.fail(second, InvalidArgument("bad"))
     (suspect,) = b.tick()
     assert suspect.parts[0].group is group
@@ -277,7 +295,7 @@ def test_a_worker_may_die_while_it_retires() -> None:
     group = b.ask(*[1] * 4)
     batch = b.tick_one()
     b.retire(batch.worker_id)
-    lose_and_reap(b, batch.worker_id)
+    lose_and_reap(b, batch.worker_id, comes_back=False)
     assert b.retired == []
     run_all(b)
     assert b.answers[group] == ["OK"] * 4

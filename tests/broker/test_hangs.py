@@ -134,7 +134,7 @@ def test_what_hung_runs_again_alone_and_what_was_ahead_goes_back() -> None:
     b.finish(next(batch for batch in batches if batch.worker_id == 1))
     b.tick(TIMEOUT_S)
     assert [worker for worker, _ in b.killed] == [0]
-    b.reap(0, comes_back=True, why=b.killed[0][1])
+    b.reap(0, why=b.killed[0][1])
     assert {group for group, _ in b.suspects} == {hangs}
     run_all(b)
     assert all(b.answers[group] == ["OK", "OK"] for group in (hangs, ahead, other))

@@ -66,7 +66,7 @@ def test_what_it_ran_runs_again_when_it_is_reaped(patient: LoopInThread) -> None
     workers[0].close()
     wait_until(lambda: 0 not in patient.loop.state.workers, "the loss is noticed")
     assert workers[1].hears_nothing()
-    patient.reap(0)
+    patient.reap(0, comes_back=False)
     for request in range(2):
         suspect = workers[1].execute()
         assert (suspect.rows, suspect.origins) == (1, [(1, request, 1, request, 1)])
@@ -271,7 +271,7 @@ def test_while_one_process_replaces_another_the_one_that_serves_is_shown(
     wait_until(lambda: 1 in patient.loop.workers, "it is there")
     assert states(client) == [(0, "READY", 0)]
     new.ready()
-    assert patient.told() == [control.Kind.READY, 1]
+    patient.hears_ready(1)
     patient.supervisor.send([control.Kind.RETIRE, 0])
     assert patient.told() == [control.Kind.RETIRED, 0]
     patient.reap(0)

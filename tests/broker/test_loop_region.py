@@ -348,5 +348,4 @@ def test_a_drained_loop_has_said_all(loop: LoopInThread) -> None:
     written(execute, client, worker)
     worker.done(execute, Y, replied=True)
     assert result_of(client).in_region
-    packet, _ = loop.supervisor.receive()
-    assert packet == [control.Kind.DRAINED]
+    assert loop.told() == [control.Kind.DRAINED]

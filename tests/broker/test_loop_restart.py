@@ -49,12 +49,13 @@ def test_clients_are_not_heard_before_the_workers_have_told(restarted: LoopInThr
     client = restarted.client()
     ask(client, 1)
     worker = restarted.attach()
-    worker.resumed()
-    wait_until(lambda: not restarted.loop.state.awaited, "it has told")
-    # It is not known what its models take.
+    wait_until(lambda: 0 in restarted.loop.workers, "it is there")
     assert not restarted.loop.state.groups
+    worker.resumed()
+    wait_until(lambda: bool(restarted.loop.state.groups), "it has told, and clients are heard")
+    assert worker.hears_nothing()
     worker.ready()
-    assert restarted.told() == [control.Kind.READY, 0]
+    restarted.hears_ready(0)
     done(worker, worker.execute())
     assert result_of(client) == [(1, 0, 1)]
 
@@ -80,7 +81,7 @@ def test_outputs_that_came_before_their_client_are_kept_apart_from_the_arena(
     execute = orphan(ID)
     worker.resumed(execute)
     worker.ready()
-    assert restarted.told() == [control.Kind.READY, 0]
+    restarted.hears_ready(0)
     assert restarted.loop.state.allocator.used_nbytes == execute.block[1]
     done(worker, execute, restarted.arena.memory)
     wait_until(lambda: restarted.loop.state.allocator.used_nbytes == 0, "the block is free")

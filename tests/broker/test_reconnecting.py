@@ -91,7 +91,7 @@ def test_what_runs_on_a_worker_that_dies_is_the_new_connections() -> None:
     b.lose(batch.worker_id)
     again = b.resend(group)
     assert b.tick() == []
-    b.reap(batch.worker_id, comes_back=True)
+    b.reap(batch.worker_id)
     run_all(b)
     assert b.answers[again] == ["OK", "OK"]
 

@@ -14,6 +14,7 @@ from support.virtual_arena import Array, VirtualArena, answer, failure, floats, 
 from batchyard.broker import events
 from batchyard.broker.events import Refuse
 from batchyard.broker.replies import Reply, replies
+from batchyard.wire import errors
 
 FLOATS = make_signature((("x", "float32", (None, 2)),), (("y", "float32", (None,)),))
 STRINGS = make_signature((("x", "string", (None, 2)),), (("y", "string", (None,)),))
@@ -84,7 +85,7 @@ def test_outputs_that_are_not_row_by_row_are_refused(shape: tuple[int, ...]) -> 
     found = list(replies(deliver, outputs))
     assert [reply.client for reply in found] == list(clients)
     for reply in found:
-        assert failure(reply).number == 3
+        assert failure(reply).number == errors.Internal.number
         for part in ("'m'", "'z'", str(shape), "batch of 2 rows", "enable_batching = false"):
             assert part in failure(reply).message
 
@@ -99,7 +100,7 @@ def test_a_request_alone_in_its_batch_gets_the_outputs_as_they_are(alone: bool) 
     if alone:
         assert answer(reply) == ([(group.message_id, 0, 1)], {"y": 7.0, "z": [[]] * 5})
     else:
-        assert failure(reply).number == 3
+        assert failure(reply).number == errors.Internal.number
 
 
 def test_what_is_never_batched_gets_the_outputs_as_they_are() -> None:
@@ -151,7 +152,7 @@ def test_a_split_request_of_a_model_that_is_not_row_by_row_is_refused_once() -> 
     arena = VirtualArena(FLOATS, workers=3, max_batch_size=2)
     arena.send(floats(*range(6)), rows=[6])
     (reply,) = answered_with(arena, *[np.array(1.0, np.float32)] * 3)
-    assert failure(reply).number == 3
+    assert failure(reply).number == errors.Internal.number
 
 
 def test_a_split_request_that_was_refused_is_not_refused_again_by_its_deadline() -> None:
@@ -159,7 +160,7 @@ def test_a_split_request_that_was_refused_is_not_refused_again_by_its_deadline()
     arena.send(floats(*range(6)), rows=[6], timeout_s=1.0)
     first, _ = arena.tick()
     (refused,) = replies(arena.finish(first), [output("y", np.array(1.0, np.float32))])
-    assert failure(refused).number == 3
+    assert failure(refused).number == errors.Internal.number
     arena.now += 1.0
     # Without the books of VirtualBroker, which know of no answer by the replies.
     actions = arena.state.handle(events.TimePassed(), arena.now)

@@ -215,6 +215,22 @@ def test_another_message_under_the_same_id_gets_what_it_asked_for(rows: tuple[in
     assert b.answers[group] == ["OK"] * len(rows)
 
 
+def test_a_broker_that_drains_takes_what_the_one_before_had_accepted() -> None:
+    before = broker(max_batch_size=2)
+    group = before.ask(*[1] * 3, message_id=ID)
+    batch = before.tick_one()
+    b = restarted(before)
+    b.handle(events.DrainStarted())
+    # The orphan's client may come still.
+    assert not b.state.is_idle
+    again, new = b.resend(group), b.ask(1)
+    assert (b.answers[again], b.answers[new]) == ([None] * 3, ["UNAVAILABLE"])
+    b.finish_orphan(batch.id)
+    run_all(b)
+    assert b.answers[again] == ["OK"] * 3
+    assert b.state.is_idle
+
+
 # When what runs comes to nothing
 
 
@@ -250,7 +266,7 @@ def test_when_its_worker_dies_what_was_joined_is_suspected() -> None:
     again = b.resend(group)
     b.lose(batch.worker_id)
     assert b.tick(1.0) == []
-    b.reap(batch.worker_id, comes_back=True)
+    b.reap(batch.worker_id)
     assert [requests_of(batch) for batch in run_all(b)] == [[(again, i)] for i in range(4)]
     assert b.answers[again] == ["OK"] * 4
     assert b.forgotten == [batch.id]
@@ -264,7 +280,7 @@ def test_what_is_sent_again_after_the_worker_died_waits_until_it_is_reaped() -> 
     b.lose(batch.worker_id)
     again = b.resend(group)
     assert b.tick() == []
-    b.reap(batch.worker_id, comes_back=True)
+    b.reap(batch.worker_id)
     b.finish(b.tick_one())
     assert b.answers[again] == ["OK"]
 

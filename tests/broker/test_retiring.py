@@ -74,7 +74,7 @@ def test_a_worker_that_retires_while_it_runs_a_suspect() -> None:
     group = b.ask(1, 1)
     first = b.tick_one()
     b.lose(first.worker_id)
-    b.reap(first.worker_id, comes_back=True)
+    b.reap(first.worker_id)
     suspect = b.tick_one()
     b.retire(suspect.worker_id)
     new = b.start_worker(slot=first.worker_id)

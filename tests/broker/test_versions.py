@@ -172,7 +172,7 @@ def test_what_was_on_a_lost_worker_keeps_a_retired_version(lost_first: bool) -> 
     if not lost_first:
         b.lose(batch.worker_id)
     assert b.unloaded == []
-    b.reap(batch.worker_id, comes_back=True)
+    b.reap(batch.worker_id)
     run_all(b)
     assert b.answers[group] == ["OK", "OK"]
     assert b.unloaded == [("m", 1)]

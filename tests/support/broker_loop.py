@@ -170,6 +170,9 @@ class LoopInThread:
         self.supervisor, theirs = Link.pair()
         catalog = Catalog(ARENA_NBYTES)
         catalog.add(make_model(**parameters))
+        if awaited:
+            # The supervisor knows it of the broker before.
+            catalog.learn(make_report())
         state = BrokerState(catalog, ARENA_NBYTES, 1 << 30, awaited=awaited)
         self.loop = BrokerLoop(
             state,
@@ -220,13 +223,22 @@ class LoopInThread:
         """A worker that is ready."""
         end = self.attach(worker_id, slot, restarts)
         end.ready(*versions)
-        assert self.told() == [control.Kind.READY, worker_id]
+        self.hears_ready(worker_id)
         return end
 
+    def hears_ready(self, worker_id: int) -> None:
+        """The supervisor is told that a worker is ready, and what it said of its models."""
+        kind, told, reports = self.told()
+        assert (kind, told) == (control.Kind.READY, worker_id)
+        assert [report["name"] for report in reports] == ["m"] * len(reports)
+
     def told(self) -> list[Any]:
-        """The next packet for the supervisor."""
-        assert select.select([self.supervisor], [], [], DEADLINE_S)[0], "it is told nothing"
-        return list(self.supervisor.receive()[0])
+        """The next packet for the supervisor, but for those that a worker got its first batch."""
+        while True:
+            assert select.select([self.supervisor], [], [], DEADLINE_S)[0], "it is told nothing"
+            packet = list(self.supervisor.receive()[0])
+            if packet[0] != control.Kind.SERVED:
+                return packet
 
     def reap(self, worker_id: int, why: str = "signal 9", comes_back: bool = True) -> None:
         """A worker's process is gone."""

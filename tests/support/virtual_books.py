@@ -284,7 +284,7 @@ class VirtualBooks:
             assert model.queued_rows == rows_of[model]
             assert model.in_execution == running[model]
         assert state.allocator.used_nbytes == sum(held.block.nbytes for held in self.held.values())
-        assert state.is_idle == (not self.expected_outstanding())
+        assert state.is_idle == (not self.expected_outstanding() and not self.orphans)
 
     def _check_dispatch(self, batch: Batch) -> None:
         lane = batch.lane
