@@ -55,6 +55,8 @@ class RestartMachine(RuleBasedStateMachine):
         self.before = self.broker
         # Messages that died with their broker.
         self.unanswered: list[RequestGroup] = []
+        # Slots that will have another worker.
+        self.coming_back: set[int] = set()
         self.ids = count(1 << 50)
         self._start(0)
 
@@ -70,6 +72,7 @@ class RestartMachine(RuleBasedStateMachine):
             make_report(name="once"),
             make_report(name="slow"),
         ]
+        self.coming_back.discard(slot)
         self.broker.start_worker(*reports, slot=slot, concurrent_batches=room)
 
     # Clients
@@ -136,7 +139,8 @@ class RestartMachine(RuleBasedStateMachine):
     @rule(room=st.integers(1, 2))
     def worker_ready(self, room: int) -> None:
         taken = {worker.slot for worker in self.broker.workers.values()}
-        self._start(min(set(range(WORKERS_MAX)) - taken), room)
+        free = (self.coming_back or set(range(WORKERS_MAX))) - taken
+        self._start(min(free or {WORKERS_MAX}), room)
 
     @precondition(lambda self: self.broker.running)
     @rule(which=some, kept=st.sampled_from([False, False, True]), fails=st.none() | errors)
@@ -190,14 +194,15 @@ class RestartMachine(RuleBasedStateMachine):
         slot = self.broker.workers[worker].slot
         self.broker.lose(worker)
         self.broker.reap(worker, comes_back=True)
-        if self.is_open:
-            self._start(slot)
-            self.time_passes(0.0)
+        self._start(slot)
+        self.time_passes(0.0)
 
     @precondition(lambda self: self.broker.lost)
     @rule(which=some)
     def worker_reaped(self, which: int) -> None:
-        self.broker.reap(self._pick({id_: id_ for id_ in self.broker.lost}, which), True)
+        worker = self._pick({id_: id_ for id_ in self.broker.lost}, which)
+        self.coming_back.add(self.broker.lost[worker].slot)
+        self.broker.reap(worker, comes_back=True)
 
     def _pick(self, found: dict[int, Any], which: int) -> Any:
         return found[sorted(found)[which % len(found)]]
@@ -284,7 +289,9 @@ class RestartMachine(RuleBasedStateMachine):
     def _go_on(self) -> None:
         broker = self.broker
         for worker in list(broker.lost):
+            slot = broker.lost[worker].slot
             broker.reap(worker, comes_back=True)
+            self._start(slot)
         for batch_id in list(self._unended()):
             broker.finish_orphan(batch_id)
         for batch in list(broker.running.values()):
@@ -293,6 +300,8 @@ class RestartMachine(RuleBasedStateMachine):
             broker.deliver(batch_id)
         for batch_id in broker.held_by("kept"):
             broker.release(batch_id)
+        for slot in list(self.coming_back):
+            self._start(slot)
         if not all(model.workers for model in broker.catalog.models.values()):
             self._start(9)
         while self.is_open and self.unanswered:

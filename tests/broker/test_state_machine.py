@@ -278,7 +278,10 @@ class BrokerMachine(RuleBasedStateMachine):
         broker.handle(events.DrainStarted())
         for _ in range(1000):
             for worker in list(broker.lost):
-                broker.reap(worker, comes_back=True)
+                broker.reap(worker)
+            for slot in self.coming_back:
+                broker.start_worker(*REPORTS.values(), slot=slot)
+            self.coming_back = set()
             for batch_id in broker.held_by("replies"):
                 broker.deliver(batch_id)
             for batch_id in broker.held_by("kept"):
@@ -291,7 +294,7 @@ class BrokerMachine(RuleBasedStateMachine):
                 broker.start_worker(*REPORTS.values())
             self.time_passes(0.005)
         for worker in list(broker.lost):
-            broker.reap(worker, comes_back=True)
+            broker.reap(worker)
         assert broker.is_all_answered
         assert broker.state.queue_nbytes == 0
         assert broker.state.next_wakeup() == float("inf") or not broker.waiting_rows
