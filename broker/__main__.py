@@ -76,9 +76,11 @@ def _serve(supervisor: Link) -> int:
         supervisor.send([control.Kind.FAILED, control.EXIT_CONFIGURATION, str(error)])
         return control.EXIT_CONFIGURATION
     finally:
+        # A client that sees its local socket end takes no answer any more by the other way.
+        local_front.finish()
+        front.close()
         local_front.close()
         epoll.close()
-        front.close()
     return control.EXIT_OK
 
 

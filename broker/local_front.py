@@ -211,16 +211,20 @@ class LocalFront:
             client.mapping.close()
             os.close(client.region_fd)
 
-    def close(self) -> None:
-        """Closes everything; what waits to be sent goes out first, to those who read."""
+    def finish(self) -> None:
+        """Sends what waits to be sent, to those who read."""
         until = time.monotonic() + LINGER_S
-        for client in list(self._clients.values()):
+        for client in self._clients.values():
             with contextlib.suppress(LocalClosed):
                 poll = select.poll()
                 poll.register(client.fileno(), select.POLLOUT)
                 while client.unsent and (left := until - time.monotonic()) > 0:
                     poll.poll(left * 1e3)
                     self.flush(client)
+
+    def close(self) -> None:
+        """Closes everything."""
+        for client in list(self._clients.values()):
             self.drop(client)
         for listener in self._listeners.values():
             listener.close()

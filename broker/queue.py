@@ -28,19 +28,31 @@ if TYPE_CHECKING:
 class SplitRequest:
     """A request of more rows than a batch holds, while its pieces come back.
 
-    ``rows_left`` counts those that no batch has answered. ``pieces`` is kept by the replies:
-    the output headers and frames of each piece, by its first row in the group. ``failed`` says
-    that the request was answered with an error because its pieces do not fit together.
+    ``rows_left`` counts those that no batch has answered. What follows is kept by the replies:
+    ``rows_missing`` counts those without outputs in ``pieces``, the output headers and frames of
+    each piece by its first row in the group. ``failed`` says that the request was answered with
+    an error because its pieces do not fit together.
     """
 
     rows_left: int
+    rows_missing: int = field(init=False)
     pieces: dict[int, tuple[list[OutputHeader], list[bytes]]] = field(default_factory=dict)
     failed: bool = False
 
+    def __post_init__(self) -> None:
+        self.rows_missing = self.rows_left
+
+    def keep(
+        self, row_start: int, rows: int, headers: list[OutputHeader], frames: list[bytes]
+    ) -> None:
+        """The outputs of a piece."""
+        self.pieces[row_start] = headers, frames
+        self.rows_missing -= rows
+
     @property
     def is_complete(self) -> bool:
-        """Whether every piece is there."""
-        return not self.rows_left
+        """Whether the outputs of every piece are there."""
+        return not self.rows_missing
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -226,7 +226,7 @@ def _piece_replies(
             continue
         headers, frames = _cut(deliver, [(part, row)], outputs)
         # The block goes back when this batch is delivered: what is kept is a copy.
-        split.pieces[part.row_start] = (headers, [bytes(frame) for frame in frames])
+        split.keep(part.row_start, part.rows, headers, [bytes(frame) for frame in frames])
         requests[id(part.group), part.first] = part
     for part in requests.values():
         if part.group.split[part.first].is_complete:

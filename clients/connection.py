@@ -224,7 +224,8 @@ class Connection:
             message = self._receive_near(self._local)
             if message is not None:
                 return message
-        return None if self._looked else self._receive_far()
+        # Once one way has ended, what came by the other is still looked for.
+        return None if self._looked and not self._is_lost else self._receive_far()
 
     def _receive_near(self, near: LocalSocket) -> tuple[Buffer, list[Buffer]] | None:
         try:
