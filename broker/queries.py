@@ -113,7 +113,7 @@ def _by_slot(broker: BrokerLoop) -> list[WorkerLink]:
     slots: dict[int, WorkerLink] = {}
     for _, link in sorted(broker.workers.items()):
         shown = slots.get(link.slot)
-        if shown is None or shown.state in ("FAILED", "STOPPING") or link.state == "READY":
+        if shown is None or shown.is_closed or link.state == "READY":
             slots[link.slot] = link
     return [slots[slot] for slot in sorted(slots)]
 

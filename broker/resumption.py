@@ -134,10 +134,23 @@ class Orphans:
             ):
                 continue
             part = part_of(group, place.first, place.count, place.row_start, place.rows)
-            if part is not None:
+            if part is not None and not any(_overlap(part, other) for _, other in claimed):
                 place.orphan.claims.append((part, place.row))
                 claimed.append((place.orphan, part))
         return claimed
+
+    def take_over(self, group: RequestGroup, before: RequestGroup) -> list[Part]:
+        """What a message had claimed is another's, which is the same one."""
+        taken = []
+        for orphan in self._all.values():
+            for i, (part, row) in enumerate(orphan.claims):
+                if part.group is before:
+                    mine = part_of(group, part.first, part.count, part.row_start, part.rows)
+                    if mine is not None:
+                        orphan.claims[i] = mine, row
+                        before.running -= 1
+                        taken.append(mine)
+        return taken
 
     def rows_of(self, message_id: int) -> int:
         """How many rows of a message can be claimed."""
@@ -175,6 +188,10 @@ class Orphans:
     def overdue(self, now: float) -> set[int]:
         """Workers that hang."""
         return {o.worker_id for o in self._all.values() if _overdue(o) <= now}
+
+
+def _overlap(a: Part, b: Part) -> bool:
+    return a.row_start < b.row_start + b.rows and b.row_start < a.row_start + a.rows
 
 
 def _overdue(orphan: Orphan) -> float:

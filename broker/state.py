@@ -191,7 +191,7 @@ class BrokerState:
 
     def _take_over(self, group: RequestGroup, before: RequestGroup) -> list[Part]:
         """The running parts of a message are those of the same one that was sent again."""
-        taken = []
+        taken = self._orphans.take_over(group, before)
         for batch in self.batches.values():
             for i, part in enumerate(batch.parts):
                 if part.group is not before or not batch.is_running or before.replies is not None:
@@ -232,6 +232,7 @@ class BrokerState:
             else:
                 # It was removed while this worker loaded it.
                 yield Unload(report.name, report.version)
+        yield from self._refuse_unserved()
 
     def _batches_resumed(self, event: events.BatchesResumed, now: float) -> Iterable[Action]:
         overdue_at = now
@@ -390,6 +391,7 @@ class BrokerState:
         yield from self._orphans_died(event, now)
         if not (self.workers or self._lost or self._coming_back):
             yield from self._nobody_left()
+        yield from self._refuse_unserved()
 
     def _was_not_taken_up(self, batch: Batch, now: float) -> Iterable[Action]:
         """A worker died before a batch's turn: its rows are as they were before."""
@@ -417,6 +419,16 @@ class BrokerState:
             yield Forget(orphan.id)
         self._orphans.release_all(event.worker_id)
         self._forming.scheduler.memory_came_back()
+
+    def _refuse_unserved(self) -> Iterable[Action]:
+        """Requests for a retired version when the last worker that had it is gone, for good."""
+        for model in self._retired:
+            if not (model.workers or self._lost or self._coming_back or model.is_idle):
+                error = Unavailable(
+                    f"model {model.name!r} version {model.version} is served no more"
+                )
+                groups = [g for g in self.groups.values() if g.lane.model is model]
+                yield from self._ledger.refuse([(g, range(g.count)) for g in groups], error)
 
     def _nobody_left(self) -> Iterable[Action]:
         """No worker is left, and none will come: nothing can be answered any more."""

@@ -33,6 +33,11 @@ class WorkerLink:
     unsent: deque[tuple[list[Any], list[int]]] = field(default_factory=deque)
     regions: set[int] = field(default_factory=set)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the worker is not heard of any more."""
+        return self.link.fileno() < 0
+
     def send(self, packet: list[Any], fds: list[int]) -> None:
         """Sends a packet, now or as soon as there is room; to nobody when the worker is gone.
 

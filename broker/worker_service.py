@@ -55,8 +55,9 @@ class WorkerService:
         if worker is not None:
             slot = worker.slot
             self._hear_out(worker)
+            worker.state = "STARTING" if comes_back else "FAILED"
             for other in [w for w in self.links.values() if w.slot == slot and w is not worker]:
-                if other.state in ("FAILED", "STOPPING"):
+                if other.is_closed:
                     del self.links[other.id]
         self._apply(events.WorkerReaped(worker_id, why, comes_back, slot))
 

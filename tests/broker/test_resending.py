@@ -327,7 +327,6 @@ def test_a_large_request_of_which_a_piece_is_lost_is_unavailable() -> None:
 # More than once
 
 
-@pytest.mark.xfail(strict=True, reason="claims of a message are not taken over")
 def test_what_was_joined_is_taken_over_by_the_next_connection() -> None:
     before = broker()
     group = before.ask(1, 1, message_id=ID)
@@ -340,7 +339,6 @@ def test_what_was_joined_is_taken_over_by_the_next_connection() -> None:
     assert b.answers[again] == ["OK", "OK"]
 
 
-@pytest.mark.xfail(strict=True, reason="rows that two orphans have are claimed twice")
 def test_rows_that_two_workers_have_are_answered_once() -> None:
     before = broker(workers=2)
     group = before.ask(1, 1, message_id=ID)

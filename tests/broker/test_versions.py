@@ -194,7 +194,6 @@ def test_what_a_broker_before_still_runs_keeps_a_retired_version() -> None:
     assert b.unloaded == [("m", 1)]
 
 
-@pytest.mark.xfail(strict=True, reason="nobody loads a retired version, and its requests wait")
 @pytest.mark.parametrize("runs", [True, False])
 def test_requests_of_a_retired_version_that_lost_its_last_worker_are_refused(runs: bool) -> None:
     b = broker((1, True), (2, False))

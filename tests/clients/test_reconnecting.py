@@ -173,12 +173,11 @@ def test_server_that_drains_gets_no_more(broker: PlayedBroker, client: Client) -
     assert broker.count == 2
     asked.answer()
     assert accepted.result(DEADLINE_S)["y"].tolist() == [2]
-    started = time.monotonic()
     broker.kill()
-    # It said that it would not be back.
-    with pytest.raises(errors.Unavailable):
-        lost.result(DEADLINE_S)
-    assert time.monotonic() - started < 2
+    # What it had accepted, another may answer in its place; what is new it would not have taken.
+    with pytest.raises(errors.Unavailable, match="shutting down"):
+        client.predict(MODEL, floats(4))
+    assert not lost.done()
 
 
 def test_another_broker_is_asked_what_the_model_takes(broker: PlayedBroker, client: Client) -> None:

@@ -52,7 +52,7 @@ class Worker(WorkerLink):
 
     def __init__(self) -> None:
         nobody: Any = None
-        super().__init__(0, 0, 1, "cpu", 1, nobody, nobody)
+        super().__init__(0, 0, 1, "cpu", 1, nobody, nobody, serves=True)
         self.batches: list[work.Execute] = []
 
     def send(self, packet: list[Any], fds: list[int]) -> None:

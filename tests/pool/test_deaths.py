@@ -12,6 +12,7 @@ from batchyard.wire import control
 from batchyard.wire.control import Kind
 
 NO_MODEL = Death("model 'm' does not load", control.EXIT_MODEL, ("m", 1), True)
+NO_DEVICE = Death("TensorFlow sees no GPU", control.EXIT_DEVICE, None, True)
 
 
 def test_a_worker_that_died_is_replaced_at_once() -> None:
@@ -66,12 +67,22 @@ def test_ten_young_deaths_fail_a_slot_and_the_others_serve_on() -> None:
     assert server.logs[-1] == "worker_given_up"
 
 
-def test_a_lasting_reason_fails_a_slot_and_sighup_tries_again() -> None:
+def test_a_version_that_was_loaded_before_is_tried_again() -> None:
     server = VirtualServer()
     server.passes(5)
     server.dies(0)
     server.dies(server.of_slot(0)[0].id, NO_MODEL)
-    assert server.of_kind(Kind.REAPED)[-1] == [Kind.REAPED, 2, NO_MODEL.reason, False]
+    assert server.of_kind(Kind.REAPED)[-1] == [Kind.REAPED, 2, NO_MODEL.reason, True]
+    server.rolls_on()
+    assert server.loaded() == {0: [1], 1: [1]}
+
+
+def test_a_lasting_reason_fails_a_slot_and_sighup_tries_again() -> None:
+    server = VirtualServer()
+    server.passes(5)
+    server.dies(0)
+    server.dies(server.of_slot(0)[0].id, NO_DEVICE)
+    assert server.of_kind(Kind.REAPED)[-1] == [Kind.REAPED, 2, NO_DEVICE.reason, False]
     assert not server.of_slot(0)
     server.happens(events.ConfigurationRead(server.config, server.found))
     server.rolls_on()
@@ -84,8 +95,8 @@ def test_when_all_slots_have_failed_the_server_ends_as_the_last_did() -> None:
     for slot in (0, 1):
         server.dies(server.of_slot(slot)[0].id)
         assert server.failure is None
-        server.dies(server.of_slot(slot)[0].id, NO_MODEL)
-    assert server.failure == events.Fail(control.EXIT_MODEL, NO_MODEL.reason)
+        server.dies(server.of_slot(slot)[0].id, NO_DEVICE)
+    assert server.failure == events.Fail(control.EXIT_DEVICE, NO_DEVICE.reason)
     assert server.phase is Phase.STOPPED
 
 
@@ -189,11 +200,13 @@ def test_workers_that_die_while_it_drains_are_replaced() -> None:
     assert server.failure is None
 
 
-def test_a_broker_that_dies_while_it_drains_ends_the_server() -> None:
+def test_a_broker_that_dies_while_it_drains_is_replaced_by_one_that_drains() -> None:
     server = VirtualServer()
     server.happens(events.StopRequested())
     server.broker_dies()
-    assert server.failure == events.Fail(control.EXIT_FAILURE, "broker ended: signal SIGKILL")
+    assert server.failure is None
+    server.passes(1)
+    assert server.of_kind(Kind.DRAIN) == [[Kind.DRAIN]] * 2
 
 
 def test_draining_without_a_broker_waits_for_the_next() -> None:
