@@ -171,6 +171,7 @@ def test_what_waits_goes_out_before_the_end_to_those_who_read(fronts: Fronts) ->
         text=True,
     ) as child:
         client.close()
+        front.finish()
         front.close()
         assert child.communicate(timeout=DEADLINE_S)[0].split() == [str(sent + 1), str(sent - 1)]
 
@@ -185,6 +186,7 @@ def test_those_who_do_not_read_do_not_hold_up_the_end(
     fill(front, stuck, [LARGE])
     fill(front, gone, [LARGE])
     left.close()
+    front.finish()
     front.close()
     assert not front.knows(stuck.key)
     assert not os.path.exists(fronts.path())

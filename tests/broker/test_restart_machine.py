@@ -309,4 +309,4 @@ class RestartMachine(RuleBasedStateMachine):
 
 
 TestRestarts = RestartMachine.TestCase
-TestRestarts.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+TestRestarts.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
