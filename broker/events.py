@@ -12,6 +12,7 @@ from batchyard.broker.catalog import ServedModel
 from batchyard.broker.layout import BatchLayout
 from batchyard.broker.policy import NEVER
 from batchyard.broker.queue import Lane, Part, RequestGroup
+from batchyard.broker.retries import Retry
 from batchyard.wire.blocks import Block
 from batchyard.wire.errors import BatchyardError
 from batchyard.wire.protocol import Segment
@@ -39,8 +40,8 @@ class Batch:
 
     # When its worker took it up, as far as the broker can tell; NEVER while it waits there.
     running_since: float = NEVER
-    # Whether its rows ran before, and must not meet new ones.
-    is_retry: bool = False
+    # Why its rows are not to meet new ones, if they are not: what they were before.
+    retry: Retry | None = None
     # Whether its worker may still write to reply space of its requests.
     is_running: bool = True
     # Whether one whole request, and no padding, made it: its outputs are as they are.

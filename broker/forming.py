@@ -76,7 +76,7 @@ class Forming:
             batch = self._hand_over(lane, worker, retry.parts, layout, now)
             if batch is None:
                 return
-            batch.is_retry = True
+            batch.retry = retry
             retries.remove(retry)
             yield Dispatch(batch)
         if not retries.has_suspects:

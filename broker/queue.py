@@ -114,8 +114,6 @@ class RequestGroup:
     # may write to its reply space until then.
     running: int = 0
     last_words: tuple[Any, ...] = ()
-    # Workers that died while they ran a request of it, by request.
-    deaths: dict[int, set[int]] = field(default_factory=dict)
     # Requests that were answered, of a group of which others were not.
     answered: set[int] | frozenset[int] = _NONE
     # Requests that were refused while a batch may hold rows of them: nobody wants those rows.
@@ -145,12 +143,6 @@ class RequestGroup:
         if not isinstance(self.dropped, set):
             self.dropped = set()
         self.dropped.update(requests)
-
-    def note_death(self, request: int, worker_id: int) -> int:
-        """A worker died while it ran a request; how many that were."""
-        deaths = self.deaths.setdefault(request, set())
-        deaths.add(worker_id)
-        return len(deaths)
 
     def was_told(self, request: int) -> bool:
         """Whether the replies answered a large request themselves: its pieces did not fit."""

@@ -23,8 +23,6 @@ from batchyard.wire.errors import (
     Unknown,
 )
 
-# A request that dies this often, the last time alone, is why.
-_DEATHS_MAX = 2
 # What a row may be the reason of. Others are the model's, whatever it is given.
 _OF_ROWS = (
     Aborted,
@@ -50,10 +48,14 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """The end of a worker while it ran a batch, and why it came."""
+    """The end of a worker while it ran a batch, and why it came.
 
-    worker_id: int
+    ``was_suspect``: the batch was one request, alone on a worker set apart, after another had died
+    with it.
+    """
+
     why: str
+    was_suspect: bool
 
 
 @dataclass(slots=True)
@@ -149,11 +151,10 @@ def after_death(parts: list[Part], death: Death) -> Verdict:
     where = f"model {model.name!r}: the worker died while it ran this ({death.why})"
     if not model.may_retry:
         return Verdict([], _all_of(parts), Unavailable(f"{where}; it is not tried again"))
-    each = [single for part in parts for single in _singles(part)]
-    deaths = [single.group.note_death(single.first, death.worker_id) for single in each]
-    if len(each) == 1 and deaths[0] >= _DEATHS_MAX:
-        culprit = Internal(f"{where}, {deaths[0]} times, the last time alone; not tried again")
+    if death.was_suspect:
+        culprit = Internal(f"{where}, alone, as another had before; it is not tried again")
         return Verdict([], _all_of(parts), culprit)
+    each = [single for part in parts for single in _singles(part)]
     return Verdict([Retry([single], is_suspect=True) for single in each])
 
 

@@ -375,13 +375,14 @@ class BrokerState:
         else:
             self._coming_back.discard(event.slot)
         worker = self._lost.pop(event.worker_id, None)
-        death = Death(event.worker_id, event.why)
         for batch in worker.batches.values() if worker is not None else ():
             batch.is_running = False
             batch.lane.model.in_execution -= 1
             if batch.running_since == policy.NEVER:
                 yield from self._was_not_taken_up(batch, now)
             else:
+                was_suspect = batch.retry is not None and batch.retry.is_suspect
+                death = Death(event.why, was_suspect)
                 yield from self._came_to_nothing(batch.parts, now, death)
         for batch in list(self.batches.values()):
             if batch.worker_id == event.worker_id:
@@ -393,7 +394,7 @@ class BrokerState:
     def _was_not_taken_up(self, batch: Batch, now: float) -> Iterable[Action]:
         """A worker died before a batch's turn: its rows are as they were before."""
         wanted = _still_wanted(batch.parts)
-        if wanted and batch.is_retry:
+        if wanted and batch.retry is not None:
             self._ledger.retries.add([Retry(wanted)])
         else:
             batch.lane.give_back(wanted)
@@ -411,7 +412,7 @@ class BrokerState:
             self._orphans.forget(orphan)
             claimed = [part for part, _ in orphan.claims]
             if claimed:
-                death = Death(event.worker_id, event.why)
+                death = Death(event.why, was_suspect=False)
                 yield from self._came_to_nothing(claimed, now, death)
             yield Forget(orphan.id)
         self._orphans.release_all(event.worker_id)

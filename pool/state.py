@@ -207,6 +207,7 @@ class ServerState:
         match event:
             case VersionsFound(found):
                 self.offer.find(found)
+                self.workers.try_failed(now)
             case ConfigurationRead(config, found):
                 self._config = config
                 self._do(Log("info", "reloaded", {"models": len(config.models)}))

@@ -282,7 +282,9 @@ class Workers:
     def _died(self, slot: Slot, process: Process, death: Death, reason: str, now: float) -> None:
         self._log_death(slot, process, reason)
         lived_s = None if process.ready_at is None else now - process.ready_at
-        told_code = death.exit_code if death.was_told else 0
+        # What is served was loaded before: it may be again.
+        is_lasting = death.was_told and death.model not in self._offer.served.sources
+        told_code = death.exit_code if is_lasting else 0
         pause_s = slot.deaths.pause_after(lived_s, told_code, process.has_served)
         slot.restarts += 1
         if slot.current is not None or slot.successor is not None:
