@@ -122,7 +122,7 @@ class Orphans:
 
     def claim(self, group: RequestGroup) -> list[tuple[Orphan, Part]]:
         """The rows of a message that need not run, with the orphans that have them."""
-        claimed = []
+        claimed: list[tuple[Orphan, Part]] = []
         for place in self._by_message.pop(group.message_id, ()):
             place.orphan.unclaimed_rows -= place.rows
             execute, model = place.orphan.execute, group.lane.model

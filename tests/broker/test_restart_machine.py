@@ -233,6 +233,9 @@ class RestartMachine(RuleBasedStateMachine):
         else:
             self.broker.resume(self.before, worker)
 
+    # While rows are claimed a retired version is unloaded under them still: see test_versions.py,
+    # test_what_a_broker_before_still_runs_keeps_a_retired_version.
+    @precondition(lambda self: not any(o.rows for o in self.broker.orphans.values()))
     @rule(versions=st.sampled_from(SETS))
     def models_change(self, versions: list[tuple[int, bool]]) -> None:
         self.versions = versions
@@ -259,11 +262,14 @@ class RestartMachine(RuleBasedStateMachine):
             # A worker without anything, whatever it is set apart for.
             free = [worker for worker in idle if worker.id in model.workers]
             latest = self.broker.now + model.parameters.batch_timeout_micros / 1e6
-            assert not free or state.next_wakeup() <= latest or self._has_suspects_elsewhere()
+            assert not free or state.next_wakeup() <= latest or self._suspects_may_wait()
 
-    def _has_suspects_elsewhere(self) -> bool:
-        """A worker that is set apart finishes what it has first, or has a suspect."""
-        return any(worker.set_apart for worker in self.broker.state.workers.values())
+    def _suspects_may_wait(self) -> bool:
+        """A worker that is set apart finishes what it has first, or has a suspect; and the last
+        one is not risked while another is on its way."""
+        if any(worker.set_apart for worker in self.broker.state.workers.values()):
+            return True
+        return bool(self.coming_back or self.broker.lost) and len(self.broker.workers) == 1
 
     def teardown(self) -> None:
         """Whatever happened, every message is answered and all memory comes back."""
@@ -309,4 +315,4 @@ class RestartMachine(RuleBasedStateMachine):
 
 
 TestRestarts = RestartMachine.TestCase
-TestRestarts.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+TestRestarts.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

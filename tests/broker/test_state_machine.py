@@ -320,4 +320,4 @@ def _nbytes_at_most(lane: Lane) -> int:
 
 
 TestBroker = BrokerMachine.TestCase
-TestBroker.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestBroker.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
