@@ -46,13 +46,8 @@ def test_a_row_that_kills_costs_two_deaths_and_nobody_else_an_answer(
     expected[culprit] = "INTERNAL"
     assert b.answers[group] == expected
     assert b.messages == [
-<<<<<<< HEAD
-        "model 'm': the worker died while it ran this (it died), alone, as another had before; it "
-        "is not tried again"
-=======
         "model 'm': the worker died while it ran this (it died), alone, as another had before; "
         "it is not tried again"
->>>>>>> wt-core
     ]
     assert sum(killed_by((group, culprit))(batch) for batch in ran) == 2
 
