@@ -58,6 +58,8 @@ class ServedModel:
     # How many batches had so many rows.
     batch_rows: Counter[int] = field(default_factory=Counter)
     queued_rows: int = 0
+    # Parts of messages that batches of a broker before this one have.
+    claimed_parts: int = 0
     # Whether it may be shown inputs where a client has them: it neither minds that they change
     # while it runs, nor holds on to them afterwards.
     reads_in_place: bool = True
@@ -79,7 +81,7 @@ class ServedModel:
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits or runs."""
-        return not self.queued_rows and not self.in_execution
+        return not (self.queued_rows or self.in_execution or self.claimed_parts)
 
     def configure(self, other: ServedModel) -> None:
         """Takes what the configuration says from ``other``, the same version."""

@@ -169,6 +169,7 @@ class BrokerState:
         """What of a message that was sent again is running need not run again."""
         claims = self._orphans.claim(group)
         taken = [part for _, part in claims]
+        group.lane.model.claimed_parts += len(claims)
         if before is not None:
             taken += self._take_over(group, before)
         for part in taken:
@@ -322,6 +323,7 @@ class BrokerState:
         self, orphan: Orphan, claims: list[tuple[Part, int]], now: float
     ) -> Iterable[Action]:
         parts = [part for part, _ in claims]
+        parts[0].group.lane.model.claimed_parts -= len(parts)
         if isinstance(orphan.outcome, BatchFailed):
             yield from self._came_to_nothing(parts, now, orphan.outcome.error)
             return
@@ -414,6 +416,7 @@ class BrokerState:
             self._orphans.forget(orphan)
             claimed = [part for part, _ in orphan.claims]
             if claimed:
+                claimed[0].group.lane.model.claimed_parts -= len(claimed)
                 death = Death(event.why, was_suspect=False)
                 yield from self._came_to_nothing(claimed, now, death)
             yield Forget(orphan.id)

@@ -178,7 +178,6 @@ def test_what_was_on_a_lost_worker_keeps_a_retired_version(lost_first: bool) -> 
     assert b.unloaded == [("m", 1)]
 
 
-@pytest.mark.xfail(strict=True, reason="claimed rows do not count for their version")
 def test_what_a_broker_before_still_runs_keeps_a_retired_version() -> None:
     before = broker((1, True), (2, False), workers=2)
     group = before.ask(1, 1, message_id=1 << 50)
