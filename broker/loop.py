@@ -37,6 +37,8 @@ _SILENCE_LOOK_S = 0.1
 # How long the clients of a broker that died may take to send again what it had accepted, before
 # one that drains has nothing to wait for.
 _COME_BACK_S = 1.0
+# How long one that drains listens at least.
+_LAST_CALLS_S = 0.05
 
 
 class BrokerLoop:
@@ -189,6 +191,8 @@ class BrokerLoop:
         elif kind == control.Kind.DRAIN:
             self._apply(events.DrainStarted())
             self._clients.tell_draining()
+            # What is on its way is refused, rather than met by nobody.
+            self._settled_at = max(self._settled_at, time.monotonic() + _LAST_CALLS_S)
 
     def _tell_supervisor(self, packet: list[Any]) -> None:
         try:

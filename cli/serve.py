@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import click
 from batchyard.cli.serving import load_config, plan, refuse, serving_arguments
 from batchyard.pool.supervisor import ServerFailed, Supervisor
 from batchyard.wire import log
+from batchyard.wire.control import PARENT_SIGNALS
 from batchyard.wire.errors import ConfigurationError
 
 
@@ -42,6 +44,8 @@ def command(**options: Any) -> None:
         )
 
     try:
+        # Taken while it runs; in the moments around that they must not end the process by default.
+        signal.pthread_sigmask(signal.SIG_BLOCK, PARENT_SIGNALS)
         Supervisor(server_plan, ready, lambda: load_config(options)).run()
     except ServerFailed as error:
         for line in str(error).splitlines():

@@ -57,6 +57,9 @@ class Connection:
             raise
         # The two ways end together: what was sent by either will not be answered.
         self._is_lost = False
+        # Whether nothing more can be read from the local socket. When it can no longer be written
+        # to, the server's last words may still lie in it.
+        self._near_has_ended = False
         # Whether ZeroMQ's sockets had nothing when last asked, and were left alone since.
         self._looked = False
 
@@ -121,7 +124,7 @@ class Connection:
 
     def give_up(self) -> None:
         """Has ``changes`` tell of a loss: the connection cannot be relied on."""
-        self._is_lost = True
+        self._is_lost = self._near_has_ended = True
 
     @property
     def is_settled(self) -> bool:
@@ -220,7 +223,7 @@ class Connection:
 
         Frames own their memory, and arrays over them can be written to.
         """
-        if self._local is not None and not self._is_lost:
+        if self._local is not None and not self._near_has_ended:
             message = self._receive_near(self._local)
             if message is not None:
                 return message
@@ -241,7 +244,7 @@ class Connection:
         except LocalClosed:
             if self._local_is_up:
                 # What was sent that way will not be answered.
-                self._is_lost = True
+                self._is_lost = self._near_has_ended = True
             else:
                 self._leave_local()
         return None

@@ -320,9 +320,12 @@ class Supervisor:
             number: signal.signal(number, lambda *_: None) for number in control.PARENT_SIGNALS
         }
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._signalled(ours))
+        # Who calls may have blocked them, so that none ends the process before or after.
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, control.PARENT_SIGNALS)
         try:
             yield
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for number, handler in old_handlers.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(old_fd)
