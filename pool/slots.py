@@ -63,6 +63,7 @@ class Slot:
     tries_target: bool = False
     restarts: int = 0
     has_failed: bool = False
+    try_again_at: float = math.inf
     deaths: Restarts = field(default_factory=Restarts)
 
     @property

@@ -24,6 +24,9 @@ from batchyard.wire.control import Kind, ModelSettings
 
 # How long a worker without batches may take to end before it is killed.
 _END_S = 5.0
+# A slot that was given up is tried again this seldom, while others serve: files, memory or a device
+# that were not there may be.
+_TRY_AGAIN_S = 60.0
 
 
 class Workers:
@@ -142,9 +145,13 @@ class Workers:
         """Slots that were given up get another process."""
         for slot in self.slots:
             if slot.has_failed:
-                slot.has_failed = False
                 slot.deaths.forgive()
-                self._fill(slot, now)
+                self._try_again(slot, now)
+
+    def _try_again(self, slot: Slot, now: float) -> None:
+        slot.has_failed = False
+        slot.try_again_at = float("inf")
+        self._fill(slot, now)
 
     def stop_replacing(self) -> None:
         """The server ends: what merely loads to replace another is not needed."""
@@ -165,11 +172,14 @@ class Workers:
         """When ``advance`` is to be called at the latest."""
         times = [slot.start_at for slot in self.slots if slot.start_at is not None]
         times += [process.kill_at for process in self._processes()]
+        times += [slot.try_again_at for slot in self.slots]
         return min(times, default=float("inf"))
 
     def advance(self, now: float) -> None:
         """Does what is due, while there is a broker."""
         for slot in self.slots:
+            if slot.try_again_at <= now:
+                self._try_again(slot, now)
             if slot.start_at is not None and slot.start_at <= now:
                 self._start(slot)
             if slot.leaving is not None and slot.leaving.kill_at <= now:
@@ -282,15 +292,14 @@ class Workers:
     def _died(self, slot: Slot, process: Process, death: Death, reason: str, now: float) -> None:
         self._log_death(slot, process, reason)
         lived_s = None if process.ready_at is None else now - process.ready_at
-        # What is served was loaded before: it may be again.
-        is_lasting = death.was_told and death.model not in self._offer.served.sources
-        told_code = death.exit_code if is_lasting else 0
+        told_code = death.exit_code if death.was_told else 0
         pause_s = slot.deaths.pause_after(lived_s, told_code, process.has_served)
         slot.restarts += 1
         if slot.current is not None or slot.successor is not None:
             return
         if pause_s is None:
             slot.has_failed = True
+            slot.try_again_at = now + _TRY_AGAIN_S
             self._do(Log("error", "worker_given_up", {"slot": slot.index, "reason": reason}))
         else:
             slot.start_at = now + pause_s

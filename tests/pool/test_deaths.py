@@ -61,18 +61,21 @@ def test_ten_young_deaths_fail_a_slot_and_the_others_serve_on() -> None:
         (worker,) = server.of_slot(0)
         server.dies(worker.id)
     assert server.of_kind(Kind.REAPED)[-1][3] is False
-    server.passes(1000)
+    server.passes(50)
     assert not server.of_slot(0)
     assert server.loaded() == {1: [1]}
     assert server.logs[-1] == "worker_given_up"
 
 
-def test_a_version_that_was_loaded_before_is_tried_again() -> None:
+def test_a_slot_that_was_given_up_is_tried_again_after_a_minute() -> None:
     server = VirtualServer()
     server.passes(5)
     server.dies(0)
     server.dies(server.of_slot(0)[0].id, NO_MODEL)
-    assert server.of_kind(Kind.REAPED)[-1] == [Kind.REAPED, 2, NO_MODEL.reason, True]
+    assert server.of_kind(Kind.REAPED)[-1] == [Kind.REAPED, 2, NO_MODEL.reason, False]
+    server.passes(59)
+    assert not server.of_slot(0)
+    server.passes(2)
     server.rolls_on()
     assert server.loaded() == {0: [1], 1: [1]}
 

@@ -283,7 +283,7 @@ def test_a_version_folder_is_served_under_its_number(tensorflow: Client) -> None
         ("latest", {"version": 123}, "has no version 123 here; version 124 is served"),
         ("latest", {"label": "canary"}, "no version labelled 'canary'; labels are 'stable'"),
         ("latest", {"signature": "nope"}, "has no signature 'nope'; it has 'classify_x_to_y', "),
-        ("nope", {}, "model 'nope' is not served here; served are 'counter', "),
+        ("nope", {}, "model 'nope' is not served here; served are 'bucketed', "),
     ],
 )
 def test_what_is_not_served_is_not_found(
