@@ -1,4 +1,4 @@
-"""What loads quietly takes no processor from others, and is itself again afterwards."""
+"""What loads quietly takes few processors from others, and is itself again afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from batchyard.pool import quiet
 
-IDLE, OTHER = os.SCHED_IDLE, os.SCHED_OTHER
+QUIET, USUAL = 19, os.getpriority(os.PRIO_PROCESS, 0)
 # Without the rights of root, which needs no limit to come back.
 AS_NOBODY = """
 import os, resource
@@ -23,8 +23,8 @@ except ValueError as error:
 os.setgid(65534)
 os.setuid(65534)
 with quiet.quietly():
-    print(os.sched_getscheduler(0))
-print(os.sched_getscheduler(0))
+    print(os.getpriority(os.PRIO_PROCESS, 0))
+print(os.getpriority(os.PRIO_PROCESS, 0))
 """
 
 
@@ -46,26 +46,26 @@ def test_threads_begun_inside_are_quiet_until_the_end() -> None:
         inner = threading.Thread(target=work)
         inner.start()
         assert begun.wait(15)
-        assert policies(threading.main_thread(), inner, other) == [IDLE, IDLE, OTHER]
-    assert policies(threading.main_thread(), inner, other) == [OTHER] * 3
+        assert priorities(threading.main_thread(), inner, other) == [QUIET, QUIET, USUAL]
+    assert priorities(threading.main_thread(), inner, other) == [USUAL] * 3
     go_on.set()
     for thread in (inner, other):
         thread.join()
 
 
-def policies(*threads: threading.Thread) -> list[int]:
-    return [os.sched_getscheduler(thread.native_id or 0) for thread in threads]
+def priorities(*threads: threading.Thread) -> list[int]:
+    return [os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) for thread in threads]
 
 
 @pytest.mark.skipif(not can_come_back(), reason="needs a user whose threads may be nice again")
 def test_a_load_that_fails_ends_the_quiet() -> None:
     with pytest.raises(ValueError, match="no"), quiet.quietly():
         raise ValueError("no")
-    assert os.sched_getscheduler(0) == OTHER
+    assert os.getpriority(os.PRIO_PROCESS, 0) == USUAL
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-@pytest.mark.parametrize(("soft", "inside"), [(0, OTHER), (19, OTHER), (20, IDLE), (40, IDLE)])
+@pytest.mark.parametrize(("soft", "inside"), [(0, USUAL), (19, USUAL), (20, QUIET), (40, QUIET)])
 def test_only_who_can_come_back_goes(soft: int, inside: int) -> None:
     # -c: the folder that the tests run in may not be that user's to read.
     script = AS_NOBODY.format(soft=soft)
@@ -73,4 +73,4 @@ def test_only_who_can_come_back_goes(soft: int, inside: int) -> None:
     if "cannot raise the limit" in child.stderr:
         pytest.skip("this user may not raise RLIMIT_NICE")
     assert child.returncode == 0, child.stderr
-    assert child.stdout.split() == [str(inside), str(OTHER)]
+    assert child.stdout.split() == [str(inside), str(USUAL)]
