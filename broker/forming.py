@@ -9,6 +9,7 @@ from itertools import count
 from batchyard.broker.events import WORKER, Action, Batch, Dispatch
 from batchyard.broker.layout import BatchLayout, plan_layout
 from batchyard.broker.ledger import Ledger
+from batchyard.broker.policy import NEVER
 from batchyard.broker.queue import Lane, Part, by_client
 from batchyard.broker.retries import Retry
 from batchyard.broker.scheduler import Scheduler, WorkerState
@@ -67,9 +68,10 @@ class Forming:
         """What ran before and came to nothing."""
         retries = self._ledger.retries
         retries.is_fresh = False
+        retries.risk_at = NEVER
         for retry in retries:
             lane = retry.parts[0].group.lane
-            worker = self._worker_for(retry, lane)
+            worker = self._worker_for(retry, lane, now)
             if worker is None:
                 continue
             layout = self._fitted(plan_layout(lane, by_client(retry.parts), _rows(retry.parts)))
@@ -83,9 +85,10 @@ class Forming:
             for worker in self._workers.values():
                 worker.set_apart = worker.set_apart and worker.in_flight > 0
 
-    def _worker_for(self, retry: Retry, lane: Lane) -> WorkerState | None:
+    def _worker_for(self, retry: Retry, lane: Lane, now: float) -> WorkerState | None:
         if retry.is_suspect:
-            return self.scheduler.worker_for_suspect(lane)
+            may_risk = self._ledger.retries.may_risk(retry, now)
+            return self.scheduler.worker_for_suspect(lane, may_risk)
         return self.scheduler.worker_for_retry(lane)
 
     def _take(self, lane: Lane) -> tuple[list[Part], BatchLayout | None]:

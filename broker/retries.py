@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from batchyard.broker.policy import NEVER
 from batchyard.broker.queue import Part, RequestGroup, without_requests
 from batchyard.wire.errors import (
     Aborted,
@@ -23,6 +24,8 @@ from batchyard.wire.errors import (
     Unknown,
 )
 
+# How long the last worker that serves is spared suspects while another is on its way.
+_SPARED_S = 30.0
 # What a row may be the reason of. Others are the model's, whatever it is given.
 _OF_ROWS = (
     Aborted,
@@ -40,10 +43,14 @@ Refusal = tuple[RequestGroup, Iterable[int]]
 
 @dataclass(slots=True, eq=False)
 class Retry:
-    """Parts of one lane that are the next batch. A suspect runs where nothing else does."""
+    """Parts of one lane that are the next batch. A suspect runs where nothing else does.
+
+    ``looked_since`` is when a worker was first looked for.
+    """
 
     parts: list[Part]
     is_suspect: bool = False
+    looked_since: float = NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,8 @@ class Retries:
         self._waiting: list[Retry] = []
         # Whether nobody has looked for a worker since the last one came.
         self.is_fresh = False
+        # When a suspect has waited for a worker beside the last one for long enough.
+        self.risk_at = NEVER
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -90,6 +99,14 @@ class Retries:
         """Rows that are to run again."""
         self._waiting += retries
         self.is_fresh = True
+
+    def may_risk(self, retry: Retry, now: float) -> bool:
+        """Whether a suspect may run on the last worker that serves, though another is to come."""
+        retry.looked_since = min(retry.looked_since, now)
+        risk_at = retry.looked_since + _SPARED_S
+        if risk_at > now:
+            self.risk_at = min(self.risk_at, risk_at)
+        return risk_at <= now
 
     def remove(self, retry: Retry) -> None:
         """It is handed over."""

@@ -116,14 +116,14 @@ class Scheduler:
         """The worker that would get the lane's next batch; None when it has to wait."""
         return policy.choose_worker(lane, [w for w in self._serving(lane) if not w.set_apart])
 
-    def worker_for_suspect(self, lane: Lane) -> WorkerState | None:
+    def worker_for_suspect(self, lane: Lane, may_risk: bool) -> WorkerState | None:
         """The worker that is set apart for suspects, when it has nothing else; None meanwhile.
 
-        The last one that serves is not risked while another is on its way.
+        The last one that serves is not risked while another is on its way, unless it ``may_risk``.
         """
         serving = self._serving(lane)
         apart = [worker for worker in serving if worker.set_apart]
-        if serving and not apart and not (len(serving) == 1 and self._coming_back):
+        if serving and not apart and (may_risk or len(serving) > 1 or not self._coming_back):
             apart = [min(serving, key=lambda worker: worker.in_flight)]
             apart[0].set_apart = True
         return next((worker for worker in apart if not worker.in_flight), None)

@@ -110,6 +110,7 @@ class BrokerState:
             self._forming.scheduler.next_ripe(),
             self._ledger.deadlines.next,
             self._forming.watchdog.at,
+            self._ledger.retries.risk_at,
             self._orphans.next_expiry if self._orphans else policy.NEVER,
         )
 

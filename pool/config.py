@@ -253,6 +253,11 @@ class Pool(_Section):
         description="Seconds that a batch may run; then its process is taken for hung, killed and "
         "replaced. inf: for ever.",
     )
+    load_timeout: Timeout = Field(
+        1800.0,
+        description="Seconds that a process may take to load and warm up its models; then it is "
+        "killed, and a new version that it was to load is given up. inf: for ever.",
+    )
     file_system_poll_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = Field(
         1.0,
         description="How often models' folders are looked at for new versions. One counts when two "

@@ -29,6 +29,11 @@ class Offer:
         self.served = wanted_models(config, found, {}, ModelSet())
         self.target = self.served
 
+    @property
+    def load_timeout_s(self) -> float:
+        """How long a process may take to load what it is to serve."""
+        return self._config.pool.load_timeout
+
     def find(self, found: Found, config: Config | None = None) -> None:
         """Other versions are there. With a configuration, which is new, all get another try."""
         self.found = found

@@ -1,8 +1,7 @@
 """Loads beside others that serve: on processors that others leave, as far as the kernel lets it.
 
-Not by SCHED_IDLE: the kernel takes a processor with nothing but such a thread for an idle one, wakes
-others there, and lets them wait for its next tick. Beside a steady load of 200 requests a second the
-p99 was 3.8 ms with it, 2.0 ms with the lowest priority, 1.5 ms with nothing beside.
+Not by SCHED_IDLE: the kernel takes a processor with nothing but such a thread for an idle one,
+wakes others there, and lets them wait for its next tick (docs/decisions/0008).
 """
 
 from __future__ import annotations

@@ -242,7 +242,12 @@ class ServerState:
 
 def needing_restart(first: Config, new: Config) -> list[str]:
     """The settings that differ and that a running server cannot change."""
-    live = {"drain_timeout_s", "batch_execution_timeout", "file_system_poll_wait_seconds"}
+    live = {
+        "drain_timeout_s",
+        "batch_execution_timeout",
+        "load_timeout",
+        "file_system_poll_wait_seconds",
+    }
     return [
         f"{section}.{name}"
         for section, old_section, new_section in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from batchyard.pool.events import (
     Action,
@@ -64,6 +64,7 @@ class Workers:
         if process.stage is not Stage.LOADING:
             return
         process.stage, process.ready_at = Stage.READY, now
+        process.kill_at = float("inf")
         slot.successor = None
         slot.current, old = process, slot.current
         slot.tries_target = False
@@ -100,6 +101,7 @@ class Workers:
         if slot is None or process is None:
             return
         reason = process.why or death.reason
+        death = replace(death, reason=reason)
         if self.is_starting:
             self._do(Fail(death.exit_code, death.of(f"worker-{id}")))
             return
@@ -181,7 +183,9 @@ class Workers:
             if slot.try_again_at <= now:
                 self._try_again(slot, now)
             if slot.start_at is not None and slot.start_at <= now:
-                self._start(slot)
+                self._start(slot, now)
+            if slot.successor is not None and slot.successor.kill_at <= now:
+                self._stop_loading(slot.successor)
             if slot.leaving is not None and slot.leaving.kill_at <= now:
                 slot.leaving.kill_at = float("inf")
                 self._do(KillWorker(slot.leaving.id))
@@ -191,7 +195,7 @@ class Workers:
         # What is to be loaded is known before it is.
         self._tell()
         if self.replaces:
-            self._replace_next()
+            self._replace_next(now)
 
     def _switch(self) -> None:
         """What is to be served is served, once every slot has it."""
@@ -215,7 +219,7 @@ class Workers:
             self._told = models
             self._do(TellBroker([Kind.MODELS, [asdict(model) for model in models]]))
 
-    def _replace_next(self) -> None:
+    def _replace_next(self, now: float) -> None:
         offer = self._offer
         if not offer.needs_loading:
             return
@@ -228,7 +232,7 @@ class Workers:
             self._do(Log("info", "roll_started", {"versions": _names(versions)}))
         slot.tries_target = True
         if slot.replaced_beside:
-            self._start(slot)
+            self._start(slot, now)
         else:
             old, slot.current = slot.current, None
             self._retire(slot, old)
@@ -257,11 +261,17 @@ class Workers:
         process.stage = Stage.RETIRING
         self._do(TellBroker([Kind.RETIRE, process.id]))
 
-    def _start(self, slot: Slot) -> None:
+    def _stop_loading(self, process: Process) -> None:
+        process.kill_at = float("inf")
+        process.why = f"it did not load within load_timeout = {self._offer.load_timeout_s:g} s"
+        self._do(KillWorker(process.id))
+
+    def _start(self, slot: Slot, now: float) -> None:
         slot.start_at = None
         serving = [s.current for s in self.slots if s.current is not None]
         sources = self._offer.to_load(serving, tries_target=slot.tries_target)
         process = Process(next(self._ids), sources, self._offer.found, slot.tries_target)
+        process.kill_at = now + self._offer.load_timeout_s
         slot.successor = process
         # With nobody else serving, there is nobody to be quiet for.
         quietly = bool(serving)

@@ -240,3 +240,31 @@ def test_a_signal_while_it_starts_ends_it() -> None:
     server = VirtualServer(serving=False)
     server.happens(events.StopRequested())
     assert (server.phase, server.failure) == (Phase.STOPPED, None)
+
+
+def test_a_process_that_never_loads_is_killed_and_replaced() -> None:
+    server = VirtualServer()
+    server.passes(5)
+    server.dies(0)
+    (worker,) = server.of_slot(0)
+    server.passes(server.config.pool.load_timeout - 0.1)
+    assert not worker.is_killed
+    server.passes(0.2)
+    assert worker.is_killed
+    server.dies(worker.id)
+    reason = "it did not load within load_timeout = 1800 s"
+    assert server.of_kind(Kind.REAPED)[-1] == [Kind.REAPED, worker.id, reason, True]
+    server.rolls_on()
+    assert server.loaded() == {0: [1], 1: [1]}
+
+
+def test_a_version_that_never_loads_is_given_up() -> None:
+    server = VirtualServer()
+    server.passes(5)
+    server.finds(1, 2)
+    (worker,) = server.loading
+    server.passes(server.config.pool.load_timeout + 0.1)
+    assert worker.is_killed
+    server.dies(worker.id)
+    assert "version_failed" in server.logs
+    assert server.loaded() == {0: [1], 1: [1]}
