@@ -148,3 +148,31 @@ def test_where_nothing_may_run_twice_what_ran_is_unavailable(made: dict[str, Any
     b.start_worker(make_report(stateful="stateful" in made), slot=0)
     run_all(b)
     assert b.answers[ahead] == ["OK"] * 4
+
+
+def test_the_last_worker_is_spared_while_another_is_on_its_way() -> None:
+    b = VirtualBroker(make_model())
+    b.start_worker(slot=0)
+    b.start_worker(slot=1)
+    group = b.ask(1, 1)
+    batch = b.tick_one()
+    b.lose(batch.worker_id)
+    b.reap(batch.worker_id, comes_back=True)
+    assert not b.tick(1.0)
+    assert b.state.next_wakeup() <= b.now + 30
+    # But not for ever: the other may never come.
+    (first,) = b.tick(30.0)
+    b.finish(first)
+    b.finish(b.tick_one())
+    assert b.answers[group] == ["OK", "OK"]
+
+
+def test_suspects_run_when_the_other_has_come() -> None:
+    b = VirtualBroker(make_model())
+    b.start_worker(slot=0)
+    b.start_worker(slot=1)
+    group = b.ask(1, 1)
+    b.die(b.tick_one().worker_id)
+    b.finish(b.tick_one())
+    b.finish(b.tick_one())
+    assert b.answers[group] == ["OK", "OK"]
