@@ -28,9 +28,13 @@ def command(as_json: bool, endpoints: tuple[str, ...]) -> None:
         f"broker pid {broker['pid']}, up {broker['uptime_s']:.0f} s; arena "
         f"{arena['used_bytes'] / 2**20:.1f} of {arena['bytes'] / 2**20:.0f} MiB in use"
     )
-    console.print(_table("workers", stats["workers"], ["id", "pid", "device", "state", "batches"]))
-    columns = ["name", "version", "state", "requests", "batches", "queue_rows"]
+    columns = ["id", "pid", "device", "state", "restarts", "batches"]
+    console.print(_table("workers", stats["workers"], columns))
+    columns = ["name", "version", "is_current", "state", "requests", "batches", "queue_rows"]
     console.print(_table("models", stats["models"], columns))
+    for model in stats["models"]:
+        if model["error"]:
+            console.print(f"{model['name']} version {model['version']}: {model['error']}")
 
 
 def _table(title: str, rows: list[dict[str, Any]], columns: list[str]) -> Table:
@@ -38,5 +42,11 @@ def _table(title: str, rows: list[dict[str, Any]], columns: list[str]) -> Table:
     for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
+        table.add_row(*(_cell(row[column]) for column in columns))
     return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return str(value)

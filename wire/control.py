@@ -32,17 +32,17 @@ class Kind(IntEnum):
     REAPED = 2  # worker_id, why it ended, whether its slot will have another
     DRAIN = 3
     RETIRE = 4  # worker_id: no more batches for it; RETIRED when it has none
-    PING = 6  # PONG is the answer
     MODELS = 5  # ModelSettings of all that is served from now on, as maps
+    PING = 6  # PONG is the answer
     # broker -> supervisor
     LISTENING = 11  # endpoints
     READY = 12  # worker_id, what it said of its models (see ``work.Ready``)
     DRAINED = 13
     RETIRED = 14  # worker_id
     HUNG = 15  # worker_id, why: it is to be killed
+    UNLOADED = 16  # name, version: a version that MODELS left out is gone from all workers
     SERVED = 17  # worker_id: it was given its first batch
     PONG = 18
-    UNLOADED = 16  # name, version: a version that MODELS left out is gone from all workers
     # child -> supervisor
     FAILED = 21  # exit code, message, [model, version] or nil: why the child exits
     # supervisor -> worker
