@@ -25,6 +25,7 @@ from batchyard.benchmarks.faults_server import (
     descriptors,
     faulty_server,
     is_alive,
+    own_mb,
     rss_mb,
     shared_memory,
 )
@@ -64,6 +65,7 @@ FIGURES = [
     Figure("soak_broker_growth", "  growth of the broker's RSS", "%", None, 5, True),
     Figure("soak_supervisor_growth", "  growth of the supervisor's RSS", "%", None, 5, True),
     Figure("soak_broker_rss", "  the broker's RSS, by second", "MiB"),
+    Figure("soak_broker_own", "    of it what is no file and not shared", "MiB"),
     Figure("soak_supervisor_rss", "  the supervisor's RSS, by second", "MiB"),
     Figure("soak_broker_slope", "  the broker's RSS, slope", "MiB/h"),
     Figure("soak_supervisor_slope", "  the supervisor's RSS, slope", "MiB/h"),
@@ -87,6 +89,7 @@ class Watch:
     def __init__(self, server: ServerView) -> None:
         self._server = server
         self.broker: list[float] = []
+        self.broker_own: list[float] = []
         self.supervisor: list[float] = []
         self.seen: set[int] = {server.supervisor}
 
@@ -96,11 +99,13 @@ class Watch:
         brokers = server.children(BROKER)
         self.seen.update(brokers, server.children(WORKER))
         self.broker += [rss_mb(pid) for pid in brokers]
+        self.broker_own += [own_mb(pid) for pid in brokers]
         self.supervisor.append(rss_mb(server.supervisor))
 
     def forget(self) -> None:
         """Starts the samples anew."""
         self.broker.clear()
+        self.broker_own.clear()
         self.supervisor.clear()
 
 
@@ -153,6 +158,7 @@ def measure(effort: Effort) -> dict[str, list[float]]:
     return {
         **{f"soak_{name}": [float(value)] for name, value in values.items()},
         "soak_broker_rss": watch.broker,
+        "soak_broker_own": watch.broker_own,
         "soak_supervisor_rss": watch.supervisor,
     }
 
