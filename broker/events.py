@@ -84,6 +84,13 @@ class ClientLeft:
 
 
 @dataclass(slots=True)
+class WorkerAttached:
+    """A slot has a process, which may be loading."""
+
+    slot: int
+
+
+@dataclass(slots=True)
 class WorkerReady:
     """A worker has loaded its models. It has the place ``slot`` in the pool, after others."""
 
@@ -146,13 +153,14 @@ class WorkerLost:
 class WorkerReaped:
     """A lost worker's process is gone: it writes nothing more.
 
-    ``why`` it ended. ``comes_back``: its slot will have another.
+    ``why`` it ended. ``comes_back``: its slot will have another. ``slot`` is None for one that this
+    broker never had.
     """
 
     worker_id: int
     why: str = "it died"
     comes_back: bool = False
-    slot: int = -1
+    slot: int | None = -1
 
 
 @dataclass(slots=True)
@@ -183,6 +191,7 @@ Event = (
     RequestsArrived
     | RequestsCancelled
     | ClientLeft
+    | WorkerAttached
     | WorkerReady
     | BatchesResumed
     | BatchFinished

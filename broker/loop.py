@@ -178,7 +178,12 @@ class BrokerLoop:
     def _obey(self, packet: list[Any], fds: list[int]) -> None:
         kind = packet[0]
         if kind == control.Kind.ATTACH:
-            self._workers.attach(packet, fds[0])
+            if fds:
+                self._workers.attach(packet, fds[0])
+            else:
+                # The kernel drops descriptors when this process may have no more.
+                why = "its link did not arrive: the broker has no descriptor left"
+                self._tell_supervisor([control.Kind.HUNG, packet[1], why])
         elif kind == control.Kind.REAPED:
             self._workers.reaped(*packet[1:])
         elif kind == control.Kind.RETIRE:

@@ -69,11 +69,14 @@ class BrokerState:
         self._forming = Forming(
             self._ledger, self.allocator, self.workers, self.batches, self._coming_back
         )
+        # Workers that are to retire once they have told what they have of a broker before.
+        self._retiring: set[int] = set()
         self._retired: list[ServedModel] = []
         self._handlers: dict[type[Any], Callable[[Any, float], Iterable[Action]]] = {
             events.RequestsArrived: self._requests_arrived,
             events.RequestsCancelled: self._requests_cancelled,
             events.ClientLeft: self._client_left,
+            events.WorkerAttached: self._worker_attached,
             events.WorkerReady: self._worker_ready,
             events.BatchesResumed: self._batches_resumed,
             events.BatchFinished: self._batch_finished,
@@ -220,6 +223,10 @@ class BrokerState:
         self._ledger.abandon(groups, Cancelled("the client left"))
         return []
 
+    def _worker_attached(self, event: events.WorkerAttached, now: float) -> Iterable[Action]:
+        self._expect(event.slot)
+        return []
+
     def _worker_ready(self, event: events.WorkerReady, now: float) -> Iterable[Action]:
         worker = WorkerState(
             event.worker_id, event.ready.device, event.concurrent_batches, event.slot
@@ -228,6 +235,11 @@ class BrokerState:
         self.workers[worker.id] = worker
         self._coming_back.discard(worker.slot)
         self.awaited.discard(worker.id)
+        if worker.id in self._retiring:
+            self._retiring.discard(worker.id)
+            worker.is_retiring = True
+            yield from self._retire_if_idle(worker.id)
+            return
         for report in event.ready.models:
             if (report.name, report.version) in self.catalog.models:
                 self.catalog.worker_ready(worker.id, report)
@@ -374,10 +386,12 @@ class BrokerState:
     def _worker_reaped(self, event: events.WorkerReaped, now: float) -> Iterable[Action]:
         self._lose(event.worker_id)
         self.awaited.discard(event.worker_id)
-        if event.comes_back:
-            self._expect(event.slot)
-        else:
-            self._coming_back.discard(event.slot)
+        self._retiring.discard(event.worker_id)
+        if event.slot is not None:
+            if event.comes_back:
+                self._expect(event.slot)
+            else:
+                self._coming_back.discard(event.slot)
         worker = self._lost.pop(event.worker_id, None)
         for batch in worker.batches.values() if worker is not None else ():
             batch.is_running = False
@@ -392,7 +406,8 @@ class BrokerState:
             if batch.worker_id == event.worker_id:
                 self._let_go(batch.id, UNREAPED)
         yield from self._orphans_died(event, now)
-        if not (self.workers or self._lost or self._coming_back):
+        is_unknown = event.slot is None and event.comes_back
+        if not (self.workers or self._lost or self._coming_back or is_unknown):
             yield from self._nobody_left()
         yield from self._refuse_unserved()
 
@@ -445,6 +460,9 @@ class BrokerState:
         self.catalog.worker_lost(event.worker_id)
         worker = self.workers.get(event.worker_id)
         if worker is None:
+            if event.worker_id in self.awaited or self._orphans.of_worker(event.worker_id):
+                self._retiring.add(event.worker_id)
+                return []
             return [Retired(event.worker_id)]
         worker.is_retiring = True
         return self._retire_if_idle(worker.id)

@@ -51,7 +51,7 @@ class WorkerService:
     def reaped(self, worker_id: int, why: str, comes_back: bool) -> None:
         """A worker's process is gone."""
         worker = self.links.get(worker_id)
-        slot = -1
+        slot = None
         if worker is not None:
             slot = worker.slot
             self._hear_out(worker)
@@ -77,6 +77,7 @@ class WorkerService:
         )
         self.links[worker_id] = worker
         self._poller.handle(link.fileno(), partial(self._serve_worker, worker))
+        self._apply(events.WorkerAttached(slot))
 
     def retired(self, worker_id: int) -> None:
         """A worker has nothing left to do."""

@@ -144,6 +144,7 @@ class Call:
         """What stands for this call in a message that it is in no more: nobody waits for it."""
         ghost = copy.copy(self)
         ghost.promise = _NOBODY
+        ghost.outputs = []
         return ghost
 
 

@@ -176,6 +176,8 @@ class Session:
 
     def _admit(self, calls: Sequence[Call], now: float) -> Sequence[Call]:
         """Which of ``calls``, and of those that wait, are sent, when not all is as ever."""
+        if self.is_up and self._must_resend:
+            self._resend_all(now)
         if not self.takes_calls:
             calls = [call for call in calls if call.cancelled or not self._give_away(call)]
         if self._refusal is not None:
@@ -188,8 +190,6 @@ class Session:
                     self._deadlines.add(call)
             self._waiting += calls
             return []
-        if self._must_resend:
-            self._resend_all(now)
         self._is_steady = True
         waiting, self._waiting = self._waiting, []
         return [*(call for call in waiting if not call.promise.done()), *calls]

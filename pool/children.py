@@ -60,7 +60,7 @@ class Child:
 
     def reap(self) -> int:
         """Waits for the end of a process that is ending; its exit code, negative for a signal."""
-        self._kill_group()
+        self.kill()
         code = self._process.wait()
         if self.sentinel >= 0:
             os.close(self.sentinel)

@@ -143,7 +143,7 @@ class ServerState:
         if self.phase is Phase.STOPPED:
             return
         if now >= self._broker_start_at:
-            self._start_broker()
+            self._start_broker(now)
         if now >= self._pulse.ask_at:
             self._ask_broker(now)
         if self._is_broker_up:
@@ -159,11 +159,14 @@ class ServerState:
 
     # The broker
 
-    def _start_broker(self) -> None:
+    def _start_broker(self, now: float) -> None:
         self._broker_start_at = _NEVER
         self._is_broker_up = True
         models = self.offer.to_tell()
         self._do(StartBroker(self.endpoints, models, self.workers.awaited()))
+        if self.endpoints:
+            # The first one may take its time.
+            self._pulse.begin(now)
         self.workers.broker_started(models)
         if self.phase is Phase.DRAINING:
             self._do(TellBroker([Kind.DRAIN]))

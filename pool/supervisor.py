@@ -259,8 +259,13 @@ class Supervisor:
         self._attach(child, action.id, action.slot, action.restarts, ours)
 
     def _link_worker(self, id: int, slot: int, restarts: int) -> None:
-        ours, theirs = Link.pair()
         child = self._workers[id]
+        try:
+            ours, theirs = Link.pair()
+        except OSError:
+            # Without a link it is of no use; another may get one.
+            child.kill()
+            return
         # When it is gone already, its sentinel tells.
         with contextlib.suppress(LinkClosed):
             child.link.send([Kind.LINK], [theirs.fileno()])

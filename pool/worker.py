@@ -104,7 +104,8 @@ class Worker:
                 packet, fds = supervisor.receive()
             except LinkClosed:
                 self._end()
-            if packet[0] == control.Kind.LINK:
+            # Without its descriptor, for which there was none left, the broker will miss us.
+            if packet[0] == control.Kind.LINK and fds:
                 self._intake.resume(Link.from_fd(fds[0]))
 
     def start(self, target: Callable[[], None]) -> None:

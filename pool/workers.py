@@ -58,7 +58,7 @@ class Workers:
     def ready(self, id: int, now: float) -> None:
         """A process can take batches: it takes its slot."""
         slot, process = self._find(id)
-        if slot is None or process is None or process.stage is Stage.KILLED:
+        if slot is None or process is None or process.stage is Stage.KILLED or process.why:
             return
         process.is_linked = True
         if process.stage is not Stage.LOADING:
