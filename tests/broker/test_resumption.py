@@ -175,6 +175,20 @@ def test_what_a_worker_still_has_counts_as_its_load() -> None:
     assert b.tick_one().worker_id == running.worker_id
 
 
+def test_a_worker_that_retires_first_tells_and_ends_what_it_has() -> None:
+    before = broker(workers=2)
+    before.ask(*[1] * 4)
+    running = before.tick_one()
+    b = before.restart()
+    actions = b.handle(events.WorkerRetiring(running.worker_id))
+    assert actions == []
+    b.resume_all(before)
+    # It gets nothing more.
+    b.ask(1)
+    assert b.tick_one().worker_id != running.worker_id
+    assert events.Retired(running.worker_id) in b.finish_orphan(running.id)
+
+
 # What nobody asks for
 
 
