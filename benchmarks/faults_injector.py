@@ -42,6 +42,8 @@ name = "extra"
 path = "batchyard.benchmarks.callables:simulated_gpu"
 runtime = "python"
 """
+# Clients that stand still at once.
+_DEAF_MAX = 8
 
 
 class Injector:
@@ -60,6 +62,8 @@ class Injector:
         self._thread = threading.Thread(target=self._run)
         self._victims: list[subprocess.Popen[str]] = []
         self._stopped: set[int] = set()
+        # Clients that stand still, the oldest first.
+        self._deaf: list[subprocess.Popen[str]] = []
         self._deck: list[str] = []
         self._configuration = server.config.read_text()
         faults: dict[str, Callable[[], str]] = {
@@ -174,15 +178,22 @@ class Injector:
 
     def _kill_client(self) -> str:
         victim = self._victim()
-        victim.kill()
-        victim.communicate()
-        self._victims.remove(victim)
+        self._end_client(victim)
         return f"process {victim.pid}"
 
     def _stop_client(self) -> str:
         victim = self._victim()
         _signal(victim.pid, signal.SIGSTOP)
+        self._deaf.append(victim)
+        if len(self._deaf) > _DEAF_MAX:
+            # Each holds its answers in the broker for as long as it is there.
+            self._end_client(self._deaf.pop(0))
         return f"process {victim.pid} reads no more"
+
+    def _end_client(self, victim: subprocess.Popen[str]) -> None:
+        victim.kill()
+        victim.communicate()
+        self._victims.remove(victim)
 
     def _victim(self) -> subprocess.Popen[str]:
         endpoint = self._choice.choice((self._server.tcp, self._server.ipc))
