@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from batchyard.broker.deadlines import Deadlines
 from batchyard.broker.events import Action, Refuse
 from batchyard.broker.queue import Lane, Part, RequestGroup
-from batchyard.broker.retries import Refusal, Retries
+from batchyard.broker.retries import Death, Refusal, Retries, after_death, after_error
 from batchyard.wire.errors import (
     BatchyardError,
     DeadlineExceeded,
@@ -196,6 +196,26 @@ class Ledger:
             self.left_queue(self.retries.remove_dropped())
         return actions
 
+    def came_to_nothing(
+        self, parts: list[Part], now: float, reason: BatchyardError | Death
+    ) -> Iterable[Action]:
+        """A batch raised, or its worker died with it."""
+        wanted = still_wanted(parts)
+        if wanted:
+            verdict = (
+                after_death(wanted, reason)
+                if isinstance(reason, Death)
+                else after_error(wanted, reason)
+            )
+            if verdict.retries:
+                self.retries.add(verdict.retries)
+                self.joined_queue(wanted)
+            if verdict.error is not None:
+                yield from self.refuse(verdict.refusals, verdict.error)
+        yield from self.left_worker(parts)
+        if any(part.earliest_deadline <= now for part in wanted):
+            yield from self.expire(now)
+
     def abandon(self, groups: Iterable[RequestGroup], error: BatchyardError) -> None:
         """Refuses whole messages when nobody is there to be told."""
         groups = list(groups)
@@ -234,6 +254,11 @@ class Ledger:
 def requests_of(part: Part) -> range:
     """The numbers of a part's requests in its group."""
     return range(part.first, part.first + part.count)
+
+
+def still_wanted(parts: Iterable[Part]) -> list[Part]:
+    """The parts without requests that have an answer."""
+    return [run for part in parts for run in part.divide(part.group.dropped)[0]]
 
 
 def _runs(requests: list[int]) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from batchyard.broker import events, policy
 from batchyard.broker.catalog import Catalog, ServedModel
+from batchyard.broker.comeback import Comeback
 from batchyard.broker.events import (
     MODEL,
     REPLIES,
@@ -21,23 +22,21 @@ from batchyard.broker.events import (
     WORKER,
     Action,
     Batch,
-    BatchFailed,
     Deliver,
     Event,
-    Forget,
     Kill,
     Refuse,
     Retired,
     Unload,
 )
 from batchyard.broker.forming import Forming
-from batchyard.broker.ledger import Ledger, requests_of
+from batchyard.broker.ledger import Ledger, still_wanted
 from batchyard.broker.queue import Part, RequestGroup
-from batchyard.broker.resumption import Orphan, Orphans, Outcome, part_of
-from batchyard.broker.retries import Death, Refusal, Retry, after_death, after_error
+from batchyard.broker.resumption import Orphans, Outcome
+from batchyard.broker.retries import Death, Refusal, Retry
 from batchyard.broker.scheduler import WorkerState
 from batchyard.wire.blocks import BlockAllocator
-from batchyard.wire.errors import BatchyardError, Cancelled, Unavailable
+from batchyard.wire.errors import Cancelled, Unavailable
 
 
 class BrokerState:
@@ -63,6 +62,7 @@ class BrokerState:
         self.draining = False
         self._ledger = Ledger(queue_nbytes_max, in_flight_max)
         self._orphans = Orphans(self.allocator)
+        self._comeback = Comeback(self._ledger, self._orphans, self.batches)
         # Lost workers that are not reaped, and slots whose next worker is not ready.
         self._lost: dict[int, WorkerState] = {}
         self._coming_back: set[int] = set()
@@ -161,53 +161,11 @@ class BrokerState:
         self._ledger.accept(group)
         actions: list[Action] = []
         if event.resent:
-            actions += self._resume(group, before, now)
+            actions += self._comeback.resume(group, before, now)
         if fitting < group.count:
             full = self._ledger.queue_full(group, fitting)
             actions += self._ledger.refuse([(group, range(fitting, group.count))], full)
         return actions
-
-    def _resume(
-        self, group: RequestGroup, before: RequestGroup | None, now: float
-    ) -> Iterable[Action]:
-        """What of a message that was sent again is running need not run again."""
-        claims = self._orphans.claim(group)
-        taken = [part for _, part in claims]
-        group.lane.model.claimed_parts += len(claims)
-        if before is not None:
-            taken += self._take_over(group, before)
-        for part in taken:
-            group.lane.take_out(part)
-            group.running += 1
-        self._ledger.left_queue(taken)
-        if not group.lane.model.may_retry:
-            # Of one in pieces all have to be there.
-            waiting = {part.first for part in group.lane.parts if part.group is group}
-            running = {request for part in taken for request in requests_of(part)} - waiting
-            others = [request for request in range(group.count) if request not in running]
-            error = Unavailable(
-                f"model {group.lane.model.name!r}: the connection was lost while this may have "
-                "run; it is not tried again"
-            )
-            yield from self._ledger.refuse([(group, others)], error)
-        for orphan in {orphan.id: orphan for orphan, _ in claims}.values():
-            if orphan.outcome is not None:
-                yield from self._settle_orphan(orphan, now)
-
-    def _take_over(self, group: RequestGroup, before: RequestGroup) -> list[Part]:
-        """The running parts of a message are those of the same one that was sent again."""
-        taken = self._orphans.take_over(group, before)
-        for batch in self.batches.values():
-            for i, part in enumerate(batch.parts):
-                if part.group is not before or not batch.is_running or before.replies is not None:
-                    continue
-                mine = part_of(group, part.first, part.count, part.row_start, part.rows)
-                if mine is not None and group.lane is batch.lane:
-                    batch.parts[i] = mine
-                    before.running -= 1
-                    taken.append(mine)
-        self._ledger.abandon([before], Cancelled("it was sent again"))
-        return taken
 
     def _requests_cancelled(self, event: events.RequestsCancelled, now: float) -> Iterable[Action]:
         refusals: list[Refusal] = []
@@ -287,62 +245,21 @@ class BrokerState:
             yield from self._orphan_ended(event, now)
             return
         self._free_if_unheld(batch)
-        yield from self._came_to_nothing(batch.parts, now, event.error)
+        yield from self._ledger.came_to_nothing(batch.parts, now, event.error)
         yield from self._retire_if_idle(batch.worker_id)
-
-    def _came_to_nothing(
-        self, parts: list[Part], now: float, reason: BatchyardError | Death
-    ) -> Iterable[Action]:
-        """A batch raised, or its worker died with it."""
-        wanted = _still_wanted(parts)
-        if wanted:
-            verdict = (
-                after_death(wanted, reason)
-                if isinstance(reason, Death)
-                else after_error(wanted, reason)
-            )
-            if verdict.retries:
-                self._ledger.retries.add(verdict.retries)
-                self._ledger.joined_queue(wanted)
-            if verdict.error is not None:
-                yield from self._ledger.refuse(verdict.refusals, verdict.error)
-        yield from self._ledger.left_worker(parts)
-        if any(part.earliest_deadline <= now for part in wanted):
-            yield from self._ledger.expire(now)
 
     def _orphan_ended(self, outcome: Outcome, now: float) -> Iterable[Action]:
         orphan = self._orphans.get(outcome.batch_id)
         if orphan is None or orphan.outcome is not None:
             return
-        self._orphans.ended(orphan, outcome, now)
+        actions = list(self._comeback.ended(orphan, outcome, now))
         worker = self.workers.get(orphan.worker_id)
         if worker is not None:
             worker.orphans -= 1
             self._forming.watchdog.answered(worker, now)
             yield from self._retire_if_idle(worker.id)
         self._forming.scheduler.memory_came_back()
-        yield from self._settle_orphan(orphan, now)
-
-    def _settle_orphan(self, orphan: Orphan, now: float) -> Iterable[Action]:
-        """A batch of the broker before has ended: what was claimed of it so far is answered."""
-        claims, orphan.claims = orphan.claims, []
-        if claims:
-            yield from self._settle_claims(orphan, claims, now)
-        if not orphan.unclaimed_rows:
-            self._orphans.forget(orphan)
-            yield Forget(orphan.id)
-
-    def _settle_claims(
-        self, orphan: Orphan, claims: list[tuple[Part, int]], now: float
-    ) -> Iterable[Action]:
-        parts = [part for part, _ in claims]
-        parts[0].group.lane.model.claimed_parts -= len(parts)
-        if isinstance(orphan.outcome, BatchFailed):
-            yield from self._came_to_nothing(parts, now, orphan.outcome.error)
-            return
-        placed = [found for part, row in claims for found in self._ledger.answered(part, row)]
-        yield Deliver(orphan.as_batch(claims, now), placed)
-        yield from self._ledger.left_worker(parts)
+        yield from actions
 
     def _came_back(self, batch_id: int, kept: bool, now: float) -> Batch | None:
         """The batch, no longer on its worker; None when the worker was lost before."""
@@ -401,11 +318,12 @@ class BrokerState:
             else:
                 was_suspect = batch.retry is not None and batch.retry.is_suspect
                 death = Death(event.why, was_suspect)
-                yield from self._came_to_nothing(batch.parts, now, death)
+                yield from self._ledger.came_to_nothing(batch.parts, now, death)
         for batch in list(self.batches.values()):
             if batch.worker_id == event.worker_id:
                 self._let_go(batch.id, UNREAPED)
-        yield from self._orphans_died(event, now)
+        yield from self._comeback.died(event.worker_id, event.why, now)
+        self._forming.scheduler.memory_came_back()
         is_unknown = event.slot is None and event.comes_back
         if not (self.workers or self._lost or self._coming_back or is_unknown):
             yield from self._nobody_left()
@@ -413,7 +331,7 @@ class BrokerState:
 
     def _was_not_taken_up(self, batch: Batch, now: float) -> Iterable[Action]:
         """A worker died before a batch's turn: its rows are as they were before."""
-        wanted = _still_wanted(batch.parts)
+        wanted = still_wanted(batch.parts)
         if wanted and batch.retry is not None:
             self._ledger.retries.add([Retry(wanted)])
         else:
@@ -426,18 +344,6 @@ class BrokerState:
         """A slot will have another worker, unless it has one already."""
         if all(worker.slot != slot for worker in self.workers.values()):
             self._coming_back.add(slot)
-
-    def _orphans_died(self, event: events.WorkerReaped, now: float) -> Iterable[Action]:
-        for orphan in self._orphans.of_worker(event.worker_id):
-            self._orphans.forget(orphan)
-            claimed = [part for part, _ in orphan.claims]
-            if claimed:
-                claimed[0].group.lane.model.claimed_parts -= len(claimed)
-                death = Death(event.why, was_suspect=False)
-                yield from self._came_to_nothing(claimed, now, death)
-            yield Forget(orphan.id)
-        self._orphans.release_all(event.worker_id)
-        self._forming.scheduler.memory_came_back()
 
     def _refuse_unserved(self) -> Iterable[Action]:
         """Requests for a retired version when the last worker that had it is gone, for good."""
@@ -511,9 +417,7 @@ class BrokerState:
         yield from self._forming.next_batches(now)
 
     def _look_after_orphans(self, now: float) -> Iterable[Action]:
-        for orphan in self._orphans.expired(now):
-            self._orphans.forget(orphan)
-            yield Forget(orphan.id)
+        yield from self._comeback.expire(now)
         for worker_id in self._orphans.overdue(now):
             if worker_id in self.workers:
                 yield from self._kill(worker_id, None)
@@ -535,8 +439,3 @@ class BrokerState:
             del self.batches[batch.id]
             self.allocator.free(batch.block)
             self._forming.scheduler.memory_came_back()
-
-
-def _still_wanted(parts: Iterable[Part]) -> list[Part]:
-    """The parts without requests that have an answer."""
-    return [run for part in parts for run in part.divide(part.group.dropped)[0]]
