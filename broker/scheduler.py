@@ -145,11 +145,16 @@ class Scheduler:
         if deadline == NEVER or not model.workers:
             return group.count
         kind = self._workers[model.workers[0]].kind
-        if lane.least(1, kind, now) is None:
+        starts = self._room(model).starts[: model.parameters.num_batch_threads]
+        rows = lane.queued_rows + group.total_rows
+        takes = lane.least(min(rows, lane.max_rows), kind, now)
+        if takes is None:
+            return group.count
+        if rows <= lane.max_rows and now + takes <= deadline and starts and starts[0] <= now:
+            # It runs at once: there is nothing to be careful about.
             return group.count
         before = lane.rows_before(deadline)
         enough = before + group.total_rows
-        starts = self._room(model).starts[: model.parameters.num_batch_threads]
         rows = policy.rows_in_time(
             lane, deadline, now, starts, partial(lane.least, kind=kind, now=now), enough
         )

@@ -39,6 +39,7 @@ from batchyard.broker.workers import WorkerState
 from batchyard.wire.blocks import BlockAllocator
 from batchyard.wire.errors import Cancelled, DeadlineExceeded, Unavailable
 
+
 class BrokerState:
     """See the module."""
 
