@@ -100,7 +100,8 @@ def test_priority_goes_first_then_who_is_no_hog_then_the_latest_start_then_arriv
         (Lane(oldest_arrival=9.0), True),
         (Lane(priority=-1, earliest_deadline=10.1), False),
     ]
-    assert sorted(reversed(lanes), key=lambda pair: urgency(*pair)) == lanes
+    backwards = lanes[::-1]
+    assert sorted(backwards, key=lambda pair: urgency(*pair)) == lanes
 
 
 def test_an_idle_worker_takes_any_batch() -> None:
