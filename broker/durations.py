@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 # Runs of one size that are remembered.
 _WINDOW = 10
+# Where the shortest run is so much of the second longest, the next can be predicted.
+_STEADY = 0.75
 # What was not measured for so long is doubted: each time so much more halves it.
 _DOUBTED_AFTER_S = 1.0
 # How many predictions are remembered to say how good they are.
@@ -21,11 +23,13 @@ _ERRORS = 1024
 class Window:
     """The last few values, and the second largest of them; the only one when there is one."""
 
-    __slots__ = ("_values", "high")
+    __slots__ = ("_values", "high", "is_steady")
 
     def __init__(self) -> None:
         self._values: deque[float] = deque(maxlen=_WINDOW)
         self.high = 0.0
+        # Whether they are much the same, but for an outlier.
+        self.is_steady = False
 
     def __len__(self) -> int:
         return len(self._values)
@@ -35,6 +39,7 @@ class Window:
         self._values.append(value)
         values = sorted(self._values)
         self.high = values[-2] if len(values) > 1 else values[0]
+        self.is_steady = len(values) > 2 and values[0] >= _STEADY * self.high
 
 
 class Durations:
@@ -84,6 +89,11 @@ class Durations:
         if seconds is None:
             seconds = self._expected[rows] = self._estimate(rows)
         return seconds
+
+    def is_steady(self, rows: int) -> bool:
+        """Whether batches of that size always run for much the same time."""
+        runs = self._runs.get(rows)
+        return runs is not None and runs.is_steady
 
     def least(self, rows: int, now: float) -> float:
         """How long it will surely run: what was not measured lately counts for less and less.

@@ -172,6 +172,7 @@ class Forming:
         )
         batch.holders.add(WORKER)
         batch.expected_s = lane.expected(layout.rows, worker.kind)
+        batch.is_steady = lane.is_steady(layout.rows, worker.kind)
         batch.was_idle = not worker.in_flight
         self.watchdog.dispatched(batch, worker, now)
         self._batches[batch.id] = worker.batches[batch.id] = batch

@@ -148,6 +148,11 @@ class Lane:
             return None
         return durations.expected(self.padded(rows))
 
+    def is_steady(self, rows: int, kind: str) -> bool:
+        """Whether batches of so many rows always run for much the same time there."""
+        durations = self.durations.get(kind)
+        return durations is not None and durations.is_steady(self.padded(rows))
+
     def least(self, rows: int, kind: str, now: float) -> float | None:
         """How long it will surely take, from handing it over to its answer."""
         durations = self.durations.get(kind)

@@ -94,6 +94,14 @@ def test_what_was_only_warmed_up_is_doubted_from_when_it_is_asked_for() -> None:
     assert durations.least(4, 53.0) == 2.0
 
 
+def test_times_are_steady_when_all_but_one_are_much_the_same() -> None:
+    assert learned((4, 1.0), (4, 1.2), (4, 9.0)).is_steady(4)
+    assert not learned((4, 1.0), (4, 1.4), (4, 1.4)).is_steady(4)
+    # Not to be said of what ran twice, or at another size.
+    assert not learned((4, 1.0), (4, 1.0)).is_steady(4)
+    assert not learned(*[(4, 1.0)] * 3).is_steady(5)
+
+
 def test_handing_over_is_learned_beside_it() -> None:
     durations = Durations()
     assert durations.handing_s == 0.0
