@@ -125,6 +125,8 @@ class Forming:
 
     def _take(self, lane: Lane, max_rows: int, now: float) -> tuple[list[Part], BatchLayout | None]:
         """Takes the lane's next batch; no layout when its first request fits into no arena."""
+        # Requests stay whole, if a batch can hold them.
+        max_rows = max(max_rows, lane.first_rows)
         while True:
             parts = lane.take(max_rows, now)
             rows = _rows(parts)

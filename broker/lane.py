@@ -100,6 +100,11 @@ class Lane:
         return min(self.earliest_deadline, waits_since + _PATIENCE_S)
 
     @property
+    def first_rows(self) -> int:
+        """The fewest rows that can be taken."""
+        return (self._timed or self._untimed)[0].least_rows
+
+    @property
     def oldest_arrival(self) -> float:
         """When the oldest of what waits arrived, in the broker's clock."""
         tickets = self._tickets
