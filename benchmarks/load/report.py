@@ -34,7 +34,7 @@ _STYLE = """
 .plots figure { margin: 0; }
 .plots svg { width: 100%; touch-action: pan-y; }
 figcaption { font-weight: 600; }
-output { display: block; min-height: 3em; font-size: .85rem; font-variant-numeric: tabular-nums; }
+output { display: block; min-height: 2.6em; font-size: .85rem; font-variant-numeric: tabular-nums; }
 .warning { border-left: .3rem solid var(--bad); padding: .2rem .8rem; }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; } th, td { padding: .25rem .4rem; } }
 """
@@ -57,6 +57,11 @@ def page(results: Mapping[str, LoadResult], found: Found | None = None) -> str:
         _figures(results),
         _plots(results),
         *(_models(name, r) for name, r in results.items() if len(r.by_model) > 1),
+        *(
+            definitions(f"What the errors said: {html.escape(name)}", r.error_messages)
+            for name, r in results.items()
+            if r.error_messages
+        ),
         *_described("Plan", {name: report_table.plan(r.plan) for name, r in results.items()}),
         *_described("Machine", {name: r.machine for name, r in results.items()}),
         *(_embedded(name, result) for name, result in results.items()),
@@ -155,10 +160,11 @@ def _models(name: str, result: LoadResult) -> str:
 
 
 def _search(found: Found) -> str:
+    share = f"{100 * found.share:.4g} %"
     if found.rate:
-        text = f"{number(found.rate)} requests a second keep {found.share:.4g} of them in time"
+        text = f"{number(found.rate)} requests a second keep {share} of them in time"
     else:
-        text = f"No rate keeps {found.share:.4g} of the requests in time"
+        text = f"No rate keeps {share} of the requests in time"
     text += f" (confidence {found.confidence:g}, tolerance {found.tolerance:g})."
     if found.offline_rate is not None and found.server_over_offline is not None:
         text += (

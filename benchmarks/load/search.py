@@ -188,10 +188,10 @@ def _judged(rate: float, seed: int, attempt: Attempt, rule: Rule) -> Trial:
         why = f"{counts.share:.2%} in time"
     elif enough:
         why = observed.unstable
-    elif rule.failed(counts):
-        why = f"only {counts.share:.2%} in time"
     else:
-        why = f"undecided at {counts.share:.2%} in time"
+        how = "only" if rule.failed(counts) else "undecided at"
+        why = f"{how} {counts.share:.2%} in time"
+        why += f"; {observed.unstable}" if observed.unstable else ""
     return Trial(
         rate=rate,
         seed=seed,
