@@ -101,6 +101,8 @@ def _read(path: Path) -> dict[str, LoadResult]:
             name: LoadResult.from_json(json.loads(content))
             for name, (_, content) in zip(names, embedded, strict=True)
         }
+    except json.JSONDecodeError:
+        raise ValueError(f"{path} is no result of `batchyard load --json` or --html") from None
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
 
