@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from batchyard.benchmarks.load.result import Progress
@@ -52,14 +52,15 @@ class LiveView:
 
 
 def rendered(progress: Progress, title: str = "") -> RenderableType:
-    """The figures under their names."""
-    figures = texts(progress)
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for _ in figures:
-        table.add_column(justify="right", no_wrap=True)
-    table.add_row(*(Text(name, style="dim") for name in figures))
-    table.add_row(*(Text(text) for text in figures.values()))
-    return Group(Text(title), table) if title else table
+    """The figures under their names, in as many lines as the terminal's width asks for."""
+    figures = Columns(
+        [
+            Text.assemble((name, "dim"), "\n", text, justify="right", no_wrap=True)
+            for name, text in texts(progress).items()
+        ],
+        padding=(0, 2),
+    )
+    return Group(Text(title), figures) if title else figures
 
 
 def texts(progress: Progress) -> dict[str, str]:

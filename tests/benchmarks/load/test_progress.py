@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
-from batchyard.benchmarks.load.progress import LiveView, texts
+from batchyard.benchmarks.load.progress import LiveView, rendered, texts
 from batchyard.benchmarks.load.result import Interval, Progress
 
 RECENT = Interval(9.75, 100, 90, 2, {"UNAVAILABLE": 3}, 0.0123, 0.0456, 7.0, 12.5)
 PROGRESS = Progress(10.0, 30.0, 4000, 3900, 20, {"UNAVAILABLE": 30}, 50, RECENT, 0.0002)
 
 
-def console(terminal: bool) -> Console:
-    return Console(file=io.StringIO(), force_terminal=terminal, width=120)
+def console(terminal: bool, width: int = 120) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width)
 
 
 def shown(view_console: Console) -> str:
@@ -53,6 +54,15 @@ def test_a_terminal_sees_it() -> None:
         view(PROGRESS)
         view.note("350/s passed")
     for text in ("trial 3 at 400/s", "98.73%", "45.6 ms", "350/s passed"):
+        assert text in shown(at)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_nothing_is_cut_where_the_terminal_is_narrow(width: int) -> None:
+    at = console(terminal=False, width=width)
+    at.print(rendered(PROGRESS))
+    for name, text in texts(PROGRESS).items():
+        assert name in shown(at)
         assert text in shown(at)
 
 
