@@ -38,7 +38,9 @@ def command(
     """Put load on MODEL and say how it fared.
 
     Latency counts from the planned send time: a server, or a generator, that stalls is not left
-    out. Exit code 1: the server cannot be reached, or a generator failed.
+    out. Without MODEL, --compare and --html make a page of former runs.
+
+    Exit code 1: the server cannot be reached, or a generator failed.
     """
     # What `kill` or `timeout` ends has generators to end too, as what Ctrl-C ends.
     signal.signal(signal.SIGTERM, _end)
@@ -46,6 +48,10 @@ def command(
         raise click.UsageError("--compare needs --html")
     outputs = _Outputs(quiet, json_path, html_path, compare)
     try:
+        if compare and options["model"] is None and options["mix"] is None:
+            # Former runs alone.
+            _write(outputs, _compared(compare), None, None)
+            return
         _run(make_plan(find_rate=find_rate, **options), find_rate, outputs)
     except ConfigurationError as error:
         _fail(str(error), EXIT_CONFIGURATION)

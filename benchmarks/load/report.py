@@ -16,7 +16,7 @@ from batchyard.benchmarks.load.charts import draw
 from batchyard.benchmarks.load.report_charts import charts
 from batchyard.benchmarks.load.report_script import SCRIPT
 from batchyard.benchmarks.load.result import LoadResult
-from batchyard.benchmarks.load.search import Found
+from batchyard.benchmarks.load.search import Found, Trial
 from batchyard.benchmarks.page import definitions, document
 from batchyard.benchmarks.table import number
 
@@ -101,6 +101,8 @@ def _read(path: Path) -> dict[str, LoadResult]:
             name: LoadResult.from_json(json.loads(content))
             for name, (_, content) in zip(names, embedded, strict=True)
         }
+    except json.JSONDecodeError:
+        raise ValueError(f"{path} is no result of `batchyard load --json` or --html") from None
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
 
@@ -183,9 +185,13 @@ def _search(found: Found) -> str:
         )
         lines.append(
             "".join(_number(text) for text in texts)
-            + f'<td class="{passed}">{passed}</td><td>{html.escape(trial.why)}</td>'
+            + f'<td class="{passed}">{passed}</td><td>{html.escape(_why(trial))}</td>'
         )
     return _table("Search", text, headings, lines)
+
+
+def _why(trial: Trial) -> str:
+    return f"{trial.why} (a long trial, to confirm)" if trial.confirms else trial.why
 
 
 def _table(name: str, caption: str, headings: Sequence[str], lines: Iterable[str]) -> str:

@@ -19,8 +19,10 @@ Run = Callable[[LoadPlan, Callable[[Progress], None]], LoadResult]
 _START_OF_OFFLINE = 0.7
 _START_RATE = 50.0
 _OFFLINE_S = 5.0
-_LEAST_S = 2.0
+# Late requests come in swarms: a few batches without one say little.
+_LEAST_S = 5.0
 _MOST_S = 60.0
+_CONFIRM_S = 30.0
 _DRAIN_MOST_S = 10.0
 
 
@@ -32,6 +34,7 @@ def find(
     offline: bool = True,
     start_rate: float | None = None,
     most_s: float = _MOST_S,
+    confirm_s: float = _CONFIRM_S,
     on_trial: Callable[[Trial], None] = lambda trial: None,
     progress: Callable[[Progress], None] = lambda progress: None,
     run: Run = run_load,
@@ -39,7 +42,8 @@ def find(
     """The highest Poisson rate with a share of all requests inside their deadlines.
 
     The plan says what is sent to whom; its arrivals and duration do not matter. ``offline``
-    measures the highest throughput of a closed loop first. Raises what ``run_load`` raises, and
+    measures the highest throughput of a closed loop first. The last trial lasts ``confirm_s``; 0
+    leaves it out. Raises what ``run_load`` raises, and
     ConfigurationError where requests have no deadline.
     """
     if any(entry.deadline_s is None for entry in plan.mix):
@@ -54,6 +58,7 @@ def find(
         rule,
         tolerance=tolerance,
         seed=plan.seed,
+        confirm=_longer(rule, confirm_s) if confirm_s else None,
         on_trial=on_trial,
     )
     return replace(found, offline=throughput)
@@ -68,6 +73,11 @@ def rule_for(plan: LoadPlan, share: float, tolerance: float, most_s: float = _MO
     deadline_s = max(entry.deadline_s or 0.0 for entry in plan.mix)
     least_s = min(most_s, max(_LEAST_S, deadline_s / tolerance))
     return Rule(share=share, least_s=least_s, most_s=most_s)
+
+
+def _longer(rule: Rule, least_s: float) -> Rule:
+    least_s = max(rule.least_s, least_s)
+    return replace(rule, least_s=least_s, most_s=max(rule.most_s, least_s))
 
 
 def measure_offline(

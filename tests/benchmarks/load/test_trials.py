@@ -72,6 +72,8 @@ def test_find_measures_offline_and_goes_on_from_there() -> None:
     assert found.trials == seen
     assert found.trials[0].rate == pytest.approx(700.0)
     assert 1000 / 1.021 <= found.rate <= 1000
+    assert found.trials[-1].confirms
+    assert found.trials[-1].seconds == 30.0
     assert {plan.target for plan in server.plans} == {"ipc://x"}
 
 
@@ -107,8 +109,8 @@ def test_an_undecided_trial_tells_its_result() -> None:
 
 
 def test_trials_are_long_enough_for_a_queue_to_grow() -> None:
-    assert rule_for(PLAN, 0.99, 0.02).least_s == pytest.approx(5.0)
-    assert rule_for(PLAN, 0.99, 0.1).least_s == 2.0
+    assert rule_for(PLAN, 0.99, 0.01).least_s == pytest.approx(10.0)
+    assert rule_for(PLAN, 0.99, 0.1).least_s == 5.0
     long = replace(PLAN, mix=(MixEntry("m", deadline_s=2.0),))
     assert rule_for(long, 0.99, 0.02).least_s == 60.0
 
