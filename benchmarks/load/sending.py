@@ -65,8 +65,11 @@ class Sender:
             await variants[index % len(variants)](left)
         except BatchyardError as error:
             outcome = self._note(error)
+            # It, its frames and its future hold each other, and garbage is not collected now.
+            error.__traceback__ = None
         except Exception as error:
             outcome = self._note(Unknown(f"{type(error).__name__}: {error}"))
+            error.__traceback__ = None
         records.done[index] = time.monotonic()
         # Last: whoever reads it finds the rest there.
         records.outcome[index] = outcome
