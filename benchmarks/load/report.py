@@ -201,10 +201,11 @@ def _table(name: str, caption: str, headings: Sequence[str], lines: Iterable[str
         for heading in headings
     )
     rows = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    # The text stands outside of what scrolls, so that it is read in whole on a phone.
     return (
-        f'<h2>{name}</h2>\n<div class="wide" tabindex="0" role="region" aria-label="{name}">\n'
-        f"<table>\n<caption>{html.escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
-        f"<tbody>\n{rows}\n</tbody>\n</table>\n</div>"
+        f"<h2>{name}</h2>\n<p>{html.escape(caption)}</p>\n"
+        f'<div class="wide" tabindex="0" role="region" aria-label="{name}">\n'
+        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</div>"
     )
 
 
