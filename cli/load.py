@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -42,8 +43,6 @@ def command(
 
     Exit code 1: the server cannot be reached, or a generator failed.
     """
-    # What `kill` or `timeout` ends has generators to end too, as what Ctrl-C ends.
-    signal.signal(signal.SIGTERM, _end)
     if compare and html_path is None:
         raise click.UsageError("--compare needs --html")
     outputs = _Outputs(quiet, json_path, html_path, compare)
@@ -52,7 +51,8 @@ def command(
             # Former runs alone.
             _write(outputs, _compared(compare), None, None)
             return
-        _run(make_plan(find_rate=find_rate, **options), find_rate, outputs)
+        with _ended_by_sigterm():
+            _run(make_plan(find_rate=find_rate, **options), find_rate, outputs)
     except ConfigurationError as error:
         _fail(str(error), EXIT_CONFIGURATION)
     except BatchyardError as error:
@@ -72,6 +72,16 @@ class _Outputs:
     json_path: Path | None
     html_path: Path | None
     compare: tuple[Path, ...]
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """What `kill` or `timeout` ends has generators to end too, as what Ctrl-C ends."""
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -31,7 +31,8 @@ class _PreciseSelector(selectors.EpollSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is not None and timeout > 0:
             # The selector's own descriptor, of the first: select takes those below 1024 only.
-            select.select([self.fileno()], [], [], timeout)
+            if not select.select([self.fileno()], [], [], timeout)[0]:
+                return []
             timeout = 0
         return super().select(timeout)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchyard.benchmarks.load.histogram import Histogram
@@ -126,6 +126,8 @@ def test_what_is_no_result(values: Any) -> None:
         LoadResult.from_json(values)
 
 
+# A histogram is large, whatever it holds.
+@settings(max_examples=25)
 @given(st.lists(st.floats(0, 3600), min_size=1, max_size=100))
 def test_quantiles_have_three_digits(seconds: list[float]) -> None:
     histogram = Histogram.of(np.array(seconds))

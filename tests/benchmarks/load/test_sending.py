@@ -38,17 +38,18 @@ def sent_openly(
 ) -> tuple[Recorder, Sender]:
     """What comes of 40 requests, one a millisecond."""
     records = planned(shared, 0.001)
-    sender = Sender([[send]], [deadline_s], records)
     start_at = time.monotonic() + 0.01
 
-    async def run() -> None:
+    async def run() -> Sender:
+        sender = Sender([[send]], [deadline_s], records)
         give_up_at = start_at + COUNT * 0.001 + grace_s
         with punctual(1):
             await OpenLoop(sender, COUNT, start_at, give_up_at).run()
         await sender.finish(give_up_at)
+        return sender
 
     with without_collections(), asyncio.Runner(loop_factory=precise_loop) as runner:
-        runner.run(run())
+        sender = runner.run(run())
     outcomes = shared.outcomes(start_at, COUNT)
     return Recorder(outcomes, [MixEntry("m", deadline_s=deadline_s)]), sender
 
@@ -128,10 +129,10 @@ def test_what_is_not_answered_is_given_up(shared: SharedRecords) -> None:
 
 def closed(shared: SharedRecords, send: Send, seconds: float) -> Recorder:
     """What comes of two callers."""
-    sender = Sender([[send]], [None], Records(shared.path, shared.capacity))
     start_at = time.monotonic()
 
     async def run() -> None:
+        sender = Sender([[send]], [None], Records(shared.path, shared.capacity))
         end_at = start_at + seconds
         await ClosedLoop(sender, [0], start_at, end_at).run(2, end_at + 5)
 
