@@ -1,0 +1,1 @@
+"""The engine of ``batchyard load``: requests sent as planned, every outcome counted."""

@@ -1,0 +1,1 @@
+"""The servers that load can be put on, one module an interface."""
