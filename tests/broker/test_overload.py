@@ -1,5 +1,7 @@
-"""The broker in virtual time when there is more to do than time: a batch takes 20 ms, whatever is in
-it, and the broker has learned that."""
+"""The broker in virtual time when there is more to do than time.
+
+A batch takes 20 ms, whatever is in it, and the broker has learned that.
+"""
 
 from __future__ import annotations
 
