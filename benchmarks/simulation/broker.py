@@ -40,7 +40,7 @@ class Kind:
     deadline_s: float
 
 
-def make_broker(models: Sequence[SimulatedModel]) -> BrokerState:
+def make_broker(models: Sequence[SimulatedModel], learns: bool) -> BrokerState:
     """A broker that knows the models; no worker is there yet."""
     catalog = Catalog(_ARENA_NBYTES)
     settings = [

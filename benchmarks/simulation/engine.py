@@ -65,6 +65,7 @@ class Engine:
                 self._take_in(now)
             if not state.is_quiet:
                 self._apply(_TIME_PASSED, now)
+            self._recorder.forget()
             self.turns += 1
             idle_turns = idle_turns + 1 if before == (self._next, len(answers)) else 0
             if idle_turns > _IDLE_TURNS_MAX:

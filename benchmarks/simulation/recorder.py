@@ -69,6 +69,7 @@ class Recorder:
         self._due: list[float] = (arriving.planned + self._deadline_s).tolist()
         # Requests of each message that has some without an answer.
         self._members: dict[int, Sequence[int]] = {}
+        self._done: list[int] = []
         self._places = {name: place for place, name in enumerate(names)}
         self._log = _BatchLog()
 
@@ -112,11 +113,14 @@ class Recorder:
             if split is not None and split.rows_left:
                 continue
             members = self._members[group.message_id]
+            if split is not None and outcome[members[part.first]]:
+                continue  # Another piece of it was in the same batch.
             for request in members[part.first : part.first + part.count]:
                 assert not outcome[request], "a request is answered once"
                 outcome[request] = Outcome.IN_TIME if at <= due[request] else Outcome.LATE
                 answered[request] = at
-            self._forget_if_answered(group)
+            if not group.unanswered:
+                self._done.append(group.message_id)
 
     def refused(self, refuse: Refuse, at: float, on_arrival: bool) -> None:
         """The clients have an error at that moment."""
@@ -128,11 +132,14 @@ class Recorder:
                 assert not self._outcome[request], "a request is answered once"
                 self._outcome[request] = outcome
                 self._answered[request] = at
-        self._forget_if_answered(refuse.group)
+        if not refuse.group.unanswered:
+            self._done.append(refuse.group.message_id)
 
-    def _forget_if_answered(self, group: RequestGroup) -> None:
-        if not group.unanswered:
-            self._members.pop(group.message_id, None)
+    def forget(self) -> None:
+        """A turn is over: messages that are answered whole may go."""
+        for message_id in self._done:
+            self._members.pop(message_id, None)
+        self._done.clear()
 
     def requests(self) -> Requests:
         """All of them."""

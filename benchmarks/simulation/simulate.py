@@ -24,16 +24,18 @@ def simulate(
     *,
     seed: int = 0,
     overheads: Overheads | None = None,
+    learns: bool = True,
 ) -> SimulationResult:
     """Runs the server's broker in virtual time, on simulated devices.
 
     ``traffic`` is sent for ``duration_s`` simulated seconds; then the run goes on until every
-    request is answered. The same arguments give the same result. Raises NotFound for a mix's
+    request is answered. Without ``learns`` the broker knows no execution times: it predicts nothing,
+    and drops only what has already expired. The same arguments give the same result. Raises NotFound for a mix's
     model that is not among ``models``, and ConfigurationError or pydantic's ValidationError for
     batching that a server would not take.
     """
     overheads = overheads or Overheads()
-    state = make_broker(models)
+    state = make_broker(models, learns)
     devices: dict[int, Device] = {}
     draw = random.Random(seed)
     by_name = {model.name: model for model in models}
