@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.broker_builders import make_group, make_lane, make_signature
 
+from batchyard.broker.lane import Lane
 from batchyard.broker.policy import NEVER
-from batchyard.broker.queue import Lane, Part, RequestGroup
+from batchyard.broker.queue import Part, RequestGroup
 
 Run = tuple[int, int, int, int]
 
