@@ -29,10 +29,14 @@ class Device:
     def run(self, model: str, rows: int, at: float) -> tuple[float, float]:
         """Takes a batch of padded rows in ``at`` that moment: when it begins, and ends."""
         start = max(self._free_at[0], at)
+        end = start + self.seconds(model, rows, start)
+        heapq.heapreplace(self._free_at, end)
+        return start, end
+
+    def seconds(self, model: str, rows: int, at: float) -> float:
+        """How long a batch takes that begins at that moment; by chance, where it is disturbed."""
         simulated = self._models[model]
         seconds = simulated.times.seconds(rows) / self._speed
         for disturbance in simulated.disturbances:
-            seconds *= disturbance.factor(self._draw, start)
-        end = start + seconds
-        heapq.heapreplace(self._free_at, end)
-        return start, end
+            seconds *= disturbance.factor(self._draw, at)
+        return seconds

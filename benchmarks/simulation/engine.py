@@ -97,7 +97,8 @@ class Engine:
 
     def _finish(self, run: RunBatch, now: float) -> None:
         self._recorder.ran(run)
-        self._apply(events.BatchFinished(run.batch.id, 0, kept=False), now)
+        execution_s = run.end - run.start
+        self._apply(events.BatchFinished(run.batch.id, 0, False, execution_s=execution_s), now)
 
     def _apply(self, event: events.Event, now: float) -> None:
         for action in self._state.handle(event, now):

@@ -15,6 +15,8 @@ from batchyard.broker.events import Batch, Deliver, Refuse
 from batchyard.broker.queue import RequestGroup
 from batchyard.wire.errors import BatchyardError
 
+_NAN = float("nan")
+
 
 @dataclass(frozen=True, slots=True)
 class Arriving:
@@ -93,7 +95,7 @@ class Recorder:
         log.padded_rows.append(batch.layout.padded_rows)
         log.worker.append(batch.worker_id)
         log.model.append(self._places[batch.lane.model.name])
-        log.predicted_s.append(float("nan"))
+        log.predicted_s.append(_NAN if batch.expected_s is None else batch.expected_s)
         each_s = seconds / batch.rows
         device_s = self._device_s
         for part in batch.parts:

@@ -16,13 +16,14 @@ class SimulatedModel:
     """A model, how long its batches take, and how it is batched.
 
     ``batching`` has keys of ``[models.batching]`` in a server's configuration; what is not given
-    is as shipped.
+    is as shipped. ``share`` is the model's there.
     """
 
     name: str
     times: ServiceTime
     disturbances: Sequence[Disturbance] = ()
     batching: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

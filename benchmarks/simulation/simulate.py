@@ -44,7 +44,8 @@ def simulate(
             worker_id = len(devices)
             device_draw = random.Random(draw.getrandbits(64))
             devices[worker_id] = Device(by_name, group.concurrent_batches, group.speed, device_draw)
-            for action in state.handle(worker_ready(worker_id, group, models), 0.0):
+            ready = worker_ready(worker_id, group, models, devices[worker_id], learns)
+            for action in state.handle(ready, 0.0):
                 raise RuntimeError(f"a worker that begins asks for {action}")
     entries = [entry for stream in traffic for entry in stream.mix]
     kinds = [kind_of(state.catalog, entry) for entry in entries]
