@@ -59,8 +59,8 @@ def test_one_request_takes_its_way_and_its_time() -> None:
 
 
 def test_deadline_is_the_clients() -> None:
-    traffic = Traffic(Constant(1.0), [MixEntry("m", deadline_s=0.0201)])
-    slow_reply = Overheads(0.0, 0.0, 0.0, reply_s=0.001, turn_s=1e-9)
+    traffic = Traffic(Constant(1.0), [MixEntry("m", deadline_s=0.03)])
+    slow_reply = Overheads(0.0, 0.0, 0.0, reply_s=0.02, turn_s=1e-9)
     result = simulate([MODEL], [Workers()], [traffic], 5.0, overheads=slow_reply)
     assert result.in_time == 0
     result = simulate([MODEL], [Workers()], [traffic], 5.0, overheads=NO_OVERHEADS)
