@@ -15,8 +15,9 @@ from batchyard.broker.ledger import Ledger, requests_of
 from batchyard.broker.policy import NEVER
 from batchyard.broker.queue import Part, by_client
 from batchyard.broker.retries import Retry
-from batchyard.broker.scheduler import Scheduler, WorkerState
+from batchyard.broker.scheduler import Scheduler
 from batchyard.broker.watchdog import Watchdog
+from batchyard.broker.workers import WorkerState
 from batchyard.wire.blocks import BlockAllocator
 from batchyard.wire.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 
@@ -47,7 +48,7 @@ class Forming:
     def next_batches(self, now: float) -> Iterable[Action]:
         """Every batch that can go out now. What comes to fit into no arena is refused."""
         ledger = self._ledger
-        if ledger.retries or any(worker.set_apart for worker in self._workers.values()):
+        if ledger.retries or self.scheduler.has_set_apart:
             yield from self._run_again(now)
             if self.scheduler.is_short_of_memory:
                 return
@@ -92,8 +93,7 @@ class Forming:
             retries.remove(retry)
             yield Dispatch(batch)
         if not retries.has_suspects:
-            for worker in self._workers.values():
-                worker.set_apart = worker.set_apart and worker.in_flight > 0
+            self.scheduler.release_apart()
 
     def _worker_for(self, retry: Retry, lane: Lane, now: float) -> WorkerState | None:
         if retry.is_suspect:
@@ -182,7 +182,7 @@ class Forming:
         for part in parts:
             part.group.running += 1
         self._ledger.left_queue(parts)
-        self.scheduler.workers_changed()
+        self.scheduler.worker_changed(worker)
         if batch.expected_s is not None:
             self.scheduler.shares.note(model, batch.expected_s, now)
         return batch

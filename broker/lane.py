@@ -178,7 +178,7 @@ class Lane:
         i = 0
         rest: Part | None = None
         while room and rest is None:
-            is_timed = i < len(timed) and (not untimed or due(timed[i]) <= due(untimed[0]))
+            is_timed = i < len(timed) and (not untimed or due(timed[i]) < due(untimed[0]))
             if not is_timed and not untimed:
                 break
             part = timed[i] if is_timed else untimed[0]

@@ -69,18 +69,12 @@ class LaneFacts(Protocol):
 
 
 class WorkerFacts(Protocol):
-    """What the policy needs to know of a worker that serves the lane's model.
+    """What the policy needs to know of a worker that runs as many batches as it may.
 
-    ``free_at``: when it is predicted to run fewer batches than it may, NEVER if that is not
-    known; ``running_s``: how long the batch until then was predicted to take.
+    ``free_at``: when the first of them is predicted to end; ``running_s``: how long that was
+    predicted to take.
     """
 
-    @property
-    def id(self) -> int: ...
-    @property
-    def in_flight(self) -> int: ...
-    @property
-    def concurrent_batches(self) -> int: ...
     @property
     def free_at(self) -> float: ...
     @property
@@ -88,6 +82,19 @@ class WorkerFacts(Protocol):
 
 
 W = TypeVar("W", bound=WorkerFacts)
+W_co = TypeVar("W_co", bound=WorkerFacts, covariant=True)
+
+
+class RoomFacts(Protocol[W_co]):
+    """The workers that serve the lane's model: those below their ``concurrent_batches``; those
+    that run so many and nobody knows for how long; those of which that is predicted. Best first."""
+
+    @property
+    def idle(self) -> Iterable[W_co]: ...
+    @property
+    def unknown(self) -> Iterable[W_co]: ...
+    @property
+    def busy(self) -> Iterable[W_co]: ...
 
 
 def slack(seconds: float) -> float:
@@ -124,52 +131,36 @@ def urgency(lane: LaneFacts, is_hog: bool) -> tuple[int, bool, float, float]:
 
 
 def handover_at(lane: LaneFacts, worker: WorkerFacts, now: float) -> float:
-    """From when on a worker may have the lane's next batch; NEVER when not before its answer.
+    """From when on a busy worker may have the lane's next batch; NEVER when not before its answer.
 
-    One below its ``concurrent_batches`` takes any batch at any time. A busy one takes one batch
-    ahead, just before it is predicted to be free, so that it does not idle for a round trip. The
-    time before is longer for a full batch, to make ready what it reads; one that can still grow
-    closes later.
+    It takes one batch ahead, just before it is predicted to be free, so that it does not idle for
+    a round trip. The time before is longer for a full batch, to make ready what it reads; one that
+    can still grow closes later.
     """
-    if worker.in_flight < worker.concurrent_batches:
-        return -NEVER
-    if worker.in_flight > worker.concurrent_batches:
-        return NEVER
-    is_full = lane.queued_rows >= lane.max_rows
-    free_at = worker.free_at
-    if free_at == NEVER:
-        # Nothing is known of what it runs.
-        return -NEVER if is_full else NEVER
-    if now > free_at + max(_OVERRUN_S, worker.running_s):
+    free_at, running_s = worker.free_at, worker.running_s
+    if now > free_at + max(_OVERRUN_S, running_s):
         # It takes much longer than it should: nobody is to wait behind that.
         return NEVER
-    if is_full:
+    if lane.queued_rows >= lane.max_rows:
         return free_at - max(_AHEAD_S, (lane.longest(lane.max_rows) or 0.0) * _AHEAD_SHARE)
-    return free_at - min(_GROWING_AHEAD_S, worker.running_s * _GROWING_AHEAD_SHARE)
+    return free_at - min(_GROWING_AHEAD_S, running_s * _GROWING_AHEAD_SHARE)
 
 
-def choose_worker(lane: LaneFacts, workers: Iterable[W], now: float) -> tuple[W | None, float]:
+def choose_worker(lane: LaneFacts, room: RoomFacts[W], now: float) -> tuple[W | None, float]:
     """The worker that gets the lane's next batch, None when it should wait; and until when, at
-    most.
-
-    The one that takes it up first. Of equals the first: under light load the same worker stays
-    warm.
-    """
-    best: W | None = None
-    best_at, best_load = NEVER, NEVER
-    for worker in workers:
+    most."""
+    for worker in room.idle:
+        return worker, now
+    if lane.queued_rows >= lane.max_rows:
+        for worker in room.unknown:
+            return worker, now
+    for worker in room.busy:
         at = handover_at(lane, worker, now)
-        load = worker.in_flight / worker.concurrent_batches
         if at <= now:
-            # Those that take it now, by what they have to do before.
-            at = -NEVER
-        if at < best_at or (at == best_at and load < best_load):
-            best, best_at, best_load = worker, at, load
-            if not load:
-                break
-    if best_at > now:
-        return None, best_at
-    return best, now
+            return worker, now
+        if at < NEVER:
+            return None, at
+    return None, NEVER
 
 
 class Size(NamedTuple):
@@ -232,12 +223,14 @@ def _shrunk(
 def rows_in_time(
     lane: LaneFacts,
     deadline: float,
+    now: float,
     starts: Sequence[float],
     seconds: Callable[[int], float | None],
     enough: int,
 ) -> int:
     """How many rows can be served by a deadline by workers that are free at ``starts``, increasing,
-    if they serve nothing else; ``enough`` when nothing is known. It does not count beyond."""
+    or now, if they serve nothing else; ``enough`` when nothing is known. It does not count beyond.
+    """
     for size in reversed(lane.sizes):
         takes = seconds(size)
         if takes is None:
@@ -247,7 +240,7 @@ def rows_in_time(
             # The workers that have time for one more.
             last_start -= takes
             able = bisect_right(starts, last_start)
-            if not able:
+            if not able or last_start < now:
                 break
             rows += able * size
         if rows:

@@ -5,74 +5,16 @@ Applies ``broker.policy`` to the lanes that hold something and to the workers th
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 
 from batchyard.broker import policy
 from batchyard.broker.catalog import ServedModel
-from batchyard.broker.events import Batch
 from batchyard.broker.lane import Lane
 from batchyard.broker.policy import NEVER
 from batchyard.broker.queue import RequestGroup
 from batchyard.broker.shares import Shares
-
-
-@dataclass(slots=True, eq=False)
-class WorkerState:
-    """A worker as the broker sees it.
-
-    ``set_apart``: it runs suspects only. ``is_retiring``: it gets nothing more. ``orphans`` counts
-    the batches that it has of a broker before this one.
-    """
-
-    id: int
-    device: str
-    concurrent_batches: int
-    slot: int = -1
-    batches: dict[int, Batch] = field(default_factory=dict)
-    batches_done: int = 0
-    orphans: int = 0
-    set_apart: bool = False
-    is_retiring: bool = False
-
-    @property
-    def in_flight(self) -> int:
-        """Batches handed over and not answered."""
-        return len(self.batches) + self.orphans
-
-    @property
-    def kind(self) -> str:
-        """The kind of its device: what is learned of one is true for the others."""
-        return self.device.partition(":")[0]
-
-    @property
-    def free_at(self) -> float:
-        """When it is predicted to run fewer batches than it may; NEVER if that is not known."""
-        return min((ends_at(batch) for batch in self.batches.values()), default=NEVER)
-
-    @property
-    def running_s(self) -> float:
-        """How long the batch that ends first was predicted to take."""
-        return min(self.batches.values(), key=ends_at).expected_s or 0.0
-
-    def starts(self, now: float) -> list[float]:
-        """When it is predicted to take up each of as many batches as it runs at once."""
-        room = self.concurrent_batches
-        running = [ends_at(b) for b in self.batches.values() if b.running_since < NEVER]
-        # What is overdue, or of which nothing is known, may end at any moment.
-        ends = sorted(now if end == NEVER else max(end, now) for end in running)[:room]
-        ends = [now] * (room - len(ends)) + ends
-        for batch in self.batches.values():
-            if batch.running_since == NEVER:
-                ends[0] += batch.expected_s or 0.0
-                ends.sort()
-        return ends
-
-
-def ends_at(batch: Batch) -> float:
-    """When it is predicted to end; NEVER when that is not known, or it waits for its turn."""
-    return NEVER if batch.expected_s is None else batch.running_since + batch.expected_s
+from batchyard.broker.workers import Room, WorkerState
 
 
 class Scheduler:
@@ -94,17 +36,24 @@ class Scheduler:
         self._short_of_memory_at: float | None = None
         # When the next batch can go out, if that is known.
         self._next: float | None = None
-        # When each model's workers are free, increasing, as far as that was asked for.
-        self._starts: dict[ServedModel, list[float]] = {}
+        # Who has room for each model's batches, as far as that was asked for.
+        self._rooms: dict[ServedModel, Room] = {}
+        # Whether some worker may be set apart.
+        self.has_set_apart = False
         self.shares = Shares()
 
     def something_changed(self) -> None:
         """Lanes are not what they were."""
         self._next = None
 
+    def worker_changed(self, worker: WorkerState) -> None:
+        """A worker has more or fewer batches than before."""
+        for room in self._rooms.values():
+            room.changed(worker)
+
     def workers_changed(self) -> None:
-        """Workers have other batches, or are others."""
-        self._starts.clear()
+        """There are other workers than before, or they serve other models."""
+        self._rooms.clear()
 
     def memory_came_back(self) -> None:
         """A block is free again: what found no room may be tried again."""
@@ -165,8 +114,18 @@ class Scheduler:
 
     def _worker_for(self, lane: Lane, now: float) -> tuple[WorkerState | None, float]:
         """The worker that gets the lane's next batch, None when it has to wait; and until when."""
-        serving = [worker for worker in self._serving(lane) if not worker.set_apart]
-        return policy.choose_worker(lane, serving, now)
+        model = lane.model
+        threads = model.parameters.num_batch_threads
+        if threads is not None and model.in_execution >= threads:
+            return None, NEVER
+        return policy.choose_worker(lane, self._room(model), now)
+
+    def _room(self, model: ServedModel) -> Room:
+        room = self._rooms.get(model)
+        if room is None:
+            serving = [worker for worker in self._serving(model) if not worker.set_apart]
+            room = self._rooms[model] = Room(serving)
+        return room
 
     def start_at(self, worker: WorkerState, now: float) -> float:
         """When a batch that is handed to a worker now is predicted to be taken up."""
@@ -182,57 +141,59 @@ class Scheduler:
         """
         deadline = group.earliest_deadline if group.deadlines is None else max(group.deadlines)
         lane = group.lane
-        starts = self._starts_for(lane.model, now)
-        if deadline == NEVER or not starts:
+        model = lane.model
+        if deadline == NEVER or not model.workers:
             return group.count
-        kind = self._workers[lane.model.workers[0]].kind
+        kind = self._workers[model.workers[0]].kind
+        starts = self._room(model).starts[: model.parameters.num_batch_threads]
+        rows = lane.queued_rows + group.total_rows
+        takes = lane.least(min(rows, lane.max_rows), kind, now)
+        if takes is None:
+            return group.count
+        if rows <= lane.max_rows and now + takes <= deadline and starts and starts[0] <= now:
+            # It runs at once: there is nothing to be careful about.
+            return group.count
         before = lane.rows_before(deadline)
-        longest = lane.least(lane.max_rows, kind, now)
-        if longest is None:
-            return group.count
         enough = before + group.total_rows
-        idle = bisect_right(starts, now)
-        if enough <= idle * lane.max_rows and deadline - now >= longest + policy.slack(longest):
-            return group.count
-        starts = [max(start, now) for start in starts] if starts[0] < now else starts
         rows = policy.rows_in_time(
-            lane, deadline, starts, lambda rows: lane.least(rows, kind, now), enough
+            lane, deadline, now, starts, partial(lane.least, kind=kind, now=now), enough
         )
         return group.count if rows >= enough else group.fitting(max(rows - before, 0))
-
-    def _starts_for(self, model: ServedModel, now: float) -> list[float]:
-        starts = self._starts.get(model)
-        if starts is None:
-            ids = model.workers[:1] if model.stateful else model.workers
-            workers = [self._workers[worker_id] for worker_id in ids]
-            starts = sorted(at for worker in workers for at in worker.starts(now))
-            threads = model.parameters.num_batch_threads
-            self._starts[model] = starts = starts[:threads]
-        return starts
 
     def worker_for_suspect(self, lane: Lane, may_risk: bool) -> WorkerState | None:
         """The worker that is set apart for suspects, when it has nothing else; None meanwhile.
 
         The last one that serves is not risked while another is on its way, unless it ``may_risk``.
         """
-        serving = self._serving(lane)
+        serving = self._allowed(lane.model)
         apart = [worker for worker in serving if worker.set_apart]
         if serving and not apart and (may_risk or len(serving) > 1 or not self._coming_back):
             apart = [min(serving, key=lambda worker: worker.in_flight)]
-            apart[0].set_apart = True
+            apart[0].set_apart = self.has_set_apart = True
+            self.workers_changed()
         return next((worker for worker in apart if not worker.in_flight), None)
 
     def worker_for_retry(self, lane: Lane) -> WorkerState | None:
         """A worker for what is no suspect, as soon as for a full batch."""
-        serving = [worker for worker in self._serving(lane) if not worker.set_apart]
+        serving = [worker for worker in self._allowed(lane.model) if not worker.set_apart]
         free = [worker for worker in serving if worker.in_flight <= worker.concurrent_batches]
         return min(free, key=lambda worker: worker.in_flight, default=None)
 
-    def _serving(self, lane: Lane) -> list[WorkerState]:
-        """The workers that may have a batch of the lane, as far as its model allows one more."""
-        model = lane.model
+    def release_apart(self) -> None:
+        """Those that are set apart and have nothing more to run serve everybody again."""
+        self.has_set_apart = False
+        for worker in self._workers.values():
+            worker.set_apart = worker.set_apart and worker.in_flight > 0
+            self.has_set_apart = self.has_set_apart or worker.set_apart
+        self.workers_changed()
+
+    def _serving(self, model: ServedModel) -> list[WorkerState]:
+        ids = model.workers[:1] if model.stateful else model.workers
+        return [self._workers[worker_id] for worker_id in ids]
+
+    def _allowed(self, model: ServedModel) -> list[WorkerState]:
+        """The workers that serve a model, as far as it allows one batch more."""
         threads = model.parameters.num_batch_threads
         if threads is not None and model.in_execution >= threads:
             return []
-        ids = model.workers[:1] if model.stateful else model.workers
-        return [self._workers[worker_id] for worker_id in ids]
+        return self._serving(model)

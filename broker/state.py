@@ -35,7 +35,7 @@ from batchyard.broker.ledger import Ledger, still_wanted
 from batchyard.broker.queue import Part, RequestGroup
 from batchyard.broker.resumption import Orphans, Outcome
 from batchyard.broker.retries import Death, Refusal, Retry
-from batchyard.broker.scheduler import WorkerState
+from batchyard.broker.workers import WorkerState
 from batchyard.wire.blocks import BlockAllocator
 from batchyard.wire.errors import Cancelled, DeadlineExceeded, Unavailable
 
@@ -104,8 +104,6 @@ class BrokerState:
         """
         self._now = now
         self._forming.scheduler.something_changed()
-        if not isinstance(event, events.RequestsArrived | events.TimePassed):
-            self._forming.scheduler.workers_changed()
         actions = list(self._handlers[type(event)](event, now))
         if self._retired:
             actions += self._unload_idle()
@@ -121,7 +119,7 @@ class BrokerState:
             self._forming.scheduler.next_ripe(self._now),
             self._ledger.deadlines.next,
             self._forming.watchdog.at,
-            self._ledger.retries.risk_at,
+            self._ledger.retries.risk_at if self._ledger.retries else policy.NEVER,
             self._orphans.next_expiry if self._orphans else policy.NEVER,
         )
 
@@ -233,6 +231,7 @@ class BrokerState:
             else:
                 # It was removed while this worker loaded it.
                 yield Unload(report.name, report.version)
+        self._forming.scheduler.workers_changed()
         yield from self._refuse_unserved()
 
     def _batches_resumed(self, event: events.BatchesResumed, now: float) -> Iterable[Action]:
@@ -309,6 +308,7 @@ class BrokerState:
         if worker is not None:
             worker.orphans -= 1
             self._forming.watchdog.answered(worker, now)
+            self._forming.scheduler.worker_changed(worker)
             yield from self._retire_if_idle(worker.id)
         self._forming.scheduler.memory_came_back()
         yield from actions
@@ -323,6 +323,7 @@ class BrokerState:
         worker.batches_done += 1
         if batch.running_since != policy.NEVER:
             self._forming.watchdog.answered(worker, now)
+        self._forming.scheduler.worker_changed(worker)
         batch.lane.model.in_execution -= 1
         batch.is_running = False
         batch.holders.remove(WORKER)
@@ -338,6 +339,7 @@ class BrokerState:
     def _lose(self, worker_id: int) -> None:
         """A worker is no longer heard of. What it ran waits until it can write no more."""
         self.catalog.worker_lost(worker_id)
+        self._forming.scheduler.workers_changed()
         worker = self.workers.pop(worker_id, None)
         if worker is None:
             return
@@ -416,6 +418,7 @@ class BrokerState:
 
     def _worker_retiring(self, event: events.WorkerRetiring, now: float) -> Iterable[Action]:
         self.catalog.worker_lost(event.worker_id)
+        self._forming.scheduler.workers_changed()
         worker = self.workers.get(event.worker_id)
         if worker is None:
             if event.worker_id in self.awaited or self._orphans.of_worker(event.worker_id):
@@ -433,6 +436,7 @@ class BrokerState:
 
     def _models_changed(self, event: events.ModelsChanged, now: float) -> Iterable[Action]:
         self.catalog.update(event.models)
+        self._forming.scheduler.workers_changed()
         self._retired = [model for model in self.catalog.models.values() if model.is_retired]
         return []
 
