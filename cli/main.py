@@ -12,6 +12,7 @@ _SUBCOMMANDS = {
     "predict": "Run one request; prints JSON.",
     "status": "Show how a running server fares.",
     "check": "Check a configuration against this machine.",
+    "load": "Put load on a server and say how it fared.",
     "bench": "Measure, beside a reference in the same run.",
 }
 

@@ -68,6 +68,8 @@ class LoadResult:
     """Whether the server kept up, and the generator too: then the figures hold."""
     why_unstable: str = ""
     """In words; empty when stable."""
+    generator_kept_up: bool = True
+    """Whether requests left when they were planned to; part of ``stable``."""
     error_messages: dict[str, str] = field(default_factory=dict)
     """The first message of each code."""
 
@@ -119,6 +121,24 @@ class LoadResult:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"is an incomplete result of `batchyard load`: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How a run fares while it goes on; counts are of all that was planned up to ``t``."""
+
+    t: float
+    """Seconds since the start; negative while it warms up."""
+    duration_s: float
+    planned: int
+    in_time: int
+    late: int
+    errors: dict[str, int]
+    unanswered: int
+    """Under way, or not sent yet."""
+    recent: Interval | None
+    """The last interval that is over; None before there is one."""
+    send_lag_p99_s: float
 
 
 def _quantiles(histogram: Histogram) -> dict[str, float]:
