@@ -63,7 +63,7 @@ class Measured:
     mean_batch_rows: float
     send_lag_p99_s: float
     goodput_by_interval: tuple[float, ...]
-    """Answers in time per second, of each ``interval_s`` since the start."""
+    """Answers in time per second, of what was planned in each ``interval_s`` since the start."""
 
     @property
     def goodput(self) -> float:

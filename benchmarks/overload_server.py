@@ -23,7 +23,7 @@ def _figures() -> Iterator[Figure]:
         for batch, goal in _GOALS.items():
             yield Figure(
                 f"server_{kind}_{batch}",
-                f"highest rate, 99 % in 3·ℓ({batch}), ℓ {kind}, ÷ offline",
+                f"highest rate, 99 % in 3 batches of {batch} ({kind} time)",
                 "requests/s",
                 f"offline_{kind}_{batch}",
                 goal=goal,

@@ -9,7 +9,8 @@ from itertools import count
 
 import numpy as np
 
-from batchyard.benchmarks.load.plan import Arrivals, MixEntry
+from batchyard.benchmarks.load.arrivals import send_times, warmup_times
+from batchyard.benchmarks.load.plan import Arrivals, MixEntry, Trace
 from batchyard.benchmarks.overload_bench import WARMUP_S, Measured, Served, Server
 from batchyard.benchmarks.simulation import (
     Gaussian,
@@ -69,13 +70,16 @@ class VirtualServer:
         interval_s: float = 0.25,
     ) -> Measured:
         """See ``Server``."""
-        traffic = [Traffic(arrivals, mix)]
+        seed = next(self._seeds)
+        # At the moments that a load test with this seed plans.
+        before = warmup_times(arrivals, warmup_s, seed)
+        times = warmup_s + np.concatenate([before, send_times(arrivals, seconds, seed)])
         result = simulate(
             self._models,
             self._workers,
-            traffic,
+            [Traffic(Trace(tuple(times.tolist())), mix)],
             warmup_s + seconds,
-            seed=next(self._seeds),
+            seed=seed,
             learns=self._learns,
         )
         return _measured(result.window(warmup_s, warmup_s + seconds), interval_s)
@@ -83,7 +87,7 @@ class VirtualServer:
 
 def _measured(result: SimulationResult, interval_s: float) -> Measured:
     errors = result.prediction_errors
-    in_time = result.series(interval_s)["answered_in_time"]
+    in_time = result.series(interval_s)["in_time"]
     return Measured(
         offered=result.offered,
         in_time=result.in_time,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from batchyard.benchmarks.load import arrivals as load_arrivals
 from batchyard.benchmarks.load import plan
 
 Floats = npt.NDArray[np.float64]
@@ -46,56 +47,23 @@ class Bursts:
 Arrivals = plan.Arrivals | Gamma | Bursts
 
 
-def send_times(arrivals: Arrivals, duration_s: float, draw: np.random.Generator) -> Floats:
+def send_times(arrivals: Arrivals, duration_s: float, seed: int) -> Floats:
     """The planned moments in ``[0, duration_s)``, increasing.
 
-    Raises TypeError for a trace in a file: read it first (``load.arrivals.read_trace``).
+    With the same seed a load test plans the same. Raises ConfigurationError for a trace's file
+    that is none.
     """
-    match arrivals:
-        case plan.Poisson(rate):
-            return _poisson(rate, 0.0, duration_s, draw)
-        case plan.Constant(rate):
-            return np.arange(round(duration_s * rate)) / rate
-        case plan.Trace(str()):
-            raise TypeError("the simulation takes a trace's times, not its file")
-        case plan.Trace(times):
-            recorded = np.sort(np.asarray(times, np.float64))
-            return recorded[(recorded >= 0) & (recorded < duration_s)]
-        case plan.Steps(steps):
-            return _steps(steps, duration_s, draw)
-        case plan.Ramp():
-            return _ramp(arrivals, duration_s, draw)
-        case Gamma(rate, cv):
-            shape = 1 / cv**2
-            return _renewal(lambda n: draw.gamma(shape, 1 / (rate * shape), n), rate, duration_s)
-        case Bursts():
-            return _bursts(arrivals, duration_s, draw)
+    draw = np.random.default_rng(seed)
+    if isinstance(arrivals, Gamma):
+        shape = 1 / arrivals.cv**2
+        scale = 1 / (arrivals.rate * shape)
+        return _renewal(lambda n: draw.gamma(shape, scale, n), arrivals.rate, duration_s)
+    if isinstance(arrivals, Bursts):
+        return _bursts(arrivals, duration_s, draw)
+    return load_arrivals.send_times(arrivals, duration_s, seed)
 
 
-def _poisson(rate: float, start: float, stop: float, draw: np.random.Generator) -> Floats:
-    count = draw.poisson(rate * (stop - start))
-    return np.sort(draw.uniform(start, stop, count))
-
-
-def _steps(steps: Any, duration_s: float, draw: np.random.Generator) -> Floats:
-    pieces: list[Floats] = []
-    start = 0.0
-    for seconds, rate in steps:
-        pieces.append(_poisson(rate, start, start + seconds, draw))
-        start += seconds
-    times = np.concatenate(pieces)
-    return times[times < duration_s]
-
-
-def _ramp(ramp: plan.Ramp, duration_s: float, draw: np.random.Generator) -> Floats:
-    # Thinning (Lewis and Shedler, 1979): of the highest rate's arrivals each is kept by chance.
-    highest = max(ramp.from_rate, ramp.to_rate)
-    times = _poisson(highest, 0.0, min(ramp.seconds, duration_s), draw)
-    rates = ramp.from_rate + (ramp.to_rate - ramp.from_rate) * times / ramp.seconds
-    return times[draw.uniform(0.0, highest, len(times)) < rates]
-
-
-def _renewal(gaps: Any, rate: float, duration_s: float) -> Floats:
+def _renewal(gaps: Callable[[int], Floats], rate: float, duration_s: float) -> Floats:
     times = np.empty(0)
     last = 0.0
     while last < duration_s:
@@ -114,6 +82,7 @@ def _bursts(bursts: Bursts, duration_s: float, draw: np.random.Generator) -> Flo
             (bursts.burst_s, bursts.burst_rate) if is_burst else (bursts.calm_s, bursts.calm_rate)
         )
         stop = start + draw.exponential(mean_s)
-        pieces.append(_poisson(rate, start, min(stop, duration_s), draw))
+        end = min(stop, duration_s)
+        pieces.append(np.sort(draw.uniform(start, end, draw.poisson(rate * (end - start)))))
         start, is_burst = stop, not is_burst
     return np.concatenate(pieces)

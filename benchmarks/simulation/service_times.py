@@ -31,7 +31,7 @@ class ConstantTime:
 
 @dataclass(frozen=True, slots=True)
 class LinearTime:
-    """α + β · rows."""
+    """``alpha_s`` + ``beta_s`` · rows."""
 
     alpha_s: float
     beta_s: float

@@ -29,10 +29,11 @@ def simulate(
     """Runs the server's broker in virtual time, on simulated devices.
 
     ``traffic`` is sent for ``duration_s`` simulated seconds; then the run goes on until every
-    request is answered. Without ``learns`` the broker knows no execution times: it predicts nothing,
-    and drops only what has already expired. The same arguments give the same result. Raises NotFound for a mix's
-    model that is not among ``models``, and ConfigurationError or pydantic's ValidationError for
-    batching that a server would not take.
+    request is answered. Without ``learns`` the broker knows no execution times: it predicts
+    nothing, and drops only what has already expired. The same arguments give the same result.
+
+    Raises NotFound for a mix's model that is not among ``models``, ConfigurationError for a trace
+    that is none, and pydantic's ValidationError for batching that a server would not take.
     """
     overheads = overheads or Overheads()
     state = make_broker(models, learns)
@@ -77,8 +78,8 @@ def _arriving(traffic: Sequence[Traffic], duration_s: float, seed: int) -> Arriv
     draw = np.random.default_rng(seed)
     planned, kinds = [np.empty(0)], [np.empty(0, np.int32)]
     first_kind = 0
-    for stream in traffic:
-        times = send_times(stream.arrivals, duration_s, draw)
+    for i, stream in enumerate(traffic):
+        times = send_times(stream.arrivals, duration_s, seed + i)
         weights = np.array([entry.weight for entry in stream.mix])
         chosen = draw.choice(len(weights), len(times), p=weights / weights.sum())
         planned.append(times)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -43,9 +45,7 @@ def run(
     overheads: Overheads | None = None,
 ) -> SimulationResult:
     traffic = Traffic(Poisson(rate), [MixEntry("m", deadline_s=deadline_s)])
-    return simulate(
-        [model], [Workers(workers)], [traffic], seconds, seed=seed, overheads=overheads
-    )
+    return simulate([model], [Workers(workers)], [traffic], seconds, seed=seed, overheads=overheads)
 
 
 def test_one_request_takes_its_way_and_its_time() -> None:
@@ -68,7 +68,7 @@ def test_deadline_is_the_clients() -> None:
 
 
 def test_single_rows_wait_as_in_m_d_1() -> None:
-    """Pollaczek and Khinchin: the mean wait is ρ · s / 2(1 - ρ)."""
+    """Pollaczek and Khinchin: the mean wait is load · s / 2(1 - load)."""
     model = SimulatedModel("m", ConstantTime(0.01), batching={"max_batch_size": 1})
     result = run(70.0, 1500.0, model=model, overheads=NO_OVERHEADS)
     wait_s = result.latencies.mean() - 0.01
@@ -194,8 +194,15 @@ _ENTRY = st.builds(
     seed=st.integers(0, 1000),
     learns=st.booleans(),
 )
-def test_each_request_has_one_outcome(arrivals, mix, workers, jitter, seed, learns) -> None:  # type: ignore[no-untyped-def]
-    """The recorder itself asserts that none is answered twice, the engine that none is forgotten."""
+def test_each_request_has_one_outcome(
+    arrivals: Any,
+    mix: list[MixEntry],
+    workers: list[Workers],
+    jitter: list[Any],
+    seed: int,
+    learns: bool,
+) -> None:
+    """The recorder asserts that none is answered twice, the engine that none is forgotten."""
     models = [
         SimulatedModel("a", LinearTime(0.003, 0.001), jitter, {"max_batch_size": 8}),
         SimulatedModel("b", ConstantTime(0.02), jitter, {"batch_timeout_micros": 5000}),
