@@ -16,9 +16,10 @@ from batchyard.benchmarks import (
     overload_steady,
     overload_step,
 )
+from batchyard.benchmarks.callables import BATCH_S
 from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.machine import describe
-from batchyard.benchmarks.overload_bench import BATCH, BATCH_S, Bench
+from batchyard.benchmarks.overload_bench import BATCH, Bench
 from batchyard.benchmarks.results import Figure, Results
 from batchyard.cli.local_server import ServerDidNotStart
 from batchyard.wire.errors import BatchyardError

@@ -32,6 +32,8 @@ class Gpu:
 
 CONSTANT = Gpu(ConstantTime(BATCH_S), "batchyard.benchmarks.callables:simulated_gpu")
 LINEAR = Gpu(LinearTime(BATCH_S / 5, BATCH_S / 10), "batchyard.benchmarks.callables:linear_gpu")
+# Each batch costs much and each row little: small batches waste the most.
+COSTLY = Gpu(LinearTime(BATCH_S / 2, BATCH_S / 20), "batchyard.benchmarks.callables:costly_gpu")
 
 
 @dataclass(frozen=True, slots=True)

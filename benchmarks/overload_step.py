@@ -7,8 +7,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from batchyard.benchmarks.callables import BATCH_S
 from batchyard.benchmarks.load.plan import MixEntry, Steps
-from batchyard.benchmarks.overload_bench import BATCH_S, CAPACITY, Bench, Served, Server
+from batchyard.benchmarks.overload_bench import CAPACITY, Bench, Served, Server
 from batchyard.benchmarks.results import Figure
 
 _DEADLINES_S = {"60ms": 0.06, "100ms": 0.1, "1s": 1.0}
