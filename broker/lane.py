@@ -62,7 +62,7 @@ class Lane:
     _timed: list[Part] = field(default_factory=list)
     _untimed: deque[Part] = field(default_factory=deque)
     _untimed_rows: int = 0
-    # By arrival; those of which nothing is left here are forgotten late.
+    # Of what has a deadline, by arrival; those of which nothing is left here are forgotten late.
     _tickets: deque[Ticket] = field(default_factory=deque)
     # When the queue was last shorter than ``queue_delay_target_micros``.
     _short_at: float = -NEVER
@@ -104,7 +104,8 @@ class Lane:
         tickets = self._tickets
         while tickets and not tickets[0].rows:
             tickets.popleft()
-        return tickets[0].arrived_at if tickets else NEVER
+        timed = tickets[0].arrived_at if tickets else NEVER
+        return min(timed, self._untimed[0].group.arrived_at) if self._untimed else timed
 
     def fitting(self, group: RequestGroup, running_rows: int = 0) -> int:
         """How many of a group's requests there is room for; so many rows of it need none."""
@@ -308,6 +309,7 @@ class Lane:
         self.queued_rows += rows
         if not is_timed:
             self._untimed_rows += rows
+            return
         group = part.group
         ticket = group.ticket
         if ticket is None:
@@ -325,7 +327,7 @@ class Lane:
             tickets = deque(sorted((*tickets, ticket), key=_arrival_of))
         else:
             tickets.append(ticket)
-        if len(tickets) > 2 * (len(self._timed) + len(self._untimed)) + _SPARE_TICKETS:
+        if len(tickets) > 2 * len(self._timed) + _SPARE_TICKETS:
             tickets = deque(t for t in tickets if t.rows or t is ticket)
         self._tickets = tickets
 
