@@ -17,6 +17,7 @@ from batchyard.benchmarks.load.plan import (
     Trace,
 )
 from batchyard.benchmarks.load.result import LoadResult
+from batchyard.benchmarks.load.search import Found, Trial
 from batchyard.benchmarks.table import number
 
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
@@ -33,6 +34,33 @@ def table(result: LoadResult) -> RenderableType:
     if not result.stable:
         parts.append(Text(f"These figures are not to be trusted: {result.why_unstable}.", "bold"))
     return Group(*parts)
+
+
+def search(found: Found) -> RenderableType:
+    """What was tried in a search, and what it came to."""
+    tried = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("tried per second", "in time", "seconds", ""):
+        tried.add_column(heading, justify="right" if heading else "left")
+    for trial in found.trials:
+        share = trial.in_time / max(trial.in_time + trial.late, 1)
+        tried.add_row(number(trial.rate), f"{share:.2%}", number(trial.seconds), _verdict(trial))
+    lines = [f"highest rate with {found.share:.0%} in time: {number(found.rate)}/s"]
+    if not found.rate:
+        lines = [f"no rate that was tried has {found.share:.0%} in time"]
+    if found.offline_rate is not None:
+        lines.append(f"offline, everything queued: {number(found.offline_rate)}/s")
+    if found.rate and found.server_over_offline is not None:
+        lines.append(f"server ÷ offline: {number(found.server_over_offline)}")
+    return Group(tried, *map(Text, lines))
+
+
+def describe_trial(trial: Trial) -> str:
+    """A trial in a line, when it is over."""
+    return f"{number(trial.rate)}/s: {_verdict(trial)}"
+
+
+def _verdict(trial: Trial) -> str:
+    return f"{'passed' if trial.passed else 'failed'}: {trial.why}"
 
 
 def describe(plan: LoadPlan) -> str:
