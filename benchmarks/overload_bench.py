@@ -50,6 +50,12 @@ class Served:
     batching: Mapping[str, Any] = field(default_factory=dict)
     learns: bool = True
 
+    @property
+    def capacity(self) -> float:
+        """Rows per second in full batches, when all models take as long."""
+        (seconds,) = {gpu.times.seconds(self.max_batch_size) for gpu in self.models.values()}
+        return self.workers * self.max_batch_size / seconds
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -93,6 +99,14 @@ class Server(Protocol):
         """Sends requests for so long, after ``warmup_s`` of the same that are not counted."""
         ...
 
+    def highest_rate(self, mix: Sequence[MixEntry], start_rate: float) -> float:
+        """The highest Poisson rate with 99 % in time, by the rule of ``load.early_stopping``."""
+        ...
+
+    def offline_rate(self, mix: Sequence[MixEntry]) -> float:
+        """Requests per second when as many wait as the server likes."""
+        ...
+
 
 class Bench(Protocol):
     """Where servers come from."""
@@ -100,6 +114,7 @@ class Bench(Protocol):
     is_simulated: bool
     seconds: float
     """How long one load is."""
+    seed: int
     repeat: int
     """Rounds."""
 

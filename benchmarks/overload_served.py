@@ -11,14 +11,18 @@ from typing import Any
 
 from batchyard.benchmarks import served as server_process
 from batchyard.benchmarks.failures import BenchmarkFailed
-from batchyard.benchmarks.load.plan import Arrivals, LoadPlan, MixEntry
+from batchyard.benchmarks.load import trials
+from batchyard.benchmarks.load.plan import Arrivals, LoadPlan, MixEntry, Poisson
 from batchyard.benchmarks.load.result import LoadResult
 from batchyard.benchmarks.load.run import run_load
+from batchyard.benchmarks.models import exported
 from batchyard.benchmarks.overload_bench import WARMUP_S, Measured, Served, Server
 from batchyard.clients import Client
 
+_MOBILENET = "mobilenet"
 _NAN = float("nan")
 _COLUMNS = 4
+_TRIAL_S = 20.0
 _TENSOR = ("float32", (-1, _COLUMNS))
 
 
@@ -50,6 +54,16 @@ class ServedBench:
             yield RealServer(ipc, self.seed)
 
 
+@contextlib.contextmanager
+def serve_mobilenet(max_batch_size: int, seed: int) -> Iterator[tuple[str, Server]]:
+    """MobileNetV2 on one thread of the CPU; its name, and the server. Raises ServerDidNotStart."""
+    with exported(_MOBILENET) as folders:
+        batching = {"max_batch_size": max_batch_size}
+        model = server_process.Model(_MOBILENET, str(folders[_MOBILENET]), batching)
+        with server_process.serve([model], **server_process.one_thread()) as (_, ipc):
+            yield _MOBILENET, RealServer(ipc, seed)
+
+
 class RealServer:
     """Loads come one after the other, from a process of their own."""
 
@@ -67,7 +81,31 @@ class RealServer:
         interval_s: float = 0.25,
     ) -> Measured:
         """See ``Server``."""
-        plan = LoadPlan(
+        plan = self._plan(mix, arrivals, seconds, warmup_s, interval_s)
+        with Client(self._endpoint) as client:
+            before = _totals(client.stats())
+            result = run_load(plan)
+            after = client.stats()
+        return _measured(result, before, after, interval_s)
+
+    def highest_rate(self, mix: Sequence[MixEntry], start_rate: float) -> float:
+        """See ``Server``."""
+        plan = self._plan(mix, Poisson(start_rate), _TRIAL_S)
+        return trials.find(plan, offline=False, start_rate=start_rate, most_s=_TRIAL_S).rate
+
+    def offline_rate(self, mix: Sequence[MixEntry]) -> float:
+        """See ``Server``."""
+        return max(trials.measure_offline(self._plan(mix, Poisson(1.0), 1.0)).values())
+
+    def _plan(
+        self,
+        mix: Sequence[MixEntry],
+        arrivals: Arrivals,
+        seconds: float,
+        warmup_s: float = WARMUP_S,
+        interval_s: float = 0.25,
+    ) -> LoadPlan:
+        return LoadPlan(
             target=self._endpoint,
             mix=tuple(mix),
             arrivals=arrivals,
@@ -77,11 +115,6 @@ class RealServer:
             seed=next(self._seeds),
             interval_s=interval_s,
         )
-        with Client(self._endpoint) as client:
-            before = _totals(client.stats())
-            result = run_load(plan)
-            after = client.stats()
-        return _measured(result, before, after, interval_s)
 
 
 def _totals(stats: Mapping[str, Any]) -> dict[str, float]:

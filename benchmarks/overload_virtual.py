@@ -10,7 +10,9 @@ from itertools import count
 import numpy as np
 
 from batchyard.benchmarks.load.arrivals import send_times, warmup_times
-from batchyard.benchmarks.load.plan import Arrivals, MixEntry, Trace
+from batchyard.benchmarks.load.early_stopping import Counts, Rule
+from batchyard.benchmarks.load.plan import Arrivals, MixEntry, Poisson, Trace
+from batchyard.benchmarks.load.search import Observed, find_rate
 from batchyard.benchmarks.overload_bench import WARMUP_S, Measured, Served, Server
 from batchyard.benchmarks.simulation import (
     Gaussian,
@@ -23,6 +25,9 @@ from batchyard.benchmarks.simulation import (
 
 # Of runs that sleep for 20 ms, as measured.
 JITTER = Gaussian(0.003)
+# Of a search: enough that the rule's doubt costs less than the tolerance.
+_TRIAL_REQUESTS = 12_000
+_TOLERANCE = 0.02
 
 
 @dataclasses.dataclass(slots=True)
@@ -58,6 +63,7 @@ class VirtualServer:
         ]
         self._workers = [Workers(served.workers)]
         self._learns = served.learns
+        self._capacity = served.capacity
         self._seeds = count(seed)
 
     def load(
@@ -83,6 +89,20 @@ class VirtualServer:
             learns=self._learns,
         )
         return _measured(result.window(warmup_s, warmup_s + seconds), interval_s)
+
+    def highest_rate(self, mix: Sequence[MixEntry], start_rate: float) -> float:
+        """See ``Server``."""
+
+        def attempt(rate: float, seed: int, rule: Rule) -> Observed:
+            measured = self.load(Poisson(rate), mix, _TRIAL_REQUESTS / rate)
+            late = measured.offered - measured.in_time
+            return Observed(Counts(measured.in_time, late, measured.seconds))
+
+        return find_rate(attempt, start_rate, Rule(), tolerance=_TOLERANCE).rate
+
+    def offline_rate(self, mix: Sequence[MixEntry]) -> float:
+        """See ``Server``: known here."""
+        return self._capacity
 
 
 def _measured(result: SimulationResult, interval_s: float) -> Measured:
