@@ -125,6 +125,8 @@ class Forming:
 
     def _take(self, lane: Lane, max_rows: int, now: float) -> tuple[list[Part], BatchLayout | None]:
         """Takes the lane's next batch; no layout when its first request fits into no arena."""
+        # Requests stay whole, if a batch can hold them.
+        max_rows = max(max_rows, lane.first_rows)
         while True:
             parts = lane.take(max_rows, now)
             rows = _rows(parts)
@@ -172,6 +174,7 @@ class Forming:
         )
         batch.holders.add(WORKER)
         batch.expected_s = lane.expected(layout.rows, worker.kind)
+        batch.is_steady = lane.is_steady(layout.rows, worker.kind)
         batch.was_idle = not worker.in_flight
         self.watchdog.dispatched(batch, worker, now)
         self._batches[batch.id] = worker.batches[batch.id] = batch

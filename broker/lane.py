@@ -100,6 +100,11 @@ class Lane:
         return min(self.earliest_deadline, waits_since + _PATIENCE_S)
 
     @property
+    def first_rows(self) -> int:
+        """The fewest rows that can be taken."""
+        return (self._timed or self._untimed)[0].least_rows
+
+    @property
     def oldest_arrival(self) -> float:
         """When the oldest of what waits arrived, in the broker's clock."""
         tickets = self._tickets
@@ -147,6 +152,11 @@ class Lane:
         if durations is None or not durations.is_known:
             return None
         return durations.expected(self.padded(rows))
+
+    def is_steady(self, rows: int, kind: str) -> bool:
+        """Whether batches of so many rows always run for much the same time there."""
+        durations = self.durations.get(kind)
+        return durations is not None and durations.is_steady(self.padded(rows))
 
     def least(self, rows: int, kind: str, now: float) -> float | None:
         """How long it will surely take, from handing it over to its answer."""

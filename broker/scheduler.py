@@ -129,9 +129,7 @@ class Scheduler:
 
     def start_at(self, worker: WorkerState, now: float) -> float:
         """When a batch that is handed to a worker now is predicted to be taken up."""
-        if worker.in_flight < worker.concurrent_batches or worker.free_at == NEVER:
-            return now
-        return max(now, worker.free_at)
+        return max(now, worker.starts[0])
 
     def requests_in_time(self, group: RequestGroup, now: float) -> int:
         """How many of a message's requests, from the first, the predicted backlog lets be in time.

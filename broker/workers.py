@@ -40,8 +40,10 @@ class WorkerState:
 
     @property
     def free_at(self) -> float:
-        """When it is predicted to run fewer batches than it may; NEVER if that is not known."""
-        return min((ends_at(batch) for batch in self.batches.values()), default=NEVER)
+        """When it is predicted to run fewer batches than it may; NEVER if nobody can say so
+        exactly."""
+        steady = (ends_at(batch) for batch in self.batches.values() if batch.is_steady)
+        return min(steady, default=NEVER)
 
     @property
     def running_s(self) -> float:
