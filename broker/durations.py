@@ -117,13 +117,17 @@ class Durations:
         """How long it will surely run: as expected, unless that is doubted; then as long as
         smaller batches do."""
         expected = self.expected(rows)
-        own = self._runs.get(rows)
-        if own is not None and own.least(now) >= expected:
+        size = rows if rows in self._runs else self._above(rows)
+        if self._runs[size].least(now) >= self._runs[size].high:
             return expected
         # What lies between neighbours is as good as they are.
         last = bisect_left(self._sizes, rows) + 1
         sure = (self._runs[size].least(now) for size in self._sizes[:last])
         return min(expected, max(sure))
+
+    def _above(self, rows: int) -> int:
+        """The next size that ran, or the last."""
+        return self._sizes[min(bisect_left(self._sizes, rows), len(self._sizes) - 1)]
 
     def _add(self, rows: int, seconds: float) -> Window:
         runs = self._runs.get(rows)

@@ -182,6 +182,8 @@ class Lane:
 
     def append(self, group: RequestGroup) -> None:
         """A group arrived."""
+        if not self._untimed:
+            self._short_at = group.arrived_at
         for part in group.parts(self.max_rows):
             self._enter(part)
 
