@@ -39,18 +39,18 @@ def sent_openly(
 ) -> tuple[Recorder, Sender]:
     """What comes of 40 requests, one a millisecond."""
     records = planned(shared, 0.001)
-    start_at = time.monotonic() + 0.01
 
-    async def run() -> Sender:
+    async def run() -> tuple[float, Sender]:
         sender = Sender([[send]], [deadline_s], records)
+        start_at = time.monotonic() + 0.01
         give_up_at = start_at + COUNT * 0.001 + grace_s
         with punctual(1):
             await OpenLoop(sender, COUNT, start_at, give_up_at).run()
         await sender.finish(give_up_at)
-        return sender
+        return start_at, sender
 
     with without_collections(), asyncio.Runner(loop_factory=precise_loop) as runner:
-        sender = runner.run(run())
+        start_at, sender = runner.run(run())
     outcomes = shared.outcomes(start_at, COUNT)
     return Recorder(outcomes, [MixEntry("m", deadline_s=deadline_s)]), sender
 
