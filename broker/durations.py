@@ -17,8 +17,12 @@ _WINDOW = 10
 _STEADY = 0.75
 _MEDIAN_OF = 5
 _OUTLIER = 2.0
-# What was not measured for so long is doubted: each time so much more halves it.
+# What was not measured for so long is doubted, and after as much again nothing is left of it. While
+# batches run, at least for so many times as long as one takes: there will be a measurement.
 _DOUBTED_AFTER_S = 1.0
+_DOUBTED_AFTER_RUNS = 2.0
+# Where a run takes less than so much of what was doubted, that was wrong.
+_WRONG = 0.5
 # How many predictions are remembered to say how good they are.
 _ERRORS = 1024
 
@@ -56,15 +60,26 @@ class Window:
         self.high = values[-2] if len(values) > 1 else values[0]
         self.is_steady = len(values) > 2 and values[0] >= _STEADY * self.high
 
-    def least(self, now: float) -> float:
+    def learn(self, value: float, now: float) -> None:
+        """A value that was measured just now.
+
+        If what was known is doubted, and this is much less, all that is forgotten: each of the
+        three that it takes to outvote it would have to wait until there is doubt again.
+        """
+        if value < _WRONG * self.high and self.least(now) < self.high:
+            self._values.clear()
+        self.add(value)
+        self.learned_at = now
+
+    def least(self, now: float, runs: bool = False) -> float:
         """What was not measured lately counts for less and less: whoever refuses work because of a
-        prediction gets no measurement that could correct it."""
+        prediction gets no measurement that could correct it. ``runs``: there is a batch that will
+        bring one."""
         if self.learned_at is None:
             self.learned_at = now
-        doubted_s = now - self.learned_at - _DOUBTED_AFTER_S
-        if doubted_s <= 0:
-            return self.high
-        return float(self.high * 0.5 ** (doubted_s / _DOUBTED_AFTER_S))
+        patience_s = max(_DOUBTED_AFTER_S, self.high * _DOUBTED_AFTER_RUNS * runs)
+        age = (now - self.learned_at) / patience_s
+        return self.high * min(max(2.0 - age, 0.0), 1.0)
 
 
 class Durations:
@@ -98,12 +113,14 @@ class Durations:
 
     def learn(self, rows: int, seconds: float, now: float) -> None:
         """A batch of so many padded rows ran for so long."""
-        self._add(rows, seconds).learned_at = now
+        self._add(rows, seconds, now)
         self._has_run = True
 
-    def learn_handing(self, seconds: float) -> None:
-        """What a batch on a worker that was idle took beside its execution."""
-        self._handing.add(seconds)
+    def learn_handing(self, seconds: float, now: float, was_idle: bool) -> None:
+        """What a batch took beside its execution: how long it is handed over, if the worker was
+        idle; else it is that at most."""
+        if was_idle or seconds < _WRONG * self._handing.high:
+            self._handing.learn(seconds, now)
 
     def expected(self, rows: int) -> float:
         """How long a batch of so many padded rows will run; only if anything ``is_known``."""
@@ -117,34 +134,43 @@ class Durations:
         runs = self._runs.get(rows)
         return runs is not None and runs.is_steady
 
-    def least(self, rows: int, now: float) -> float:
-        """How long it will surely run: as expected, unless that is doubted; then as long as
-        smaller batches do."""
+    def least(self, rows: int, now: float, runs: bool = False) -> float:
+        """How long it will surely take, with handing it over: as expected, unless that is doubted;
+        then as long as smaller batches do. ``runs``: the model has batches that run."""
         expected = self.expected(rows)
+        handing_s = self._handing.high
         size = rows if rows in self._runs else self._above(rows)
-        if self._runs[size].least(now) >= self._runs[size].high:
-            return expected
+        if self._runs[size].least(now, runs) >= self._runs[size].high:
+            return expected + handing_s
         # What lies between neighbours is as good as they are.
         last = bisect_left(self._sizes, rows) + 1
-        sure = (self._runs[size].least(now) for size in self._sizes[:last])
-        return min(expected, max(sure))
+        sure = max(self._runs[size].least(now, runs) for size in self._sizes[:last])
+        for size in self._sizes[last:]:
+            larger = self._runs[size]
+            if larger.least(now, runs) >= larger.high:
+                # Larger ones run: those that are smaller are not refused all the time.
+                sure = max(sure, larger.high)
+                break
+        return min(expected, sure) + min(handing_s, self._handing.least(now, runs))
 
     def _above(self, rows: int) -> int:
         """The next size that ran, or the last."""
         return self._sizes[min(bisect_left(self._sizes, rows), len(self._sizes) - 1)]
 
-    def _add(self, rows: int, seconds: float) -> Window:
+    def _add(self, rows: int, seconds: float, now: float | None = None) -> None:
         runs = self._runs.get(rows)
         if runs is None:
             runs = self._runs[rows] = Window()
             insort(self._sizes, rows)
         was = runs.high
-        runs.add(seconds)
-        if len(runs) == 2:
+        if now is None:
+            runs.add(seconds)
+        else:
+            runs.learn(seconds, now)
+        if len(runs) == 2 and rows not in self._trusted:
             insort(self._trusted, rows)
         if runs.high != was or len(runs) <= 2:
             self._expected.clear()
-        return runs
 
     def _estimate(self, rows: int) -> float:
         runs = self._runs.get(rows)

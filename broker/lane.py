@@ -163,7 +163,7 @@ class Lane:
         durations = self.durations.get(kind)
         if durations is None or not durations.is_known:
             return None
-        return durations.least(self.padded(rows), now) + durations.handing_s
+        return durations.least(self.padded(rows), now, self.model.in_execution > 0)
 
     def longest(self, rows: int) -> float | None:
         """The same, on the slowest kind of device; with handing it over."""

@@ -276,8 +276,8 @@ class BrokerState:
         lane = batch.lane
         durations = lane.durations.setdefault(self.workers[batch.worker_id].kind, Durations())
         durations.learn(batch.layout.padded_rows, execution_s, now)
-        if batch.was_idle:
-            durations.learn_handing(max(now - batch.dispatched_at - execution_s, 0.0))
+        handing_s = max(now - batch.dispatched_at - execution_s, 0.0)
+        durations.learn_handing(handing_s, now, batch.was_idle)
 
     def _account(self, batch: Batch, execution_s: float, now: float) -> None:
         """What a batch cost, for whom in vain, and how well that was predicted."""

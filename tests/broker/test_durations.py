@@ -83,10 +83,26 @@ def test_the_warm_up_says_nothing_that_batches_have_not() -> None:
     assert durations.expected(8) == 1.0
 
 
-@pytest.mark.parametrize(("age", "least"), [(0.0, 8.0), (1.0, 8.0), (2.0, 4.0), (4.0, 1.0)])
+@pytest.mark.parametrize(("age", "least"), [(0.0, 8.0), (1.0, 8.0), (1.5, 4.0), (2.0, 0.0)])
 def test_what_was_not_measured_for_long_is_doubted(age: float, least: float) -> None:
     durations = learned((4, 8.0), now=100.0)
     assert durations.least(4, 100.0 + age) == least
+    assert durations.expected(4) == 8.0
+
+
+def test_while_long_batches_run_there_is_no_doubt_before_they_can_be_measured() -> None:
+    durations = learned((4, 8.0), now=100.0)
+    assert durations.least(4, 116.0, runs=True) == 8.0
+    assert durations.least(4, 124.0, runs=True) == 4.0
+
+
+def test_what_was_doubted_and_is_wrong_is_forgotten_at_once() -> None:
+    durations = learned(*[(4, 8.0)] * 10, now=100.0)
+    durations.learn(4, 1.0, 101.5)
+    assert durations.expected(4) == 1.0
+    # But not for one run among others.
+    durations = learned(*[(4, 8.0)] * 10, now=100.0)
+    durations.learn(4, 1.0, 100.5)
     assert durations.expected(4) == 8.0
 
 
@@ -99,11 +115,20 @@ def test_a_size_is_doubted_though_others_are_measured_but_not_below_smaller_ones
     assert durations.least(8, 110.0) == 8.0
 
 
+def test_a_size_is_not_doubted_while_larger_ones_are_measured() -> None:
+    durations = learned((2, 3.0), (8, 8.0), now=100.0)
+    durations.learn(8, 8.0, 110.0)
+    assert durations.least(2, 110.0) == 3.0
+    # But smaller ones do not take longer.
+    durations.learn(8, 2.0, 120.0)
+    assert durations.least(2, 120.0) == 2.0
+
+
 def test_what_was_only_warmed_up_is_doubted_from_when_it_is_asked_for() -> None:
     durations = Durations()
     durations.seed(4, 8.0)
     assert durations.least(4, 50.0) == 8.0
-    assert durations.least(4, 53.0) == 2.0
+    assert durations.least(4, 51.5) == 4.0
 
 
 def test_times_are_steady_when_all_but_one_are_much_the_same() -> None:
@@ -118,8 +143,21 @@ def test_handing_over_is_learned_beside_it() -> None:
     durations = Durations()
     assert durations.handing_s == 0.0
     for took in (0.001, 0.0019, 0.0015):
-        durations.learn_handing(took)
+        durations.learn_handing(took, 0.0, True)
     assert durations.handing_s == 0.0015
+
+
+def test_handing_over_is_doubted_with_the_rest_and_corrected_by_whatever_is_faster() -> None:
+    durations = learned((4, 1.0))
+    durations.learn_handing(3.0, 0.0, True)
+    assert durations.least(4, 0.5) == 4.0
+    assert durations.least(4, 1.5) == 2.0
+    # It waited behind another, and yet was there sooner.
+    durations.learn(4, 1.0, 1.5)
+    durations.learn_handing(1.0, 1.5, False)
+    assert durations.least(4, 1.5) == 2.0
+    durations.learn_handing(1.2, 1.5, False)
+    assert durations.handing_s == 1.0
 
 
 def test_errors_are_counted_by_quantiles() -> None:

@@ -218,3 +218,17 @@ def test_each_request_has_one_outcome(
     deadlines = result.requests.planned + result.requests.deadline_s
     in_time = result.requests.outcome == Outcome.IN_TIME
     assert np.all(result.requests.answered[in_time] <= deadlines[in_time] + 1e-9)
+
+
+@pytest.mark.parametrize(("batch_s", "deadline_s"), [(0.02, 0.03), (3.0, 9.0), (10.0, 15.0)])
+def test_no_device_time_is_spent_on_late_answers_however_long_batches_take(
+    batch_s: float, deadline_s: float
+) -> None:
+    # What is measured seldom, because it takes long, is doubted no sooner for it.
+    model = SimulatedModel("m", ConstantTime(batch_s), batching={"max_batch_size": 8})
+    seconds = 50 * batch_s
+    result = run(2 * 8 / batch_s, seconds, deadline_s, model)
+    assert result.late == 0
+    # The tighter the deadline, the fewer can wait for the next batch.
+    least = 0.9 if deadline_s >= 2 * batch_s else 0.45
+    assert result.in_time >= least * 8 / batch_s * seconds
