@@ -63,10 +63,10 @@ class Window:
     def learn(self, value: float, now: float) -> None:
         """A value that was measured just now.
 
-        If what was known is doubted, and this is much less, all that is forgotten: each of the
-        three that it takes to outvote it would have to wait until there is doubt again.
+        If what was known was doubted when it began, and it is much less, all that is forgotten:
+        each of the three that it takes to outvote it would have to wait until there is doubt again.
         """
-        if value < _WRONG * self.high and self.least(now) < self.high:
+        if value < _WRONG * self.high and self.least(now - value) < self.high:
             self._values.clear()
         self.add(value)
         self.learned_at = now

@@ -63,6 +63,8 @@ class Lane:
     _timed: list[Part] = field(default_factory=list)
     _untimed: deque[Part] = field(default_factory=deque)
     _untimed_rows: int = 0
+    # Rows that patient ones may have of batches, and have not had.
+    _untimed_due: int = 0
     # Of what has a deadline, by arrival; those of which nothing is left here are forgotten late.
     _tickets: deque[Ticket] = field(default_factory=deque)
     # When the queue was last shorter than ``queue_delay_target_micros``.
@@ -194,11 +196,28 @@ class Lane:
             return self._take_untimed(max_rows)
         first: list[Part] = []
         if untimed and now - untimed[0].group.arrived_at >= _PATIENCE_S:
-            first = self._take_untimed(-(-max_rows // _SHARE_OF_PATIENT))
-        room = max_rows - sum(part.rows for part in first)
+            first = self._take_patient(max_rows)
+        room = max(max_rows - sum(part.rows for part in first), 0)
         taken = self._take_timed(room)
         room -= sum(part.rows for part in taken)
         return [*taken, *first, *(self._take_untimed(room) if room and not self._timed else ())]
+
+    def _take_patient(self, max_rows: int) -> list[Part]:
+        """A quarter of a batch of what has no deadline. Where requests do not fit into that, or
+        the most urgent one does not fit beside it, they save it up for a later batch."""
+        due = self._untimed_due - (-max_rows // _SHARE_OF_PATIENT)
+        self._untimed_due = due = min(due, self.max_rows)
+        rows, least = min(due, max_rows), self._untimed[0].least_rows
+        if rows < max_rows and self._timed[0].least_rows > max_rows - rows:
+            return []
+        if max_rows < least <= due:
+            # In a batch of its own.
+            rows = least
+        taken = self._take_untimed(rows)
+        taken_rows = sum(part.rows for part in taken)
+        # What they leave others use.
+        self._untimed_due = self._untimed_due - taken_rows if self._untimed else 0
+        return taken
 
     def _take_timed(self, room: int) -> list[Part]:
         timed = self._timed

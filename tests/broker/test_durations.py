@@ -98,11 +98,11 @@ def test_while_long_batches_run_there_is_no_doubt_before_they_can_be_measured() 
 
 def test_what_was_doubted_and_is_wrong_is_forgotten_at_once() -> None:
     durations = learned(*[(4, 8.0)] * 10, now=100.0)
-    durations.learn(4, 1.0, 101.5)
+    durations.learn(4, 1.0, 102.5)
     assert durations.expected(4) == 1.0
-    # But not for one run among others.
+    # But not for one that ran right behind others.
     durations = learned(*[(4, 8.0)] * 10, now=100.0)
-    durations.learn(4, 1.0, 100.5)
+    durations.learn(4, 2.0, 102.5)
     assert durations.expected(4) == 8.0
 
 

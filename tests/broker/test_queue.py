@@ -303,3 +303,35 @@ def test_every_row_leaves_once_in_order_and_requests_stay_whole(
         assert lane.queued_rows == waiting.total()
         everything = [(i, row) for i, group in enumerate(groups) for row in range(group.total_rows)]
         assert waiting + gone == Counter(everything)
+
+
+# What has no deadline, once it has waited for long
+
+
+def taken_rows(lane: Lane, without: RequestGroup, batches: int, size: int = 8) -> list[int]:
+    """Rows of a group in each of so many batches."""
+    taken = (lane.take(size, now=2.0) for _ in range(batches))
+    return [sum(p.rows for p in parts if p.group is without) for parts in taken]
+
+
+def test_it_gets_a_quarter_of_each_batch() -> None:
+    lane = make_lane(max_rows=8)
+    patient = make_group(lane, *[1] * 99)
+    filled(lane, patient, make_group(lane, *[1] * 99, deadline=9.0))
+    assert taken_rows(lane, patient, 4) == [2, 2, 2, 2]
+
+
+def test_requests_that_do_not_fit_into_a_quarter_get_it_later() -> None:
+    lane = make_lane(max_rows=8)
+    patient = make_group(lane, *[5] * 9)
+    filled(lane, patient, make_group(lane, *[1] * 99, deadline=9.0))
+    assert taken_rows(lane, patient, 8) == [0, 0, 5, 0, 5, 0, 0, 5]
+    # Also where batches are smaller than they are.
+    assert sum(taken_rows(lane, patient, 10, size=4)) == 10
+
+
+def test_it_does_not_keep_out_a_request_that_needs_the_whole_batch() -> None:
+    lane = make_lane(max_rows=8)
+    patient = make_group(lane, *[1] * 99)
+    filled(lane, patient, make_group(lane, *[8] * 9, deadline=9.0))
+    assert taken_rows(lane, patient, 8) == [0, 0, 0, 8, 0, 0, 0, 8]
