@@ -334,14 +334,14 @@ class Lane:
         for removed, is_timed in ((late, True), (others, False)):
             for part in removed:
                 self._count(part, -part.rows, is_timed)
+        if others:
+            self._untimed = deque(untimed)
         if late:
             # Of a part whose requests differ, what is left may be due later, or never.
             self._timed = []
             for part in timed:
                 self._count(part, -part.rows, True)
                 self._enter(part)
-        if others:
-            self._untimed = deque(untimed)
         return late + others
 
     def _enter(self, part: Part, is_back: bool = False) -> None:

@@ -305,6 +305,16 @@ def test_every_row_leaves_once_in_order_and_requests_stay_whole(
         assert waiting + gone == Counter(everything)
 
 
+def test_what_is_left_of_a_part_without_its_deadline_is_not_lost() -> None:
+    lane = make_lane(max_rows=4)
+    group = make_group(lane, 2, 1, 9, deadlines=[NEVER, 5.0, NEVER])
+    filled(lane, group)
+    group.mark_dropped([1, 2])
+    assert len(lane.remove_dropped()) == 2
+    assert runs(lane.take(4)) == [(0, 1, 0, 2)]
+    assert lane.queued_rows == 0
+
+
 # What has no deadline, once it has waited for long
 
 
