@@ -1,0 +1,141 @@
+"""What the tuner may ask: experiments with a server, real or in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+# While experimenting nothing is to be refused for want of room in the queue.
+VERY_MANY_BATCHES = 10_000
+# As good as for ever: a batch that leaves by it has waited in vain.
+VERY_HIGH_TIMEOUT_MICROS = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The processes that run batches."""
+
+    workers: int
+    concurrent_batches: int = 1
+    """Batches that each of them runs at once."""
+
+    @property
+    def room(self) -> int:
+        """Batches that run at once."""
+        return self.workers * self.concurrent_batches
+
+    def __str__(self) -> str:
+        workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
+        if self.concurrent_batches == 1:
+            return workers
+        return f"{workers}, {self.concurrent_batches} batches at once each"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is tuned. Names are those of ``[models.batching]``."""
+
+    placement: Placement
+    max_batch_size: int
+    batch_timeout_micros: int = 0
+    max_enqueued_batches: int = VERY_MANY_BATCHES
+    num_batch_threads: int | None = None
+    allowed_batch_sizes: tuple[int, ...] = ()
+
+    @property
+    def threads(self) -> int:
+        """Batches that run at once."""
+        room = self.placement.room
+        return room if self.num_batch_threads is None else min(room, self.num_batch_threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """The goal: as many requests a second as can be, however long each waits."""
+
+    def __str__(self) -> str:
+        return "throughput"
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """The goal: the highest Poisson rate at which this share of requests is answered in time."""
+
+    deadline_s: float
+    share: float = 0.99
+
+    def __str__(self) -> str:
+        return f"the highest rate with p{100 * self.share:g} within {1e3 * self.deadline_s:g} ms"
+
+
+Goal = Throughput | Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """Batches of exactly so many rows, one after the other."""
+
+    rows: int
+    median_s: float
+    first_s: float
+    """The first of them: where it takes much longer, every new size costs something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests of one kind for a while."""
+
+    setting: Setting
+    rate: float | None
+    """Requests a second that were offered (open loop); None: as many as were answered."""
+    seconds: float
+    requests: int
+    answered_rate: float
+    """Requests a second that were answered, in time where there is a deadline."""
+    in_time_share: float
+    """Of the requests that were offered; 1 where there is no deadline and no error."""
+    mean_s: float
+    p50_s: float
+    p99_s: float
+    batch_rows: float | None = None
+    """The mean of the batches that were formed."""
+    errors: tuple[tuple[str, int], ...] = ()
+    doubt: str = ""
+    """Why the figures may say more of the generator than of the server; empty when all is well."""
+
+
+class CannotRun(Exception):
+    """A batch of that size does not run here (memory, say); the message says why."""
+
+
+class Bench(Protocol):
+    """A server that is set up as asked before each experiment."""
+
+    device: Literal["cpu", "gpu"]
+    cores: int
+    rows_per_request: int
+    placements: Sequence[Placement]
+    """Those that may be chosen, the guide's first; one, when there is no choice."""
+    defaults: Setting
+    """What a user gets who says nothing."""
+    most_rows: int
+    """The largest batch that memory lets one think of."""
+    most_waiting_rows: int
+    """The most rows that memory lets wait."""
+
+    def spent_s(self) -> float:
+        """Seconds since the start, those between experiments too."""
+        ...
+
+    def execution(self, setting: Setting, rows: int) -> Execution:
+        """How long a batch of exactly ``rows`` takes. Raises CannotRun."""
+        ...
+
+    def saturate(self, setting: Setting, concurrency: int, seconds: float) -> Load:
+        """So many callers, each waiting for its answer."""
+        ...
+
+    def offer(self, setting: Setting, rate: float, deadline_s: float, seconds: float) -> Load:
+        """Poisson arrivals of requests that have a deadline."""
+        ...
