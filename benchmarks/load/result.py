@@ -121,6 +121,24 @@ class LoadResult:
             raise ValueError(f"is an incomplete result of `batchyard load`: {error}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How a run fares while it goes on; counts are of all that was planned up to ``t``."""
+
+    t: float
+    """Seconds since the start; negative while it warms up."""
+    duration_s: float
+    planned: int
+    in_time: int
+    late: int
+    errors: dict[str, int]
+    unanswered: int
+    """Under way, or not sent yet."""
+    recent: Interval | None
+    """The last interval that is over; None before there is one."""
+    send_lag_p99_s: float
+
+
 def _quantiles(histogram: Histogram) -> dict[str, float]:
     return {
         "mean_s": histogram.mean,
