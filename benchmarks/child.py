@@ -81,15 +81,20 @@ class Child:
         except BrokenPipeError:
             raise self._failed("ended") from None
 
-    def hear(self) -> Any:
+    def hear(self, timeout_s: float = _ANSWER_TIMEOUT_S) -> Any:
         """The answer to the oldest question that was told. Raises ChildFailed."""
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], _ANSWER_TIMEOUT_S)[0]:
-            raise self._failed(f"gave no answer in {_ANSWER_TIMEOUT_S:g} s")
+        if not select.select([self._process.stdout], [], [], timeout_s)[0]:
+            raise self._failed(f"gave no answer in {timeout_s:g} s")
         line = self._process.stdout.readline()
         if not line:
             raise self._failed("ended")
         return json.loads(line)
+
+    def fileno(self) -> int:
+        """For ``select``: readable when there is an answer, or when the process ended."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
 
     def _failed(self, what: str) -> ChildFailed:
         self._process.kill()
