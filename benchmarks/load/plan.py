@@ -140,6 +140,7 @@ class LoadPlan:
             f"concurrency {self.concurrency} must be 1 or more for each process",
         )
         _check(self.interval_s > 0, f"an interval of {self.interval_s:g} s must be more than 0")
+        _check(self.seed >= 0, f"seed {self.seed} must be 0 or more")
         _check(self.grace_s >= 0, f"a grace of {self.grace_s:g} s must be 0 or more")
 
     @property

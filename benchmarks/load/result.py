@@ -68,6 +68,8 @@ class LoadResult:
     """Whether the server kept up, and the generator too: then the figures hold."""
     why_unstable: str = ""
     """In words; empty when stable."""
+    generator_kept_up: bool = True
+    """Whether requests left when they were planned to; part of ``stable``."""
     error_messages: dict[str, str] = field(default_factory=dict)
     """The first message of each code."""
 
