@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -115,7 +114,7 @@ class Bench(Protocol):
     device: Literal["cpu", "gpu"]
     cores: int
     rows_per_request: int
-    placements: Sequence[Placement]
+    placements: tuple[Placement, ...]
     """Those that may be chosen, the guide's first; one, when there is no choice."""
     defaults: Setting
     """What a user gets who says nothing."""

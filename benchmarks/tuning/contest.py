@@ -19,7 +19,8 @@ MARGIN = 0.03
 _CLIMB = 1.04
 _SEARCH_TRIALS = 8
 _CLOSE_ENOUGH = 1.045
-_LOWEST_STEP, _LOWEST_FALL = 0.25, 0.9
+# The next lower rate, of one that was missed.
+_LEAST_STEP, _MOST_STEP = 0.75, 0.92
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +153,8 @@ class RateContest(Contest):
             elif held is not None:
                 rate = 1.15 * _rate(held)
             else:
-                # What was answered in time under too much load is about what it can bear.
-                rate = min(max(self._goodput(load), _LOWEST_STEP * rate), _LOWEST_FALL * rate)
+                # What was answered in time under too much load may be about what it can bear.
+                rate = min(max(self._goodput(load), _LEAST_STEP * rate), _MOST_STEP * rate)
         if held is None:
             assert missed is not None
             return Verdict(setting, missed, 0.0, won=False)

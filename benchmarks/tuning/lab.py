@@ -10,10 +10,10 @@ from batchyard.benchmarks.tuning.bench import Bench, Deadline, Execution, Load, 
 # A trial of fewer says nothing of 99 %.
 _LEAST_REQUESTS = 400
 _SHORTEST_S, _LONGEST_S = 0.7, 4.0
-# The budget is for about so many trials.
-_TRIALS = 40
+# The budget is for about so many trials, each of which takes this much beside its own time.
+_TRIALS, _AROUND_S = 32, 1.2
 # What is left for the verification.
-_VERIFICATION_SHARE = 0.25
+_VERIFICATION_SHARE = 0.3
 # Of fewer batches a throughput depends on where the clock cut.
 _LEAST_BATCHES = 15
 # Callers that fill every batch thread and have the next batches waiting, with one to spare.
@@ -48,14 +48,14 @@ class Lab:
     def trial_s(self, setting: Setting, rate: float) -> float:
         """How long a trial at this rate should be."""
         batches_s = _LEAST_BATCHES * self.batch_s(setting) / setting.threads
-        usual = min(max(self.budget_s / _TRIALS, _SHORTEST_S), _LONGEST_S)
+        usual = min(max(self.budget_s / _TRIALS - _AROUND_S, _SHORTEST_S), _LONGEST_S)
         longest = max(self.budget_s / 10, _SHORTEST_S)
         return min(max(usual, batches_s, _LEAST_REQUESTS / max(rate, 1e-9)), longest)
 
     def execution(self, setting: Setting, rows: int) -> Execution:
         """Raises CannotRun."""
         found = self.bench.execution(setting, rows)
-        self.tell(f"{self.step}: {rows} rows take {1e3 * found.median_s:.3g} ms")
+        self.tell(f"{self.step}: {rows} row{'s' * (rows > 1)}: {1e3 * found.median_s:.3g} ms")
         return found
 
     def saturate(self, setting: Setting, rate: float, stretch: float = 1.0) -> Load:

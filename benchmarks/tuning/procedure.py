@@ -52,9 +52,7 @@ def tune(bench: Bench, goal: Goal, budget_s: float, tell: Callable[[str], None])
         )
     verification = verify(tuner, chosen)
     if verification.setting != chosen:
-        tuner.notes.append(
-            "what there was before did better in the end than what had been chosen: it stays"
-        )
+        tuner.choices = [_taken_back(choice) for choice in tuner.choices]
     used = chosen.placement
     others = [(str(p), curve) for p, curve in tuner.curves.items() if p != used]
     return Tuning(
@@ -68,6 +66,12 @@ def tune(bench: Bench, goal: Goal, budget_s: float, tell: Callable[[str], None])
         notes=(*tuner.notes, *_doubts(lab.experiments)),
         spent_s=bench.spent_s(),
     )
+
+
+def _taken_back(choice: Choice) -> Choice:
+    """What was chosen, where it proved worse than what there was before."""
+    reason = f"Stays as it was, which did better in the end than {choice.value}. {choice.reason}"
+    return replace(choice, reason=reason)
 
 
 def _doubts(experiments: list[Experiment]) -> list[str]:

@@ -76,7 +76,7 @@ class ServerBench:
         self.device: Literal["cpu", "gpu"] = subject.device
         self.cores = subject.cores
         self.rows_per_request = subject.rows
-        self.placements: Sequence[Placement] = subject.placements
+        self.placements: tuple[Placement, ...] = subject.placements
         self.defaults = subject.now
         self.most_rows = subject.largest_batch or _LARGEST[subject.device]
         self.most_waiting_rows = _MOST_WAITING_ROWS

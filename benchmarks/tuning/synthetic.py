@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,7 +46,7 @@ class SyntheticBench:
     device: Literal["cpu", "gpu"] = "cpu"
     cores: int = 1
     rows_per_request: int = 1
-    placements: Sequence[Placement] = (Placement(1),)
+    placements: tuple[Placement, ...] = (Placement(1),)
     defaults: Setting = _DEFAULTS
     most_rows: int = 1024
     most_waiting_rows: int = 1_000_000
