@@ -7,10 +7,12 @@ dark screen and on a light one; everything that a plot shows is in the table too
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from batchyard.benchmarks.plots import Plot, plots
+from batchyard.benchmarks.plots import plots
 from batchyard.benchmarks.results import Results
+from batchyard.benchmarks.svg import Plot
 from batchyard.benchmarks.table import HEADINGS, NUMBERS, cells
 
 _STYLE = """
@@ -45,15 +47,20 @@ def page(results: Results) -> str:
     parts = [
         f"<h1>{title}</h1>",
         _table(results),
-        *(_figure(plot) for plot in plots(results)),
-        *([_list("Skipped", results.skipped)] if results.skipped else []),
-        _list("Settings", results.settings),
-        _list("Machine", results.machine),
+        *(figure(plot) for plot in plots(results)),
+        *([definitions("Skipped", results.skipped)] if results.skipped else []),
+        definitions("Settings", results.settings),
+        definitions("Machine", results.machine),
     ]
+    return document(title, parts)
+
+
+def document(title: str, parts: Iterable[str], style: str = "") -> str:
+    """A whole page of parts that are HTML, with a title that is, and more style of its own."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{title}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(parts)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -92,11 +99,13 @@ def _number_class(heading: str) -> str:
     return ' class="number"' if heading in NUMBERS else ""
 
 
-def _figure(plot: Plot) -> str:
+def figure(plot: Plot) -> str:
+    """A plot under its title."""
     return f"<figure>\n<figcaption>{html.escape(plot.title)}</figcaption>\n{plot.svg}\n</figure>"
 
 
-def _list(title: str, values: dict[str, Any]) -> str:
+def definitions(title: str, values: Mapping[str, Any]) -> str:
+    """Names and what they stand for, under a heading."""
     items = "\n".join(
         f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>"
         for name, value in values.items()

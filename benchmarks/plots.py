@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import html
-import io
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchyard.benchmarks.results import Results, Summary
+from batchyard.benchmarks.svg import BAD, GOOD, INK, MARK, Plot, drawing, embedded
 from batchyard.benchmarks.table import line_numbers, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Drawn in colours that occur nowhere else, which become the page's.
-_INK, _MARK, _GOOD, _BAD = "#010203", "#010204", "#010205", "#010206"
-_PAGE_COLOURS = {
-    _INK: "currentColor",
-    _MARK: "var(--mark)",
-    _GOOD: "var(--good)",
-    _BAD: "var(--bad)",
-}
 # Figures that differ by more are shown by powers of ten.
 _LINEAR_SPAN = 20.0
 _LEGEND = "A dot is a round, the bar their median, a diamond the goal."
 _WIDTH_INCHES, _LINE_INCHES, _FRAME_INCHES = 10.0, 0.36, 1.1
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """A title for people who see, and an SVG with a description for those who do not."""
-
-    title: str
-    svg: str
 
 
 def plots(results: Results) -> list[Plot]:
@@ -75,11 +56,11 @@ def _draw_line(
     axes: Axes, y: int, summary: Summary, values: Sequence[float], goal: float | None
 ) -> None:
     """A dot a round, a bar at the median, a diamond at the goal."""
-    axes.plot(values, [y] * len(values), "o", color=_MARK, markersize=4, alpha=0.6)
-    colour = _MARK if goal is None or summary.met is None else _GOOD if summary.met else _BAD
+    axes.plot(values, [y] * len(values), "o", color=MARK, markersize=4, alpha=0.6)
+    colour = MARK if goal is None or summary.met is None else GOOD if summary.met else BAD
     axes.plot([statistics.median(values)], [y], "|", color=colour, markersize=16, markeredgewidth=3)
     if goal is not None:
-        axes.plot([goal], [y], "D", color=_INK, markersize=6, fillstyle="none")
+        axes.plot([goal], [y], "D", color=INK, markersize=6, fillstyle="none")
 
 
 def _svg(
@@ -89,20 +70,9 @@ def _svg(
     draw: Callable[[Axes, int, Summary], None],
 ) -> str:
     # Imported here: everything but the page works without it.
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(
-        {
-            "axes.edgecolor": _INK,
-            "text.color": _INK,
-            "xtick.color": _INK,
-            "ytick.color": _INK,
-            # Text stays text, for screen readers and search; ids are the same from run to run.
-            "svg.fonttype": "none",
-            "svg.hashsalt": name,
-        }
-    ):
+    with drawing(name):
         height = _LINE_INCHES * len(summaries) + _FRAME_INCHES
         figure = Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
         axes = figure.add_subplot()
@@ -111,11 +81,9 @@ def _svg(
         axes.set_yticks(range(len(summaries)), list(summaries))
         axes.set_ylim(len(summaries) - 0.5, -0.5)
         _scale(axes)
-        axes.grid(axis="x", color=_INK, alpha=0.15)
+        axes.grid(axis="x", color=INK, alpha=0.15)
         axes.spines[["top", "right"]].set_visible(False)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return _embedded(file.getvalue(), name, title, _description(summaries))
+        return embedded(figure, name, title, _description(summaries))
 
 
 def _scale(axes: Axes) -> None:
@@ -134,23 +102,3 @@ def _description(summaries: Mapping[str, Summary]) -> str:
         + ("" if summary.ratio is None else f", ratio {number(summary.ratio)}")
         for label, summary in summaries.items()
     )
-
-
-def _embedded(svg: str, name: str, title: str, description: str) -> str:
-    """The SVG as part of a page: named, without what only a file needs, in the page's colours."""
-    body = svg[svg.index("<svg") :]
-    # A style would hold for the whole page, which has one of its own.
-    for unwanted in ("metadata", "style"):
-        body = re.sub(rf"<{unwanted}\b.*?</{unwanted}>", "", body, flags=re.DOTALL)
-    # Ids must differ between the plots of a page.
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'(url\(#|href="#)', rf"\1{name}-", body)
-    for drawn, shown in _PAGE_COLOURS.items():
-        body = body.replace(drawn, shown)
-    labels = (
-        f'<title id="{name}-title">{html.escape(title)}</title>'
-        f'<desc id="{name}-text">{html.escape(description)}</desc>'
-    )
-    opening = f'<svg role="img" aria-labelledby="{name}-title" aria-describedby="{name}-text"'
-    head, _, rest = body.removeprefix("<svg").partition(">")
-    return f"{opening}{head}>{labels}{rest}"
