@@ -86,8 +86,7 @@ class ServerBench:
 
     def __exit__(self, *_: object) -> None:
         while self._servers:
-            _, server = self._servers.popitem()
-            server.stack.close()
+            self._servers.popitem()[1].stack.close()
 
     def start(self) -> None:
         """The first server. Raises ServerDidNotStart, BenchmarkFailed."""
