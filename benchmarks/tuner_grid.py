@@ -23,11 +23,12 @@ from batchyard.benchmarks.tuning.procedure import tune
 from batchyard.benchmarks.tuning.server_bench import ServerBench
 from batchyard.benchmarks.tuning.subject import Subject
 from batchyard.benchmarks.tuning.synthetic import SyntheticBench, linear
+from batchyard.benchmarks.tuning.verification import STRETCH
 from batchyard.pool.config import validate
 from batchyard.pool.plan import usable_cpus
 
 GOAL_SCORE, GOAL_TIME = 0.95, 0.1
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TIMEOUTS_MICROS = (0, 1_000, 2_000, 5_000, 10_000)
 # What a batch takes: this, and so much for each row.
 _BASE_S, _ROW_S = 0.005, 0.0005
@@ -105,7 +106,7 @@ def _score(lab: Lab, goal: Goal, setting: Setting, guess: float) -> float:
     contest = contest_for(goal, lab)
     if isinstance(contest, RateContest):
         return contest.search(setting, guess).score
-    return lab.saturate(setting, guess).answered_rate
+    return lab.saturate(setting, guess, STRETCH).answered_rate
 
 
 def _both(
@@ -127,6 +128,7 @@ def _bench(simulate: bool) -> Iterator[SyntheticBench | ServerBench]:
             lambda rows, _: seconds(rows),
             cores=2,
             placements=(Placement(2), Placement(1)),
+            most_rows=max(SIZES),
             noise=_NOISE,
         )
         return

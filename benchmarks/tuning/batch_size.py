@@ -21,6 +21,7 @@ _NEARLY = 0.98
 # What is expected to reach less is not tried.
 _HOPELESS = 0.7
 _CHALLENGERS = 3
+_BULK_CHALLENGERS = 2
 _LIKELY = 0.93
 
 
@@ -95,7 +96,8 @@ def _candidates(tuner: Tuner, placement: Placement) -> list[Setting]:
     rivals = sorted(promising, key=lambda rows: -expected[rows])
     # Next to each other they say the same; the largest is what the guide begins with on a CPU.
     chosen = [first, *_apart([max(settings), *_around(first, promising), *rivals], first)]
-    return [settings[rows] for rows in chosen[: 1 + _CHALLENGERS]]
+    challengers = _CHALLENGERS if isinstance(tuner.goal, Deadline) else _BULK_CHALLENGERS
+    return [settings[rows] for rows in chosen[: 1 + challengers]]
 
 
 def _starting(tuner: Tuner, placement: Placement, rows: int) -> Setting:

@@ -11,6 +11,28 @@ VERY_MANY_BATCHES = 10_000
 VERY_HIGH_TIMEOUT_MICROS = 10_000_000
 
 
+# Before a run, and not counted: a queue needs a few deadlines to be as long as it gets.
+_WARMUP_S, _WARMUP_DEADLINES, _LONGEST_WARMUP_S = 0.4, 4, 2.0
+# A run of so many deadlines shows by late answers that the server cannot keep up.
+_LONG_DEADLINES = 20
+# By this share of the deadline medians of a queue in balance do not differ.
+_GROWTH = 0.15
+
+
+def warmup_s(deadline_s: float | None) -> float:
+    """How long requests come before they are counted."""
+    return max(_WARMUP_S, min(_WARMUP_DEADLINES * (deadline_s or 0.0), _LONGEST_WARMUP_S))
+
+
+def backlog_grew(first_s: float, last_s: float, seconds: float, deadline_s: float) -> bool:
+    """Whether latency grew from the first quarter of a run to the last so that it will be too long.
+
+    Both are medians. Only of a run that is short beside the deadline: in a longer one more than a
+    few answers are late.
+    """
+    return seconds < _LONG_DEADLINES * deadline_s and last_s > first_s + _GROWTH * deadline_s
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """The processes that run batches."""
@@ -100,6 +122,8 @@ class Load:
     batch_rows: float | None = None
     """The mean of the batches that were formed."""
     errors: tuple[tuple[str, int], ...] = ()
+    growing: bool = False
+    """The backlog grew: what was in time now would not be for long."""
     doubt: str = ""
     """Why the figures may say more of the generator than of the server; empty when all is well."""
 

@@ -16,6 +16,8 @@ _TRIALS, _AROUND_S = 32, 1.2
 _VERIFICATION_SHARE = 0.3
 # Of fewer batches a throughput depends on where the clock cut.
 _LEAST_BATCHES = 15
+# In fewer deadlines a backlog does not show.
+_LEAST_DEADLINES = 8
 # Callers that fill every batch thread and have the next batches waiting, with one to spare.
 _BATCHES_WAITING = 2
 
@@ -67,7 +69,8 @@ class Lab:
 
     def offer(self, setting: Setting, rate: float, goal: Deadline, stretch: float = 1.0) -> Load:
         """Requests with the goal's deadline."""
-        seconds = stretch * self.trial_s(setting, rate)
+        least_s = min(_LEAST_DEADLINES * goal.deadline_s, self.budget_s / 10)
+        seconds = max(stretch * self.trial_s(setting, rate), least_s)
         load = self.bench.offer(setting, rate, goal.deadline_s, seconds)
         what = f"{rate:,.0f} requests/s: {100 * load.in_time_share:.1f} % in time"
         return self._wrote(load, f"{what}, p99 {1e3 * load.p99_s:.3g} ms")

@@ -24,17 +24,21 @@ from batchyard.benchmarks.load import mix
 from batchyard.benchmarks.load.plan import LoadPlan, MixEntry, Poisson
 from batchyard.benchmarks.load.result import LoadResult
 from batchyard.benchmarks.load.run import run_load
-from batchyard.benchmarks.tuning.bench import CannotRun, Execution, Load, Placement, Setting
+from batchyard.benchmarks.tuning.bench import (
+    CannotRun,
+    Execution,
+    Load,
+    Placement,
+    Setting,
+    backlog_grew,
+    warmup_s,
+)
 from batchyard.benchmarks.tuning.subject import MARK, Subject
 from batchyard.cli.local_server import server_bound_to
 from batchyard.clients import Client
 from batchyard.wire.errors import BatchyardError
 from batchyard.wire.signatures import TensorSpec
 
-_WARMUP_S = 0.4
-# A queue needs a few deadlines to be as long as it becomes.
-_WARMUP_DEADLINES = 4
-_LONGEST_WARMUP_S = 2.0
 # Batches of one size are run for so long, so often at least, and at most.
 _EXECUTION_S, _EXECUTIONS_LEAST, _EXECUTIONS_MOST = 0.15, 4, 50
 _DEADLINE_S = 30.0
@@ -135,14 +139,13 @@ class ServerBench:
 
     def _plan(self, setting: Setting, seconds: float, deadline_s: float | None) -> LoadPlan:
         server = self._set_up(setting)
-        warmup_s = max(_WARMUP_S, min(_WARMUP_DEADLINES * (deadline_s or 0), _LONGEST_WARMUP_S))
         return LoadPlan(
             target=server.endpoint,
             mix=(replace(self._entry, deadline_s=deadline_s),),
             arrivals=None,
             concurrency=1,
             duration_s=seconds,
-            warmup_s=warmup_s,
+            warmup_s=warmup_s(deadline_s),
             # Other arrivals each time: the same would have the same luck.
             seed=self._number,
             grace_s=2 * (deadline_s or 0) + 5.0,
@@ -172,6 +175,7 @@ class ServerBench:
             p99_s=result.latency.quantile(0.99),
             batch_rows=rows / batches if batches else None,
             errors=tuple(sorted(result.errors.items())),
+            growing=deadline_s is not None and _grew(result, deadline_s),
             doubt=f"the generator sent late, by {1e3 * lag_s:.2g} ms (p99)" if lags else "",
         )
 
@@ -228,6 +232,15 @@ class ServerBench:
     def _write(self, path: Path, setting: Setting, version: int | None) -> None:
         tables = self._subject.experiment(setting, version, self._number)
         path.write_text(tomlkit.dumps(tables))
+
+
+def _grew(result: LoadResult, deadline_s: float) -> bool:
+    medians = [interval.p50_s for interval in result.intervals if interval.p50_s is not None]
+    quarter = max(1, len(medians) // 4)
+    if len(medians) < 2:
+        return False
+    first, last = statistics.median(medians[:quarter]), statistics.median(medians[-quarter:])
+    return backlog_grew(first, last, result.duration_s, deadline_s)
 
 
 def _specs(signatures: dict[str, Any], entry: MixEntry) -> tuple[TensorSpec, ...]:

@@ -11,12 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from batchyard.benchmarks.tuning.bench import CannotRun, Execution, Load, Placement, Setting
+from batchyard.benchmarks.tuning.bench import (
+    CannotRun,
+    Execution,
+    Load,
+    Placement,
+    Setting,
+    backlog_grew,
+    warmup_s,
+)
 from batchyard.benchmarks.tuning.virtual_queue import Outcome, VirtualQueue
 
 # What an experiment takes beside itself with a real server: generators start, and warm up.
-_AROUND_S = 0.8
-_WARMUP_S = 0.4
+_AROUND_S = 0.4
 _RUNS = 5
 
 
@@ -79,19 +86,25 @@ class SyntheticBench:
         return Execution(rows, statistics.median(runs), runs[0])
 
     def saturate(self, setting: Setting, concurrency: int, seconds: float) -> Load:
-        outcome = self._queue(setting, float("inf"), seconds).closed_loop(
-            concurrency, seconds, _WARMUP_S
-        )
+        queue = self._queue(setting, float("inf"), seconds, warmup_s(None))
+        outcome = queue.closed_loop(concurrency, seconds, warmup_s(None))
         return _load(setting, None, outcome, seconds)
 
     def offer(self, setting: Setting, rate: float, deadline_s: float, seconds: float) -> Load:
-        queue = self._queue(setting, deadline_s, seconds)
-        outcome = queue.open_loop(rate, seconds, _WARMUP_S, self._choose)
-        return _load(setting, rate, outcome, seconds)
+        before_s = warmup_s(deadline_s)
+        queue = self._queue(setting, deadline_s, seconds, before_s)
+        outcome = queue.open_loop(rate, seconds, before_s, self._choose)
+        quarter = max(1, len(outcome.latencies) // 4)
+        first, last = outcome.latencies[:quarter] or [0.0], outcome.latencies[-quarter:] or [0.0]
+        medians = statistics.median(first), statistics.median(last)
+        growing = backlog_grew(*medians, seconds, deadline_s)
+        return _load(setting, rate, outcome, seconds, growing)
 
-    def _queue(self, setting: Setting, deadline_s: float, seconds: float) -> VirtualQueue:
+    def _queue(
+        self, setting: Setting, deadline_s: float, seconds: float, before_s: float
+    ) -> VirtualQueue:
         self._start(setting.placement)
-        self._spent_s += seconds + _AROUND_S
+        self._spent_s += before_s + seconds + _AROUND_S
         self.trials += 1
         placement = setting.placement
         return VirtualQueue(
@@ -112,7 +125,9 @@ class SyntheticBench:
         return exact_s * max(0.2, self._choose.gauss(1.0, self.noise))
 
 
-def _load(setting: Setting, rate: float | None, outcome: Outcome, seconds: float) -> Load:
+def _load(
+    setting: Setting, rate: float | None, outcome: Outcome, seconds: float, growing: bool = False
+) -> Load:
     latencies = sorted(outcome.latencies) or [0.0]
     return Load(
         setting=setting,
@@ -125,5 +140,6 @@ def _load(setting: Setting, rate: float | None, outcome: Outcome, seconds: float
         p50_s=latencies[len(latencies) // 2],
         p99_s=latencies[min(len(latencies) - 1, int(0.99 * len(latencies)))],
         batch_rows=statistics.fmean(outcome.batches) if outcome.batches else None,
+        growing=growing,
         errors=(("UNAVAILABLE", outcome.refused),) if outcome.refused else (),
     )

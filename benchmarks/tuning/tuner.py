@@ -22,8 +22,8 @@ from batchyard.benchmarks.tuning.virtual_queue import predicted_rate
 # Larger batches that gain less, twice in a row, gain nothing.
 _GAIN = 1.03
 _SIZES_WITHOUT_GAIN = 2
-# Nobody wants to wait longer for a batch, even in bulk.
-_LONGEST_BATCH_S = 1.0
+# What a batch costs beside its rows is spread thin by then, and nobody wants to wait longer.
+_LONGEST_BATCH_S = 0.3
 
 
 class GoalOutOfReach(Exception):

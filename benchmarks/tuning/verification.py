@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from batchyard.benchmarks.tuning.bench import Load, Setting
+from batchyard.benchmarks.tuning.bench import Deadline, Load, Setting
 from batchyard.benchmarks.tuning.contest import MARGIN, RateContest
 from batchyard.benchmarks.tuning.tuner import Tuner
 
 _ROUNDS = 2
-_STRETCH = 1.2
+STRETCH = 1.2
 # Less and less is asked until it is held in every round together.
 _FALL = 0.96
 _FALLS = 4
@@ -50,7 +50,7 @@ def _verify_throughput(tuner: Tuner, chosen: Setting) -> Verification:
     loads: dict[Setting, list[Load]] = {chosen: [], before: []}
     for _ in range(_ROUNDS):
         for setting in loads:
-            loads[setting].append(lab.saturate(setting, rate, stretch=_STRETCH))
+            loads[setting].append(lab.saturate(setting, rate, stretch=STRETCH))
     rates = {s: statistics.median(load.answered_rate for load in loads[s]) for s in loads}
     # What is there already stays, if it is clearly better than all that was found.
     better = before if rates[before] > (1 + MARGIN) * rates[chosen] else chosen
@@ -68,9 +68,9 @@ def _verify_rate(tuner: Tuner, contest: RateContest, chosen: Setting) -> Verific
     for _ in range(1 + _FALLS):
         of_chosen, of_before = [], []
         for _ in range(_ROUNDS):
-            of_chosen.append(lab.offer(chosen, rate, goal, stretch=_STRETCH))
-            of_before.append(lab.offer(before, rate, goal, stretch=_STRETCH))
-        holds = _share(of_chosen) >= goal.share
+            of_chosen.append(lab.offer(chosen, rate, goal, stretch=STRETCH))
+            of_before.append(lab.offer(before, rate, goal, stretch=STRETCH))
+        holds = _held(of_chosen, goal)
         if holds:
             break
         rate *= _FALL
@@ -85,19 +85,23 @@ def _compared_with_before(
     """The highest rate that what there was before holds, and whether it is the better one."""
     lab, goal = tuner.lab, contest.goal
     before = lab.bench.defaults
-    share = _share(loads)
-    if share < goal.share:
-        return contest.search(before, 0.95 * share * rate, trials=_SEARCH_TRIALS).score, False
+    if not _held(loads, goal):
+        guess = 0.95 * _share(loads) * rate
+        return contest.search(before, guess, trials=_SEARCH_TRIALS).score, False
     # It holds that rate as well. To be the better one it has to hold one that the other does not.
     higher = (1 + MARGIN) * rate
-    shares = []
+    held = []
     for setting in (before, chosen):
-        again = [lab.offer(setting, higher, goal, stretch=_STRETCH) for _ in range(_ROUNDS)]
-        shares.append(_share(again))
-        if shares[0] < goal.share:
+        again = [lab.offer(setting, higher, goal, stretch=STRETCH) for _ in range(_ROUNDS)]
+        held.append(_held(again, goal))
+        if not held[0]:
             return rate, False
-    better = shares[1] < goal.share
+    better = not held[1]
     return higher if better else rate, better
+
+
+def _held(loads: list[Load], goal: Deadline) -> bool:
+    return _share(loads) >= goal.share and not all(load.growing for load in loads)
 
 
 def _share(loads: list[Load]) -> float:
