@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from batchyard.broker.durations import Durations, Errors
+from batchyard.broker.lane import Lane
 from batchyard.broker.policy import NEVER, BatchingParameters
-from batchyard.broker.queue import Lane
 from batchyard.wire import dtypes
 from batchyard.wire.arena import align
 from batchyard.wire.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from batchyard.wire.protocol import InputHeader, Target
 from batchyard.wire.signatures import SignatureSpec, TensorSpec, format_shape, shape_fits
 from batchyard.wire.tensors import element_count
-from batchyard.wire.work import ModelReport
+from batchyard.wire.work import ModelReport, WarmupRuns
 
 # Lanes and routes are made by what clients send (row shapes); idle ones go when there are more.
 _ROUTES_MAX = 4096
@@ -60,6 +61,22 @@ class ServedModel:
     queued_rows: int = 0
     # Parts of messages that batches of a broker before this one have.
     claimed_parts: int = 0
+    # What share of the devices' time it has when there is not enough, beside the other models.
+    share: float = 1.0
+    # How long batches take, by signature and row shapes, then by kind of device.
+    durations: dict[object, dict[str, Durations]] = field(default_factory=dict)
+    # What workers ran to warm up, by signature and kind of device: padded rows and seconds.
+    warmup_runs: dict[tuple[str, str], WarmupRuns] = field(default_factory=dict)
+    errors: Errors = field(default_factory=Errors)
+    # Seconds that devices ran for it, and of them for answers that were late.
+    busy_s: float = 0.0
+    late_s: float = 0.0
+    # Requests that were refused when they came because they would be late; that were dropped later
+    # for it; and that were shed because the queue stood. And when that last was.
+    refused: int = 0
+    dropped: int = 0
+    shed: int = 0
+    shed_at: float = -NEVER
     # Whether it may be shown inputs where a client has them: it neither minds that they change
     # while it runs, nor holds on to them afterwards.
     reads_in_place: bool = True
@@ -89,6 +106,7 @@ class ServedModel:
         self.parameters = other.parameters
         self.is_current = other.is_current
         self.retry = other.retry
+        self.share = other.share
         self.batch_execution_timeout_s = other.batch_execution_timeout_s
         self.error = other.error
         self.is_retired = False
@@ -188,10 +206,15 @@ class Catalog:
         if report.stateful or not report.bears_changing_inputs:
             model.reads_in_place = False
 
-    def worker_ready(self, worker_id: int, report: ModelReport) -> None:
-        """A worker serves a version that is known here from now on."""
+    def worker_ready(self, worker_id: int, report: ModelReport, kind: str = "cpu") -> None:
+        """A worker serves a version that is known here from now on, on that kind of device."""
         self.learn(report)
         model = self.models[report.name, report.version]
+        for signature in report.signatures:
+            model.warmup_runs[signature.spec.name, kind] = signature.warmup_runs
+        for lane in self.lanes.values():
+            if lane.model is model:
+                _seed(lane)
         # At the end: a stateful model keeps to the worker that it is on.
         model.workers.append(worker_id)
         model.is_abandoned = False
@@ -256,7 +279,7 @@ class Catalog:
 
     def _forget_idle(self) -> None:
         self._routes.clear()
-        self.lanes = {key: lane for key, lane in self.lanes.items() if lane.parts}
+        self.lanes = {key: lane for key, lane in self.lanes.items() if lane.queued_rows}
 
     def _make_route(self, target: Target) -> Route:
         model = self.find(target.model, target.version, target.label)
@@ -303,7 +326,9 @@ class Catalog:
                 max_rows=self._max_rows(model, signature, row_shapes, shapes, where),
                 batch_timeout_s=model.parameters.batch_timeout_micros / 1e6,
                 output_row_nbytes=model.output_row_nbytes[signature.name],
+                durations=_durations(model, signature, row_shapes),
             )
+            _seed(lane)
         return lane
 
     def _max_rows(
@@ -337,6 +362,28 @@ class Catalog:
                 f"{self._arena_nbytes}; raise arena_mb under [pool]"
             )
         return fitting
+
+
+def _durations(
+    model: ServedModel, signature: SignatureSpec, row_shapes: tuple[tuple[int | None, ...], ...]
+) -> dict[str, Durations]:
+    """What is known of such batches: lanes of different priorities share it."""
+    known = model.durations
+    if len(known) >= _ROUTES_MAX:
+        # Row shapes are made by clients.
+        del known[next(iter(known))]
+    return known.setdefault((signature.name, row_shapes), {})
+
+
+def _seed(lane: Lane) -> None:
+    """The warm-up ran batches of the same shapes, if shapes are not open."""
+    if any(None in (spec.shape or (None, None))[1:] for spec in lane.signature.inputs):
+        return
+    for (signature, kind), runs in lane.model.warmup_runs.items():
+        if signature == lane.signature.name:
+            durations = lane.durations.setdefault(kind, Durations())
+            for rows, seconds in runs:
+                durations.seed(rows, seconds)
 
 
 def _declare(

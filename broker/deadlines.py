@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 from itertools import count
 
+from batchyard.broker.lane import Lane
 from batchyard.broker.policy import NEVER
-from batchyard.broker.queue import Lane, RequestGroup
+from batchyard.broker.queue import RequestGroup
 
 
 class Deadlines:

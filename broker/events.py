@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from batchyard.broker.catalog import ServedModel
+from batchyard.broker.lane import Lane
 from batchyard.broker.layout import BatchLayout
 from batchyard.broker.policy import NEVER
-from batchyard.broker.queue import Lane, Part, RequestGroup
+from batchyard.broker.queue import Part, RequestGroup
 from batchyard.broker.retries import Retry
 from batchyard.wire.blocks import Block
 from batchyard.wire.errors import BatchyardError
@@ -46,6 +47,9 @@ class Batch:
     is_running: bool = True
     # Whether one whole request, and no padding, made it: its outputs are as they are.
     alone: bool = False
+    # How long it was predicted to run, if that could be; and whether its worker had nothing else.
+    expected_s: float | None = None
+    was_idle: bool = False
 
     def __post_init__(self) -> None:
         part = self.parts[0]
@@ -111,12 +115,14 @@ class BatchesResumed:
 @dataclass(slots=True)
 class BatchFinished:
     """A worker ran a batch. ``kept``: the model still reads the inputs. ``replied``: outputs of
-    requests whose reply space has room for them are there."""
+    requests whose reply space has room for them are there. ``execution_s``: how long the model
+    ran; 0 when that is not known."""
 
     batch_id: int
     output_nbytes: int
     kept: bool
     replied: bool = False
+    execution_s: float = 0.0
 
 
 @dataclass(slots=True)

@@ -4,18 +4,22 @@ have room."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import partial
 from itertools import count
 
+from batchyard.broker import policy
 from batchyard.broker.events import WORKER, Action, Batch, Dispatch
+from batchyard.broker.lane import Lane
 from batchyard.broker.layout import BatchLayout, plan_layout
-from batchyard.broker.ledger import Ledger
+from batchyard.broker.ledger import Ledger, requests_of
 from batchyard.broker.policy import NEVER
-from batchyard.broker.queue import Lane, Part, by_client
+from batchyard.broker.queue import Part, by_client
 from batchyard.broker.retries import Retry
-from batchyard.broker.scheduler import Scheduler, WorkerState
+from batchyard.broker.scheduler import Scheduler
 from batchyard.broker.watchdog import Watchdog
+from batchyard.broker.workers import WorkerState
 from batchyard.wire.blocks import BlockAllocator
-from batchyard.wire.errors import ResourceExhausted
+from batchyard.wire.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 
 
 class Forming:
@@ -44,7 +48,7 @@ class Forming:
     def next_batches(self, now: float) -> Iterable[Action]:
         """Every batch that can go out now. What comes to fit into no arena is refused."""
         ledger = self._ledger
-        if ledger.retries or any(worker.set_apart for worker in self._workers.values()):
+        if ledger.retries or self.scheduler.has_set_apart:
             yield from self._run_again(now)
             if self.scheduler.is_short_of_memory:
                 return
@@ -53,7 +57,14 @@ class Forming:
             if chosen is None:
                 return
             lane, worker = chosen
-            parts, layout = self._take(lane)
+            start = self.scheduler.start_at(worker, now)
+            size = policy.batch_size(lane, start, partial(lane.least, kind=worker.kind, now=now))
+            dropped = list(self._drop(lane, size.drop_before, now))
+            if dropped:
+                # What is left may be worth waiting for.
+                yield from dropped
+                continue
+            parts, layout = self._take(lane, size.rows)
             if layout is None:
                 yield from self._refuse_too_large(lane, parts)
                 continue
@@ -82,8 +93,7 @@ class Forming:
             retries.remove(retry)
             yield Dispatch(batch)
         if not retries.has_suspects:
-            for worker in self._workers.values():
-                worker.set_apart = worker.set_apart and worker.in_flight > 0
+            self.scheduler.release_apart()
 
     def _worker_for(self, retry: Retry, lane: Lane, now: float) -> WorkerState | None:
         if retry.is_suspect:
@@ -91,9 +101,30 @@ class Forming:
             return self.scheduler.worker_for_suspect(lane, may_risk)
         return self.scheduler.worker_for_retry(lane)
 
-    def _take(self, lane: Lane) -> tuple[list[Part], BatchLayout | None]:
+    def _drop(self, lane: Lane, due_before: float, now: float) -> Iterable[Action]:
+        """Refuses what would be late, and what waits for too long in a queue that stands."""
+        late = lane.drop_due_before(due_before) if due_before > -NEVER else []
+        shed = lane.shed(now)
+        if not (late or shed):
+            return
+        model = lane.model
+        model.shed_at = now
+        self._ledger.left_queue([*late, *shed])
+        where = f"model {model.name!r}"
+        if late:
+            model.dropped += sum(part.count for part in late)
+            error = DeadlineExceeded(f"{where}: no batch can be done before the deadline any more")
+            yield from self._ledger.refuse([(p.group, requests_of(p)) for p in late], error)
+        if shed:
+            model.shed += sum(part.count for part in shed)
+            full = Unavailable(
+                f"{where}: the queue stands, and this waited longer than queue_delay_target_micros "
+                f"= {lane.parameters.queue_delay_target_micros}"
+            )
+            yield from self._ledger.refuse([(p.group, requests_of(p)) for p in shed], full)
+
+    def _take(self, lane: Lane, max_rows: int) -> tuple[list[Part], BatchLayout | None]:
         """Takes the lane's next batch; no layout when its first request fits into no arena."""
-        max_rows = lane.max_rows
         while True:
             parts = lane.take(max_rows)
             rows = _rows(parts)
@@ -102,7 +133,7 @@ class Forming:
                 lane.give_back(parts)
                 least = parts[0].least_rows
                 if rows <= least:
-                    return [lane.parts[0]], None
+                    return lane.parts[:1], None
                 max_rows = max(rows // 2, least)
                 continue
             return parts, self._fitted(layout)
@@ -140,6 +171,8 @@ class Forming:
             now,
         )
         batch.holders.add(WORKER)
+        batch.expected_s = lane.expected(layout.rows, worker.kind)
+        batch.was_idle = not worker.in_flight
         self.watchdog.dispatched(batch, worker, now)
         self._batches[batch.id] = worker.batches[batch.id] = batch
         model = lane.model
@@ -149,6 +182,9 @@ class Forming:
         for part in parts:
             part.group.running += 1
         self._ledger.left_queue(parts)
+        self.scheduler.worker_changed(worker)
+        if batch.expected_s is not None:
+            self.scheduler.shares.note(model, batch.expected_s, now)
         return batch
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from batchyard.broker.lane import Lane
 from batchyard.broker.policy import NEVER, bucketed_length, padded_rows
-from batchyard.broker.queue import Lane, Part, Region, RegionRows
+from batchyard.broker.queue import Part, Region, RegionRows
 from batchyard.wire import dtypes
 from batchyard.wire.arena import ALIGNMENT, align
 from batchyard.wire.tensors import element_count, string_nbytes

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from batchyard.broker.deadlines import Deadlines
 from batchyard.broker.events import Action, Refuse
-from batchyard.broker.queue import Lane, Part, RequestGroup
+from batchyard.broker.lane import Lane
+from batchyard.broker.queue import Part, RequestGroup
 from batchyard.broker.retries import Death, Refusal, Retries, after_death, after_error
 from batchyard.wire.errors import (
     BatchyardError,
@@ -112,7 +113,7 @@ class Ledger:
             if not group.queued_rows:
                 self.queue_nbytes += group.nbytes
             group.queued_rows += part.rows
-            if lane.parts:
+            if lane.queued_rows:
                 self.waiting[lane] = None
 
     def left_queue(self, parts: Iterable[Part]) -> None:
@@ -124,7 +125,7 @@ class Ledger:
             group.queued_rows -= part.rows
             if not group.queued_rows:
                 self.queue_nbytes -= group.nbytes
-            if not lane.parts:
+            if not lane.queued_rows:
                 self.waiting.pop(lane, None)
 
     def expire(self, now: float, *lanes: Lane) -> list[Action]:

@@ -5,12 +5,23 @@ The rules are those of ``docs/batching.md``; names are TensorFlow Serving's wher
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 NEVER = float("inf")
+# Kept free before deadlines, at least, and of the time that a batch takes.
+_SLACK_S = 0.001
+_SLACK_SHARE = 0.02
+# How long before it is free a worker gets a full batch, at least, and of the time that takes.
+_AHEAD_S = 0.002
+_AHEAD_SHARE = 0.25
+# The same of one that can still grow, at most, and of the time that the worker is busy.
+_GROWING_AHEAD_S = 0.001
+_GROWING_AHEAD_SHARE = 0.05
+# A worker may take so much longer than predicted, at least.
+_OVERRUN_S = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +30,7 @@ class BatchingParameters:
 
     ``allowed_batch_sizes`` is empty or increasing and ends with ``max_batch_size``;
     ``num_batch_threads`` is None for as many batches as the workers have room for;
-    ``length_buckets`` is empty or increasing.
+    ``length_buckets`` is empty or increasing. ``queue_delay_target_micros`` is 0 for none.
     """
 
     max_batch_size: int
@@ -31,6 +42,7 @@ class BatchingParameters:
     length_buckets: tuple[int, ...]
     enable_large_batch_splitting: bool
     enable_batching: bool
+    queue_delay_target_micros: int = 0
 
 
 class LaneFacts(Protocol):
@@ -41,65 +53,199 @@ class LaneFacts(Protocol):
     @property
     def max_rows(self) -> int: ...
     @property
+    def sizes(self) -> Sequence[int]: ...
+    @property
     def oldest_arrival(self) -> float: ...
     @property
     def earliest_deadline(self) -> float: ...
     @property
+    def earliest_due(self) -> float: ...
+    @property
     def priority(self) -> int: ...
     @property
     def batch_timeout_s(self) -> float: ...
+    def longest(self, rows: int) -> float | None: ...
+    def rows_due_after(self, when: float, enough: int) -> int: ...
 
 
 class WorkerFacts(Protocol):
-    """What the policy needs to know of a worker that serves the lane's model."""
+    """What the policy needs to know of a worker that runs as many batches as it may.
+
+    ``free_at``: when the first of them is predicted to end; ``running_s``: how long that was
+    predicted to take.
+    """
 
     @property
-    def id(self) -> int: ...
+    def free_at(self) -> float: ...
     @property
-    def in_flight(self) -> int: ...
-    @property
-    def concurrent_batches(self) -> int: ...
+    def running_s(self) -> float: ...
 
 
 W = TypeVar("W", bound=WorkerFacts)
+W_co = TypeVar("W_co", bound=WorkerFacts, covariant=True)
+
+
+class RoomFacts(Protocol[W_co]):
+    """The workers that serve the lane's model: those below their ``concurrent_batches``; those
+    that run so many and nobody knows for how long; those of which that is predicted. Best first."""
+
+    @property
+    def idle(self) -> Iterable[W_co]: ...
+    @property
+    def unknown(self) -> Iterable[W_co]: ...
+    @property
+    def busy(self) -> Iterable[W_co]: ...
+
+
+def slack(seconds: float) -> float:
+    """What is kept free before a deadline, beside a batch that takes so long: clocks tick, other
+    processes run, and no two runs are the same."""
+    return _SLACK_S + _SLACK_SHARE * seconds
 
 
 def ripe_at(lane: LaneFacts) -> float:
     """When the lane's next batch has waited long enough, whatever may still arrive.
 
-    Until execution times are learned, a row waits at most half of the time that it had when it
-    arrived, so that a deadline shorter than the batch timeout still leaves time to run.
+    The latest is when one row more would make the most urgent one late, as in Symphony (2023):
+    its deadline less the time of the larger batch. Where no time is known, a row waits at most
+    half of the time that it had when it arrived.
     """
     if lane.queued_rows >= lane.max_rows:
         return -NEVER
     oldest = lane.oldest_arrival
-    return min(oldest + lane.batch_timeout_s, oldest + (lane.earliest_deadline - oldest) / 2)
+    by_timeout = oldest + lane.batch_timeout_s
+    deadline = lane.earliest_deadline
+    if deadline == NEVER:
+        return by_timeout
+    longest = lane.longest(lane.queued_rows + 1)
+    if longest is None:
+        return min(by_timeout, oldest + (deadline - oldest) / 2)
+    return min(by_timeout, deadline - longest - slack(longest))
 
 
-def urgency(lane: LaneFacts) -> tuple[int, float, float]:
-    """Sorts ripe lanes: priority, then the earliest latest start, then arrival.
+def urgency(lane: LaneFacts, is_hog: bool) -> tuple[int, bool, float, float]:
+    """Sorts ripe lanes: priority, then models that have less than their share, then the earliest
+    latest start, then arrival."""
+    longest = lane.longest(min(lane.queued_rows, lane.max_rows)) or 0.0
+    return (-lane.priority, is_hog, lane.earliest_due - longest, lane.oldest_arrival)
 
-    The latest start is the earliest deadline as long as execution times are not learned.
+
+def handover_at(lane: LaneFacts, worker: WorkerFacts, now: float) -> float:
+    """From when on a busy worker may have the lane's next batch; NEVER when not before its answer.
+
+    It takes one batch ahead, just before it is predicted to be free, so that it does not idle for
+    a round trip. The time before is longer for a full batch, to make ready what it reads; one that
+    can still grow closes later.
     """
-    return (-lane.priority, lane.earliest_deadline, lane.oldest_arrival)
+    free_at, running_s = worker.free_at, worker.running_s
+    if now > free_at + max(_OVERRUN_S, running_s):
+        # It takes much longer than it should: nobody is to wait behind that.
+        return NEVER
+    if lane.queued_rows >= lane.max_rows:
+        return free_at - max(_AHEAD_S, (lane.longest(lane.max_rows) or 0.0) * _AHEAD_SHARE)
+    return free_at - min(_GROWING_AHEAD_S, running_s * _GROWING_AHEAD_SHARE)
 
 
-def choose_worker(lane: LaneFacts, workers: Iterable[W]) -> W | None:
-    """The worker that gets the lane's next batch; None when it should wait.
+def choose_worker(lane: LaneFacts, room: RoomFacts[W], now: float) -> tuple[W | None, float]:
+    """The worker that gets the lane's next batch, None when it should wait; and until when, at
+    most."""
+    for worker in room.idle:
+        return worker, now
+    if lane.queued_rows >= lane.max_rows:
+        for worker in room.unknown:
+            return worker, now
+    for worker in room.busy:
+        at = handover_at(lane, worker, now)
+        if at <= now:
+            return worker, now
+        if at < NEVER:
+            return None, at
+    return None, NEVER
 
-    A worker below its ``concurrent_batches`` takes any batch. A busy one takes one batch ahead,
-    so that it need not idle for a round trip, but only a full batch: one that can still grow
-    had better stay open. Of equals the first: under light load the same worker stays warm.
+
+class Size(NamedTuple):
+    """How many rows the next batch has, and when it is predicted to end: what is due before is
+    dropped. -NEVER when nothing is."""
+
+    rows: int
+    drop_before: float
+
+
+def batch_size(lane: LaneFacts, start: float, seconds: Callable[[int], float | None]) -> Size:
+    """The next batch of a lane that begins at ``start``; a batch of n rows takes ``seconds(n)``.
+
+    Rows that cannot be in time are dropped rather than have the batch shrink for them, as in Nexus
+    (SOSP 2019), at the size that serves the most rows in time per second. Without a backlog, where
+    others do not wait for the device, it shrinks, if that serves all.
     """
-    full = lane.queued_rows >= lane.max_rows
-    best: W | None = None
-    best_load = NEVER
-    for worker in workers:
-        room = worker.concurrent_batches + (1 if full else 0)
-        load = worker.in_flight / worker.concurrent_batches
-        if worker.in_flight < room and load < best_load:
-            best, best_load = worker, load
+    rows = min(lane.queued_rows, lane.max_rows)
+    head = lane.earliest_deadline
+    longest = seconds(rows) if head < NEVER else None
+    if longest is None:
+        return Size(rows, -NEVER)
+    is_backlog = lane.queued_rows > rows
+    spare = slack(longest) if is_backlog else 0.0
+    if head >= start + longest + spare:
+        return Size(rows, -NEVER)
+    if not is_backlog:
+        smaller = _shrunk(lane, start, seconds, rows)
+        if smaller:
+            return Size(smaller, -NEVER)
+    best = Size(rows, start + longest)
+    best_rate = 0.0
+    for size in (*(size for size in lane.sizes if size < rows), rows):
+        takes = seconds(size) or 0.0
+        end = start + takes + (slack(takes) if is_backlog else 0.0)
+        served = min(size, lane.rows_due_after(end, size))
+        # At least of what a short batch costs, or tiny ones would seem to cost nothing.
+        rate = served / max(takes, _SLACK_S)
+        if served and rate >= best_rate:
+            best, best_rate = Size(served, end), rate
+    if not best_rate:
+        # Nothing can be in time at any size.
+        return Size(rows, start + (seconds(1) or 0.0))
     return best
+
+
+def _shrunk(
+    lane: LaneFacts, start: float, seconds: Callable[[int], float | None], rows: int
+) -> int:
+    """The largest batch that the most urgent row can be in, if the others can be in the next; 0
+    when there is none."""
+    head = lane.earliest_deadline
+    for size in reversed(lane.sizes):
+        if size < rows and head >= start + (seconds(size) or 0.0):
+            end = start + (seconds(size) or 0.0) + (seconds(rows - size) or 0.0)
+            return size if lane.rows_due_after(end, rows - size) >= rows - size else 0
+    return 0
+
+
+def rows_in_time(
+    lane: LaneFacts,
+    deadline: float,
+    now: float,
+    starts: Sequence[float],
+    seconds: Callable[[int], float | None],
+    enough: int,
+) -> int:
+    """How many rows can be served by a deadline by workers that are free at ``starts``, increasing,
+    or now, if they serve nothing else; ``enough`` when nothing is known. It does not count beyond.
+    """
+    for size in reversed(lane.sizes):
+        takes = seconds(size)
+        if takes is None:
+            return enough
+        rows, last_start = 0, deadline - slack(takes)
+        while rows < enough:
+            # The workers that have time for one more.
+            last_start -= takes
+            able = bisect_right(starts, last_start)
+            if not able or last_start < now:
+                break
+            rows += able * size
+        if rows:
+            return rows
+    return 0
 
 
 def padded_rows(rows: int, allowed_batch_sizes: Sequence[int]) -> int:

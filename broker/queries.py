@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from batchyard.broker.catalog import ServedModel
@@ -97,6 +98,12 @@ def _stats(broker: BrokerLoop) -> dict[str, Any]:
                 "requests": model.requests,
                 "batches": model.batches,
                 "batch_rows": {str(n): model.batch_rows[n] for n in sorted(model.batch_rows)},
+                "busy_s": model.busy_s,
+                "late_s": model.late_s,
+                "refused": model.refused,
+                "dropped": model.dropped,
+                "shed": model.shed,
+                "prediction": asdict(model.errors.accuracy),
             }
             for model in _models(broker)
         ],

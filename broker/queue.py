@@ -1,4 +1,4 @@
-"""Requests that wait: groups as they arrived, parts of them, and the lanes they wait in.
+"""Requests: groups as they arrived, and parts of them.
 
 Requests of one message stay together as a ``RequestGroup``: the broker spends no Python on each
 request where it can spend it on the message. A ``Part`` is a run of a group's requests, or some
@@ -7,21 +7,17 @@ rows of a single large one; lanes hold parts, batches are made of parts.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from batchyard.broker.policy import NEVER, BatchingParameters
-from batchyard.wire.dtypes import STRING
+from batchyard.broker.policy import NEVER
 from batchyard.wire.protocol import OutputHeader
-from batchyard.wire.signatures import SignatureSpec
 from batchyard.wire.tensors import Buffer
 
 if TYPE_CHECKING:
-    from batchyard.broker.catalog import ServedModel
-    from batchyard.broker.layout import BatchLayout
+    from batchyard.broker.lane import Lane
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +71,14 @@ class RegionRows:
     offsets: list[int]
 
 
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """How many rows of a group are in its lane, and since when."""
+
+    arrived_at: float
+    rows: int = 0
+
+
 # Most groups need no set of their own.
 _NONE: frozenset[int] = frozenset()
 # Where an input lies until its batch is made: in a frame of the message, or in a region.
@@ -110,6 +114,7 @@ class RequestGroup:
     # How the group fares: requests without an answer, and rows that still wait in the lane.
     unanswered: int = 0
     queued_rows: int = 0
+    ticket: Ticket | None = None
     # Parts of it that are on workers, and refusals (actions) that wait for their return: workers
     # may write to its reply space until then.
     running: int = 0
@@ -131,6 +136,15 @@ class RequestGroup:
         if self._row_starts is None:
             self._row_starts = [0, *accumulate(self.rows)]
         return self._row_starts[request]
+
+    def fitting(self, rows: int) -> int:
+        """How many of its requests, from the first, are within so many rows."""
+        if self.total_rows <= rows:
+            return self.count
+        fitting = 0
+        while self.row_start(fitting + 1) <= rows:
+            fitting += 1
+        return fitting
 
     def mark_answered(self, requests: Iterable[int]) -> None:
         """Requests have their answer, while others have not."""
@@ -280,165 +294,6 @@ class Part:
             sides[inside].append(Part(self.group, first, request - first, start, rows))
             first = request
         return sides
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """Requests that may share a batch: same model, version, signature, priority and row shapes.
-
-    ``row_shapes`` has one shape for each input, None where ``pad_variable_length_inputs`` lets
-    the dimension differ between requests. In a lane that is not batched a request counts as one
-    row, whatever its shapes. ``max_rows`` is the most that one batch may hold.
-    """
-
-    model: ServedModel
-    signature: SignatureSpec
-    priority: int
-    row_shapes: tuple[tuple[int | None, ...], ...]
-    max_rows: int
-    batch_timeout_s: float
-    # Bytes that the outputs of one row took so far, at most.
-    output_row_nbytes: int
-    parts: deque[Part] = field(default_factory=deque)
-    queued_rows: int = 0
-    # Rows that may wait; beyond, requests are refused.
-    max_queued_rows: int = field(init=False)
-    # Layouts of batches of so many rows, where rows are all that they depend on.
-    layouts: dict[int, BatchLayout] = field(default_factory=dict)
-    # Whether all rows have the same bytes.
-    has_fixed_rows: bool = field(init=False)
-    # The model's when the lane was made: what waits was cut by them.
-    parameters: BatchingParameters = field(init=False)
-    # Of the parts that have deadlines those that no later part is ahead of, so that the first has
-    # the earliest of all (a sliding window's minimum).
-    _earliest: deque[tuple[float, Part]] = field(default_factory=deque)
-
-    def __post_init__(self) -> None:
-        self.parameters = parameters = self.model.parameters
-        batch = parameters.max_batch_size if self.signature.batched else 1
-        self.max_queued_rows = parameters.max_enqueued_batches * batch
-        self.has_fixed_rows = self.signature.batched and not (
-            any(spec.dtype == STRING for spec in self.signature.inputs)
-            or any(None in shape for shape in self.row_shapes)
-        )
-
-    @property
-    def earliest_deadline(self) -> float:
-        """The earliest deadline of what waits."""
-        return self._earliest[0][0] if self._earliest else NEVER
-
-    @property
-    def oldest_arrival(self) -> float:
-        """When the first part of a lane that holds any arrived, in the broker's clock."""
-        return self.parts[0].group.arrived_at
-
-    def fitting(self, group: RequestGroup, running_rows: int = 0) -> int:
-        """How many of a group's requests there is room for; so many rows of it need none."""
-        room = self.max_queued_rows - self.queued_rows + running_rows
-        if group.total_rows <= room:
-            return group.count
-        fitting = 0
-        while group.row_start(fitting + 1) <= room:
-            fitting += 1
-        return fitting
-
-    def append(self, group: RequestGroup) -> None:
-        """Puts a group at the end."""
-        for part in group.parts(self.max_rows):
-            self.parts.append(part)
-            if group.earliest_deadline < NEVER:
-                self._note_deadline(part)
-        self.queued_rows += group.total_rows
-
-    def take(self, max_rows: int) -> list[Part]:
-        """Takes parts from the front, together at most ``max_rows`` rows."""
-        taken: list[Part] = []
-        room = max_rows
-        while self.parts and room:
-            part = self.parts[0]
-            if part.rows <= room:
-                self.parts.popleft()
-                if self._earliest:
-                    self._forget_deadline(part)
-            else:
-                head = part.take(room)
-                if head is None:
-                    break
-                if self._forget_deadline(part) and part.earliest_deadline < self.earliest_deadline:
-                    self._earliest.appendleft((part.earliest_deadline, part))
-                part = head
-            taken.append(part)
-            room -= part.rows
-        self.queued_rows -= max_rows - room
-        return taken
-
-    def give_back(self, parts: list[Part]) -> None:
-        """Puts parts that ``take`` returned back to the front, in their order."""
-        self.parts.extendleft(reversed(parts))
-        self._recount()
-
-    def learn_output_nbytes(self, nbytes: int, rows: int) -> None:
-        """Notes what the outputs of ``rows`` rows took; one large answer is slowly forgotten."""
-        known = self.output_row_nbytes
-        self.output_row_nbytes = max(-(-nbytes // rows), known * 7 // 8)
-        if self.output_row_nbytes != known:
-            self.layouts.clear()
-
-    def remove_dropped(self) -> list[Part]:
-        """Takes out and returns the requests that were dropped, of all groups."""
-        return self._keep(lambda part: part.group.dropped)
-
-    def expire(self, now: float) -> list[Part]:
-        """Takes out and returns every request whose deadline has passed."""
-        removed: list[Part] = []
-        # What is late is mostly what waits longest: no need to look at all.
-        while self.parts and self.parts[0].earliest_deadline <= now:
-            part = self.parts.popleft()
-            self._forget_deadline(part)
-            stay, go = part.divide(part.late_requests(now))
-            removed.extend(go)
-            self.queued_rows -= sum(gone.rows for gone in go)
-            if stay:
-                self.parts.extendleft(reversed(stay))
-                self._recount()
-                break
-        if self.earliest_deadline <= now:
-            removed.extend(self._keep(lambda part: part.late_requests(now)))
-        return removed
-
-    def take_out(self, taken: Part) -> None:
-        """Takes out what a part of a group that waits here stands for."""
-        kept = deque[Part]()
-        for part in self.parts:
-            kept.extend(part.without(taken) if part.group is taken.group else [part])
-        self.parts = kept
-        self._recount()
-
-    def _keep(self, unwanted: Callable[[Part], Collection[int]]) -> list[Part]:
-        kept, removed = without_requests(self.parts, unwanted)
-        self.parts = deque(kept)
-        self._recount()
-        return removed
-
-    def _recount(self) -> None:
-        self.queued_rows = sum(part.rows for part in self.parts)
-        self._earliest.clear()
-        for part in self.parts:
-            self._note_deadline(part)
-
-    def _note_deadline(self, part: Part) -> None:
-        deadline = part.earliest_deadline
-        if deadline < NEVER:
-            while self._earliest and self._earliest[-1][0] >= deadline:
-                self._earliest.pop()
-            self._earliest.append((deadline, part))
-
-    def _forget_deadline(self, part: Part) -> bool:
-        """The first part goes, or changes; whether it may have had the earliest deadline."""
-        if self._earliest and self._earliest[0][1] is part:
-            self._earliest.popleft()
-            return True
-        return False
 
 
 def without_requests(

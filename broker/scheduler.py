@@ -6,35 +6,15 @@ Applies ``broker.policy`` to the lanes that hold something and to the workers th
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 
 from batchyard.broker import policy
-from batchyard.broker.events import Batch
-from batchyard.broker.queue import Lane
-
-
-@dataclass(slots=True, eq=False)
-class WorkerState:
-    """A worker as the broker sees it.
-
-    ``set_apart``: it runs suspects only. ``is_retiring``: it gets nothing more. ``orphans`` counts
-    the batches that it has of a broker before this one.
-    """
-
-    id: int
-    device: str
-    concurrent_batches: int
-    slot: int = -1
-    batches: dict[int, Batch] = field(default_factory=dict)
-    batches_done: int = 0
-    orphans: int = 0
-    set_apart: bool = False
-    is_retiring: bool = False
-
-    @property
-    def in_flight(self) -> int:
-        """Batches handed over and not answered."""
-        return len(self.batches) + self.orphans
+from batchyard.broker.catalog import ServedModel
+from batchyard.broker.lane import Lane
+from batchyard.broker.policy import NEVER
+from batchyard.broker.queue import RequestGroup
+from batchyard.broker.shares import Shares
+from batchyard.broker.workers import Room, WorkerState
 
 
 class Scheduler:
@@ -54,12 +34,26 @@ class Scheduler:
         # For what was ripe then only a block that comes back, or a change of what waits, can
         # help, and neither needs a clock.
         self._short_of_memory_at: float | None = None
-        # When the next lane that a worker has room for is ripe, if that is known.
+        # When the next batch can go out, if that is known.
         self._next: float | None = None
+        # Who has room for each model's batches, as far as that was asked for.
+        self._rooms: dict[ServedModel, Room] = {}
+        # Whether some worker may be set apart.
+        self.has_set_apart = False
+        self.shares = Shares()
 
     def something_changed(self) -> None:
-        """Lanes or workers are not what they were."""
+        """Lanes are not what they were."""
         self._next = None
+
+    def worker_changed(self, worker: WorkerState) -> None:
+        """A worker has more or fewer batches than before."""
+        for room in self._rooms.values():
+            room.changed(worker)
+
+    def workers_changed(self) -> None:
+        """There are other workers than before, or they serve other models."""
+        self._rooms.clear()
 
     def memory_came_back(self) -> None:
         """A block is free again: what found no room may be tried again."""
@@ -76,69 +70,130 @@ class Scheduler:
         self._short_of_memory_at = now
         self._next = None
 
-    def next_ripe(self) -> float:
-        """When the next lane that a worker has room for is ripe; may be in the past.
+    def next_ripe(self, now: float) -> float:
+        """When the next batch can go out; may be in the past.
 
-        Lanes that are ripe and wait for a worker or for memory have no time of their own.
+        Lanes that are ripe and wait for a worker of which nothing is known, or for memory, have no
+        time of their own.
         """
         if self._next is None:
             short_at = self._short_of_memory_at
-            earliest = policy.NEVER
+            earliest = NEVER
             for lane in self._waiting:
                 ripe_at = policy.ripe_at(lane)
                 if short_at is not None and ripe_at <= short_at:
                     continue
-                if ripe_at < earliest and self.worker_for(lane) is not None:
-                    earliest = ripe_at
+                if ripe_at < earliest:
+                    _, at = self._worker_for(lane, now)
+                    earliest = min(earliest, max(ripe_at, at))
             self._next = earliest
         return self._next
 
     def choose(self, now: float) -> tuple[Lane, WorkerState] | None:
         """The most urgent lane that can go out now, and the worker that gets its batch."""
-        best: tuple[Lane, WorkerState] | None = None
-        next_at = policy.NEVER
+        found: list[tuple[Lane, WorkerState]] = []
+        next_at = NEVER
         for lane in self._waiting:
             ripe_at = policy.ripe_at(lane)
-            if ripe_at > now:
-                if ripe_at < next_at and self.worker_for(lane) is not None:
-                    next_at = ripe_at
+            if ripe_at > now and ripe_at >= next_at:
                 continue
-            if best is not None and policy.urgency(lane) >= policy.urgency(best[0]):
-                continue
-            worker = self.worker_for(lane)
-            if worker is not None:
-                best = lane, worker
-        # With nothing to hand over, nothing changes before that.
-        self._next = next_at if best is None else None
-        return best
+            worker, at = self._worker_for(lane, now)
+            if worker is None or ripe_at > now:
+                next_at = min(next_at, max(ripe_at, at))
+            else:
+                found.append((lane, worker))
+        if not found:
+            # Nothing changes before that.
+            self._next = next_at
+            return None
+        self._next = None
+        if len(found) == 1:
+            return found[0]
+        hogs = self.shares.hogs((lane for lane, _ in found), now)
+        return min(found, key=lambda pair: policy.urgency(pair[0], pair[0].model in hogs))
 
-    def worker_for(self, lane: Lane) -> WorkerState | None:
-        """The worker that would get the lane's next batch; None when it has to wait."""
-        return policy.choose_worker(lane, [w for w in self._serving(lane) if not w.set_apart])
+    def _worker_for(self, lane: Lane, now: float) -> tuple[WorkerState | None, float]:
+        """The worker that gets the lane's next batch, None when it has to wait; and until when."""
+        model = lane.model
+        threads = model.parameters.num_batch_threads
+        if threads is not None and model.in_execution >= threads:
+            return None, NEVER
+        return policy.choose_worker(lane, self._room(model), now)
+
+    def _room(self, model: ServedModel) -> Room:
+        room = self._rooms.get(model)
+        if room is None:
+            serving = [worker for worker in self._serving(model) if not worker.set_apart]
+            room = self._rooms[model] = Room(serving)
+        return room
+
+    def start_at(self, worker: WorkerState, now: float) -> float:
+        """When a batch that is handed to a worker now is predicted to be taken up."""
+        if worker.in_flight < worker.concurrent_batches or worker.free_at == NEVER:
+            return now
+        return max(now, worker.free_at)
+
+    def requests_in_time(self, group: RequestGroup, now: float) -> int:
+        """How many of a message's requests, from the first, the predicted backlog lets be in time.
+
+        Only what waits in their own lane is counted: it is better to find out later that other
+        models need the devices than to refuse what could be served.
+        """
+        deadline = group.earliest_deadline if group.deadlines is None else max(group.deadlines)
+        lane = group.lane
+        model = lane.model
+        if deadline == NEVER or not model.workers:
+            return group.count
+        kind = self._workers[model.workers[0]].kind
+        starts = self._room(model).starts[: model.parameters.num_batch_threads]
+        rows = lane.queued_rows + group.total_rows
+        takes = lane.least(min(rows, lane.max_rows), kind, now)
+        if takes is None:
+            return group.count
+        if rows <= lane.max_rows and now + takes <= deadline and starts and starts[0] <= now:
+            # It runs at once: there is nothing to be careful about.
+            return group.count
+        before = lane.rows_before(deadline)
+        enough = before + group.total_rows
+        rows = policy.rows_in_time(
+            lane, deadline, now, starts, partial(lane.least, kind=kind, now=now), enough
+        )
+        return group.count if rows >= enough else group.fitting(max(rows - before, 0))
 
     def worker_for_suspect(self, lane: Lane, may_risk: bool) -> WorkerState | None:
         """The worker that is set apart for suspects, when it has nothing else; None meanwhile.
 
         The last one that serves is not risked while another is on its way, unless it ``may_risk``.
         """
-        serving = self._serving(lane)
+        serving = self._allowed(lane.model)
         apart = [worker for worker in serving if worker.set_apart]
         if serving and not apart and (may_risk or len(serving) > 1 or not self._coming_back):
             apart = [min(serving, key=lambda worker: worker.in_flight)]
-            apart[0].set_apart = True
+            apart[0].set_apart = self.has_set_apart = True
+            self.workers_changed()
         return next((worker for worker in apart if not worker.in_flight), None)
 
     def worker_for_retry(self, lane: Lane) -> WorkerState | None:
         """A worker for what is no suspect, as soon as for a full batch."""
-        serving = [worker for worker in self._serving(lane) if not worker.set_apart]
+        serving = [worker for worker in self._allowed(lane.model) if not worker.set_apart]
         free = [worker for worker in serving if worker.in_flight <= worker.concurrent_batches]
         return min(free, key=lambda worker: worker.in_flight, default=None)
 
-    def _serving(self, lane: Lane) -> list[WorkerState]:
-        """The workers that may have a batch of the lane, as far as its model allows one more."""
-        model = lane.model
+    def release_apart(self) -> None:
+        """Those that are set apart and have nothing more to run serve everybody again."""
+        self.has_set_apart = False
+        for worker in self._workers.values():
+            worker.set_apart = worker.set_apart and worker.in_flight > 0
+            self.has_set_apart = self.has_set_apart or worker.set_apart
+        self.workers_changed()
+
+    def _serving(self, model: ServedModel) -> list[WorkerState]:
+        ids = model.workers[:1] if model.stateful else model.workers
+        return [self._workers[worker_id] for worker_id in ids]
+
+    def _allowed(self, model: ServedModel) -> list[WorkerState]:
+        """The workers that serve a model, as far as it allows one batch more."""
         threads = model.parameters.num_batch_threads
         if threads is not None and model.in_execution >= threads:
             return []
-        ids = model.workers[:1] if model.stateful else model.workers
-        return [self._workers[worker_id] for worker_id in ids]
+        return self._serving(model)

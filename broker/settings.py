@@ -27,6 +27,7 @@ def _served(model: ModelSettings) -> ServedModel:
         parameters=BatchingParameters(**batching),
         is_current=model.is_current,
         retry=model.retry,
+        share=model.share,
         batch_execution_timeout_s=model.batch_execution_timeout_s,
         error=model.error,
     )

@@ -15,6 +15,7 @@ from typing import Any
 from batchyard.broker import events, policy
 from batchyard.broker.catalog import Catalog, ServedModel
 from batchyard.broker.comeback import Comeback
+from batchyard.broker.durations import Durations
 from batchyard.broker.events import (
     MODEL,
     REPLIES,
@@ -34,9 +35,9 @@ from batchyard.broker.ledger import Ledger, still_wanted
 from batchyard.broker.queue import Part, RequestGroup
 from batchyard.broker.resumption import Orphans, Outcome
 from batchyard.broker.retries import Death, Refusal, Retry
-from batchyard.broker.scheduler import WorkerState
+from batchyard.broker.workers import WorkerState
 from batchyard.wire.blocks import BlockAllocator
-from batchyard.wire.errors import Cancelled, Unavailable
+from batchyard.wire.errors import Cancelled, DeadlineExceeded, Unavailable
 
 
 class BrokerState:
@@ -49,11 +50,15 @@ class BrokerState:
         queue_nbytes_max: int,
         in_flight_max: int = 1 << 62,
         awaited: Iterable[int] = (),
+        learns: bool = True,
     ) -> None:
         """``queue_nbytes_max`` bounds the tensors that wait, of all lanes; ``in_flight_max`` the
         requests of one client that have no answer. ``awaited`` are the workers of a broker before
         this one: until each of them told what it still has, or is gone, nothing may be dispatched.
+        With ``learns`` off it predicts nothing: it drops what has expired, and no more.
         """
+        self._learns = learns
+        self._now = -policy.NEVER
         self.catalog = catalog
         self.allocator = BlockAllocator(arena_nbytes)
         self.workers: dict[int, WorkerState] = {}
@@ -97,6 +102,7 @@ class BrokerState:
         Batches are formed on ``TimePassed`` only: the loop tells it once it has drained its
         sockets, so that what arrived together can leave together.
         """
+        self._now = now
         self._forming.scheduler.something_changed()
         actions = list(self._handlers[type(event)](event, now))
         if self._retired:
@@ -110,10 +116,10 @@ class BrokerState:
         if self._ledger.retries and self._ledger.retries.is_fresh:
             return -policy.NEVER
         return min(
-            self._forming.scheduler.next_ripe(),
+            self._forming.scheduler.next_ripe(self._now),
             self._ledger.deadlines.next,
             self._forming.watchdog.at,
-            self._ledger.retries.risk_at,
+            self._ledger.retries.risk_at if self._ledger.retries else policy.NEVER,
             self._orphans.next_expiry if self._orphans else policy.NEVER,
         )
 
@@ -157,6 +163,10 @@ class BrokerState:
         if error is not None:
             group.unanswered = 0
             return [Refuse(group, [(0, group.count)], error)]
+        if group.earliest_deadline < policy.NEVER and not event.resent:
+            in_time = self._forming.scheduler.requests_in_time(group, now)
+            if in_time < fitting:
+                return self._refuse_late(group, in_time, now)
         before = self._ledger.sent_before(group) if event.resent else None
         self._ledger.accept(group)
         actions: list[Action] = []
@@ -166,6 +176,23 @@ class BrokerState:
             full = self._ledger.queue_full(group, fitting)
             actions += self._ledger.refuse([(group, range(fitting, group.count))], full)
         return actions
+
+    def _refuse_late(self, group: RequestGroup, in_time: int, now: float) -> Iterable[Action]:
+        """Those of a message that the predicted backlog makes late, from ``in_time`` on."""
+        lane = group.lane
+        lane.model.refused += group.count - in_time
+        lane.model.shed_at = now
+        left_ms = 1e3 * (group.earliest_deadline - now)
+        batch_ms = 1e3 * (lane.longest(lane.max_rows) or 0.0)
+        error = DeadlineExceeded(
+            f"model {lane.model.name!r}: {lane.queued_rows} rows wait, and a batch of "
+            f"{lane.max_rows} takes {batch_ms:.3g} ms: this cannot be done in {left_ms:.3g} ms"
+        )
+        if not in_time:
+            group.unanswered = 0
+            return [Refuse(group, [(0, group.count)], error)]
+        self._ledger.accept(group)
+        return self._ledger.refuse([(group, range(in_time, group.count))], error)
 
     def _requests_cancelled(self, event: events.RequestsCancelled, now: float) -> Iterable[Action]:
         refusals: list[Refusal] = []
@@ -200,10 +227,11 @@ class BrokerState:
             return
         for report in event.ready.models:
             if (report.name, report.version) in self.catalog.models:
-                self.catalog.worker_ready(worker.id, report)
+                self.catalog.worker_ready(worker.id, report, worker.kind)
             else:
                 # It was removed while this worker loaded it.
                 yield Unload(report.name, report.version)
+        self._forming.scheduler.workers_changed()
         yield from self._refuse_unserved()
 
     def _batches_resumed(self, event: events.BatchesResumed, now: float) -> Iterable[Action]:
@@ -230,6 +258,10 @@ class BrokerState:
         if event.output_nbytes or not event.replied:
             # Not of outputs that all went into regions.
             lane.learn_output_nbytes(event.output_nbytes, batch.layout.padded_rows)
+        if event.execution_s:
+            self._account(batch, event.execution_s, now)
+            if self._learns:
+                self._learn(batch, event.execution_s, now)
         parts: list[tuple[Part, int]] = []
         row = 0
         for part in batch.parts:
@@ -238,6 +270,25 @@ class BrokerState:
         yield Deliver(batch, parts, event.replied)
         yield from self._ledger.left_worker(batch.parts)
         yield from self._retire_if_idle(batch.worker_id)
+
+    def _learn(self, batch: Batch, execution_s: float, now: float) -> None:
+        """What a batch that ran says of those to come."""
+        lane = batch.lane
+        durations = lane.durations.setdefault(self.workers[batch.worker_id].kind, Durations())
+        durations.learn(batch.layout.padded_rows, execution_s, now)
+        if batch.was_idle:
+            durations.learn_handing(max(now - batch.dispatched_at - execution_s, 0.0))
+
+    def _account(self, batch: Batch, execution_s: float, now: float) -> None:
+        """What a batch cost, for whom in vain, and how well that was predicted."""
+        model = batch.lane.model
+        model.busy_s += execution_s
+        if batch.expected_s is not None:
+            model.errors.add(batch.expected_s, execution_s)
+        late = [part for part in batch.parts if part.earliest_deadline < now]
+        if late:
+            rows = sum(gone.rows for p in late for gone in p.divide(p.late_requests(now))[1])
+            model.late_s += execution_s * rows / batch.rows
 
     def _batch_failed(self, event: events.BatchFailed, now: float) -> Iterable[Action]:
         batch = self._came_back(event.batch_id, event.kept, now)
@@ -257,6 +308,7 @@ class BrokerState:
         if worker is not None:
             worker.orphans -= 1
             self._forming.watchdog.answered(worker, now)
+            self._forming.scheduler.worker_changed(worker)
             yield from self._retire_if_idle(worker.id)
         self._forming.scheduler.memory_came_back()
         yield from actions
@@ -271,6 +323,7 @@ class BrokerState:
         worker.batches_done += 1
         if batch.running_since != policy.NEVER:
             self._forming.watchdog.answered(worker, now)
+        self._forming.scheduler.worker_changed(worker)
         batch.lane.model.in_execution -= 1
         batch.is_running = False
         batch.holders.remove(WORKER)
@@ -286,6 +339,7 @@ class BrokerState:
     def _lose(self, worker_id: int) -> None:
         """A worker is no longer heard of. What it ran waits until it can write no more."""
         self.catalog.worker_lost(worker_id)
+        self._forming.scheduler.workers_changed()
         worker = self.workers.pop(worker_id, None)
         if worker is None:
             return
@@ -364,6 +418,7 @@ class BrokerState:
 
     def _worker_retiring(self, event: events.WorkerRetiring, now: float) -> Iterable[Action]:
         self.catalog.worker_lost(event.worker_id)
+        self._forming.scheduler.workers_changed()
         worker = self.workers.get(event.worker_id)
         if worker is None:
             if event.worker_id in self.awaited or self._orphans.of_worker(event.worker_id):
@@ -381,6 +436,7 @@ class BrokerState:
 
     def _models_changed(self, event: events.ModelsChanged, now: float) -> Iterable[Action]:
         self.catalog.update(event.models)
+        self._forming.scheduler.workers_changed()
         self._retired = [model for model in self.catalog.models.values() if model.is_retired]
         return []
 

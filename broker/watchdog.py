@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from batchyard.broker.events import Batch
 from batchyard.broker.policy import NEVER
-from batchyard.broker.scheduler import WorkerState
+from batchyard.broker.workers import WorkerState
 
 
 class Watchdog:

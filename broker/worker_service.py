@@ -171,7 +171,9 @@ class WorkerService:
             # They wait for their clients, and the block must not.
             outputs = [replace(output, data=memoryview(bytes(output.data))) for output in outputs]
         self._delivery.outputs[done.batch_id] = outputs
-        finished = events.BatchFinished(done.batch_id, output_nbytes, done.kept, done.replied)
+        finished = events.BatchFinished(
+            done.batch_id, output_nbytes, done.kept, done.replied, done.execution_s
+        )
         self._apply(finished)
         if not self._state.is_resumed(done.batch_id):
             self._delivery.outputs.pop(done.batch_id, None)

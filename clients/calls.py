@@ -36,6 +36,24 @@ class Promise(Protocol):
     def set_exception(self, exception: BaseException, /) -> None: ...
 
 
+class PassedOn:
+    """A promise that another server is to keep than the one that was asked first."""
+
+    __slots__ = ("_promise",)
+
+    def __init__(self, promise: Promise) -> None:
+        self._promise = promise
+
+    def done(self) -> bool:
+        return self._promise.done()
+
+    def set_result(self, result: Any, /) -> None:
+        self._promise.set_result(result)
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        self._promise.set_exception(exception)
+
+
 class Answer:
     """A promise that one thread waits for.
 
@@ -102,6 +120,7 @@ class Call:
         "target",
         "total_rows",
         "unanswered",
+        "was_refused",
     )
 
     def __init__(
@@ -126,6 +145,8 @@ class Call:
         self.deadline = deadline
         self.promise = promise
         self.cancelled = False
+        # Whether a server of several did not take it, and another got it.
+        self.was_refused = False
         # Who ends it when its deadline has passed: the session that has it.
         self.keeper: object = None
         # Where it travelled: the message, and its first request there.

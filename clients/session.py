@@ -23,6 +23,7 @@ from typing import Any
 from batchyard.clients.calls import (
     NEVER,
     Call,
+    PassedOn,
     Promise,
     SentMessage,
     coalesce,
@@ -286,7 +287,7 @@ class Session:
             query = self._queries.pop(query_id, None)
             if query is not None:
                 if number:
-                    reject(query.promise, from_wire(number, message))
+                    self._query_failed(query, from_wire(number, message))
                 else:
                     resolve(query.promise, answer)
         elif type_ is MessageType.WELCOME:
@@ -294,6 +295,14 @@ class Session:
             self._welcomed(body[0])
         elif type_ is MessageType.DRAINING:
             self._drains()
+
+    def _query_failed(self, query: Query, error: BatchyardError) -> None:
+        # The models of this server may still load: another is asked, but only one.
+        if isinstance(error, Unavailable) and not isinstance(query.promise, PassedOn):
+            passed_on = query._replace(promise=PassedOn(query.promise))
+            if self.relay is not None and self.relay.take_query(self, passed_on):
+                return
+        reject(query.promise, error)
 
     def _drains(self) -> None:
         self.is_draining = True
@@ -310,7 +319,7 @@ class Session:
         if not (self.is_draining and epoch == self.epoch):
             self.is_draining = False
             self._refusal = None
-            self._unanswered.take_refused = None
+            self._unanswered.take_refused = None if self.relay is None else self._pass_on
         self.epoch = epoch
         if self.relay is not None:
             self.relay.changed(self)
@@ -396,6 +405,14 @@ class Session:
         for query_id, query in queries.items():
             if not self.relay.take_query(self, query):
                 self._queries[query_id] = query
+
+    def _pass_on(self, call: Call) -> bool:
+        """Another server may take what this one has no room for, or no model yet; but only once,
+        or servers that are all full would pass it round."""
+        if call.was_refused:
+            return False
+        call.was_refused = True
+        return self._give_away(call)
 
     def _give_away(self, call: Call) -> bool:
         if self.relay is None or not self.relay.take(self, call):

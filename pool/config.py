@@ -69,6 +69,11 @@ class Batching(_Section):
         description="With pad_variable_length_inputs: open dimensions are padded up to the next "
         "of these, so that fewer shapes occur. Increasing.",
     )
+    queue_delay_target_micros: NotNegative = Field(
+        0,
+        description="For requests without a deadline: those that waited longer get UNAVAILABLE "
+        "while the queue has not been below that for 100 ms. 0: they wait for as long as it takes.",
+    )
     enable_large_batch_splitting: bool = Field(
         True,
         description="A request of more than max_batch_size rows is split over batches and its "
@@ -169,6 +174,11 @@ class Model(_Section):
     )
     batch_execution_timeout: Timeout | None = Field(
         None, description="As under [pool], for this model. Default: that one."
+    )
+    share: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        1.0,
+        description="What share of the devices' time the model has while there is not enough for "
+        "all, in proportion to those of other models. What it does not use is for the others.",
     )
     batching: Batching = Field(default=Batching(), description="See [models.batching].")
 

@@ -139,4 +139,5 @@ def _settings(model: Model, config: Config, number: int, *, is_current: bool) ->
         batch_execution_timeout_s=(
             config.pool.batch_execution_timeout if timeout_s is None else timeout_s
         ),
+        share=model.share,
     )

@@ -1,12 +1,13 @@
-"""Runs each signature once at every batch size that will occur, before a worker is ready.
+"""Runs each signature at every batch size that will occur, before a worker is ready.
 
 The first run of a size is slow (kernels are chosen, memory is taken), and what comes back tells
 what the configuration and the model do not: how many bytes outputs take, and whether they
-really are row by row.
+really are row by row. The next runs tell how long a batch takes.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,6 +19,10 @@ from batchyard.wire.errors import InvalidArgument, OutOfRange
 from batchyard.wire.signatures import SignatureSpec, TensorSpec
 from batchyard.wire.tensors import OFFSET_NBYTES
 from batchyard.wire.work import SignatureReport
+
+# Of each size: so many runs are timed, unless they take longer together.
+_TIMED_RUNS = 3
+_TIMED_S = 0.3
 
 
 def warm_up(name: str, model: LoadedModel, batch_sizes: Sequence[int]) -> list[SignatureReport]:
@@ -48,11 +53,13 @@ def _warm_up_signature(
 ) -> SignatureReport:
     row_nbytes = 0
     by_rows = True
+    runs: list[tuple[int, float]] = []
     for rows in batch_sizes if spec.batched else [1]:
         inputs = {i.name: _made_up(i, rows, spec.batched) for i in spec.inputs}
         outputs = [np.asarray(array) for _, array in model.run(spec.name, inputs)]
         row_nbytes = max(row_nbytes, -(-sum(map(_nbytes, outputs)) // rows))
         by_rows = by_rows and all(o.ndim > 0 and o.shape[0] == rows for o in outputs)
+        runs += [(rows, seconds) for seconds in _timed(model, spec, inputs)]
     if spec.batched and not by_rows:
         log.warning(
             "not_batched",
@@ -61,7 +68,19 @@ def _warm_up_signature(
             reason="its outputs have not as many rows as inputs",
         )
         spec = replace(spec, batched=False)
-    return SignatureReport(spec, row_nbytes)
+    return SignatureReport(spec, row_nbytes, tuple(runs))
+
+
+def _timed(model: LoadedModel, spec: SignatureSpec, inputs: dict[str, Array]) -> list[float]:
+    """How long a few more runs take."""
+    seconds: list[float] = []
+    while len(seconds) < _TIMED_RUNS and sum(seconds) < _TIMED_S:
+        started = time.perf_counter()
+        # All of it: an output may be made when it is looked at.
+        for _ in model.run(spec.name, inputs):
+            pass
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 def _made_up(spec: TensorSpec, rows: int, batched: bool) -> Array:

@@ -66,6 +66,7 @@ class ModelSettings:
     is_current: bool = True
     retry: bool | None = None
     batch_execution_timeout_s: float = float("inf")
+    share: float = 1.0
     error: str = ""
 
 

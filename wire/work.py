@@ -32,16 +32,22 @@ class Kind(IntEnum):
 ARENA = 0
 
 
+# Batches that were run to warm up: padded rows, and seconds.
+WarmupRuns = tuple[tuple[int, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class SignatureReport:
     """A signature as a worker loaded it.
 
     ``output_row_nbytes`` is what warm-up saw of outputs for one row, in bytes, or None when the
-    signature could not be warmed up.
+    signature could not be warmed up. ``warmup_runs`` are those runs, but for the first of each
+    size.
     """
 
     spec: SignatureSpec
     output_row_nbytes: int | None
+    warmup_runs: WarmupRuns = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,8 @@ class Ready:
                 "load_s": model.load_s,
                 "warmup_s": model.warmup_s,
                 "signatures": [
-                    [report.spec.to_wire(), report.output_row_nbytes] for report in model.signatures
+                    [report.spec.to_wire(), report.output_row_nbytes, report.warmup_runs]
+                    for report in model.signatures
                 ],
             }
             for model in self.models
@@ -104,8 +111,10 @@ def model_reports(models: list[dict[str, Any]]) -> tuple[ModelReport, ...]:
             load_s=model["load_s"],
             warmup_s=model["warmup_s"],
             signatures=tuple(
-                SignatureReport(SignatureSpec.from_wire(spec), nbytes)
-                for spec, nbytes in model["signatures"]
+                SignatureReport(
+                    SignatureSpec.from_wire(spec), nbytes, tuple((n, s) for n, s in runs)
+                )
+                for spec, nbytes, runs in model["signatures"]
             ),
         )
         for model in models

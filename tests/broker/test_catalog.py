@@ -16,7 +16,7 @@ from support.broker_builders import (
 )
 
 from batchyard.broker.catalog import Catalog, Route
-from batchyard.broker.queue import Lane
+from batchyard.broker.lane import Lane
 from batchyard.wire.errors import (
     BatchyardError,
     InvalidArgument,

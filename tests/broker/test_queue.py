@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.broker_builders import make_group, make_lane, make_signature
 
+from batchyard.broker.lane import Lane
 from batchyard.broker.policy import NEVER
-from batchyard.broker.queue import Lane, Part, RequestGroup
+from batchyard.broker.queue import Part, RequestGroup
 
 Run = tuple[int, int, int, int]
 
@@ -169,9 +170,9 @@ def test_requests_past_their_deadline_are_taken_out_one_by_one() -> None:
     assert lane.expire(0.4) == []
     expired = lane.expire(1.0)
     assert [(part.group, *run_of(part)[:2]) for part in expired] == [
-        (all_late, 0, 2),
         (some_late, 0, 1),
         (some_late, 2, 1),
+        (all_late, 0, 2),
     ]
     assert (lane.queued_rows, lane.earliest_deadline) == (3, 3.0)
     assert runs(lane.expire(3.0)) == [(1, 1, 1, 1)]
@@ -222,7 +223,6 @@ def test_every_row_leaves_once_in_order_and_requests_stay_whole(
     lane = make_lane(max_rows=4)
     groups: list[RequestGroup] = []
     gone: Counter[tuple[int, int]] = Counter()
-    next_row: Counter[int] = Counter()
 
     def leave(parts: list[Part]) -> None:
         for part in parts:
@@ -247,9 +247,10 @@ def test_every_row_leaves_once_in_order_and_requests_stay_whole(
                 lane.give_back(taken)
                 continue
             leave(taken)
-            for part in taken:
-                assert part.row_start >= next_row[id(part.group)]
-                next_row[id(part.group)] = part.row_start + part.rows
+            dues = [part.earliest_deadline for part in taken]
+            assert dues == sorted(dues)
+            # What waits is due no earlier, but for what is behind it in one request or message.
+            assert all(part.earliest_deadline >= dues[-1] for part in lane.parts if taken)
         elif name == "remove" and groups:
             assert isinstance(value, int)
             assert isinstance(more, set)

@@ -234,7 +234,7 @@ def test_of_one_priority_the_earliest_deadline_goes_first_then_who_came_first() 
     b.start_worker(*(make_report(name=name) for name in "mabcd"))
     b.ask(1)
     running = b.tick_one()
-    for name, timeout_s in (("a", None), ("b", 9.0), ("c", 5.0), ("d", None)):
+    for name, timeout_s in (("a", None), ("b", 0.9), ("c", 0.5), ("d", None)):
         b.ask(1, target=make_target(model=name), timeout_s=timeout_s)
         b.now += 0.001
     order = []

@@ -19,7 +19,8 @@ from support.broker_builders import (
 from support.virtual_broker import LEFT, VirtualBroker
 
 from batchyard.broker import events
-from batchyard.broker.queue import Lane, Part
+from batchyard.broker.lane import Lane
+from batchyard.broker.queue import Part
 from batchyard.wire.errors import InvalidArgument, Unavailable
 
 

@@ -27,8 +27,8 @@ from support.virtual_arena import make_region
 from support.virtual_broker import VirtualBroker
 
 from batchyard.broker import events
+from batchyard.broker.lane import Lane
 from batchyard.broker.policy import padded_rows, ripe_at
-from batchyard.broker.queue import Lane
 from batchyard.wire.errors import (
     Internal,
     InvalidArgument,

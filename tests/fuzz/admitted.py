@@ -14,8 +14,9 @@ from fuzz.served import ARENA_NBYTES
 
 from batchyard.broker.events import Batch
 from batchyard.broker.gather import gather
+from batchyard.broker.lane import Lane
 from batchyard.broker.layout import plan_layout
-from batchyard.broker.queue import Lane, Part, RegionRows, RequestGroup, by_client
+from batchyard.broker.queue import Part, RegionRows, RequestGroup, by_client
 from batchyard.wire import dtypes
 from batchyard.wire.arena import ALIGNMENT
 from batchyard.wire.blocks import Block

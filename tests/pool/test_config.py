@@ -51,6 +51,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         "allowed_batch_sizes": [],
         "pad_variable_length_inputs": False,
         "length_buckets": [],
+        "queue_delay_target_micros": 0,
         "enable_large_batch_splitting": True,
     }
 

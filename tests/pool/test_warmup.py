@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import ml_dtypes
@@ -56,8 +57,14 @@ def rows_of(nbytes: int) -> Callable[[Mapping[str, Array]], Mapping[str, Any]]:
 def test_each_signature_runs_at_every_size() -> None:
     a, b = signature(X, name="a"), signature(X, name="b")
     model = Model(rows_of(10), a, b)
-    assert warm_up("m", model, [1, 4, 8]) == [SignatureReport(a, 10), SignatureReport(b, 10)]
-    assert [inputs["x"].shape for inputs in model.seen] == [(1, 3), (4, 3), (8, 3)] * 2
+    reports = warm_up("m", model, [1, 4, 8])
+    assert [(r.spec, r.output_row_nbytes) for r in reports] == [(a, 10), (b, 10)]
+    shapes = [inputs["x"].shape for inputs in model.seen]
+    assert [shape for shape, _ in groupby(shapes)] == [(1, 3), (4, 3), (8, 3)] * 2
+    for report in reports:
+        # The first run of a size is not timed.
+        assert [rows for rows, _ in report.warmup_runs] == [1, 1, 1, 4, 4, 4, 8, 8, 8]
+        assert all(seconds > 0 for _, seconds in report.warmup_runs)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +90,9 @@ def test_signature_that_is_not_batched_runs_once_as_declared() -> None:
         TensorSpec("x", "float32", (2, None)), TensorSpec("scale", "float32", ()), batched=False
     )
     model = Model(lambda _: {"y": np.zeros(5)}, spec)
-    assert warm_up("m", model, [1, 8]) == [SignatureReport(spec, 40)]
-    assert [i["x"].shape for i in model.seen] == [(2, 1)]
+    (report,) = warm_up("m", model, [1, 8])
+    assert (report.spec, report.output_row_nbytes) == (spec, 40)
+    assert {i["x"].shape for i in model.seen} == {(2, 1)}
     assert model.seen[0]["scale"].shape == ()
 
 

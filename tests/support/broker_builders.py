@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from batchyard.broker.catalog import Catalog, ServedModel
+from batchyard.broker.lane import Lane
 from batchyard.broker.policy import NEVER, BatchingParameters
-from batchyard.broker.queue import Lane, RequestGroup, Source
+from batchyard.broker.queue import RequestGroup, Source
 from batchyard.wire.protocol import InputHeader, Predict, RegionPlaces, Target
 from batchyard.wire.signatures import Shape, SignatureSpec, TensorSpec, can_be_batched
 from batchyard.wire.work import ModelReport, Ready, SignatureReport

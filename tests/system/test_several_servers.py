@@ -131,3 +131,18 @@ def test_every_call_is_answered_while_the_only_broker_dies() -> None:
             (broker,) = server.processes(BROKER)
             os.kill(broker, signal.SIGKILL)
         load.wait_for_answers()
+
+
+def test_a_server_that_still_loads_gets_no_calls_for_long(slow_model: str) -> None:
+    """It says UNAVAILABLE; the other has the model."""
+    loading = model_table("echo", slow_model)
+    with (
+        Server(config=CONFIG) as one,
+        Server(config=loading, bind=(), ipc=True, wait=False) as other,
+    ):
+        wait_until((other.working_folder / "loading").exists, "it loads")
+        endpoint = f"ipc://{other.ipc_path}"
+        with Client(endpoint) as client:
+            assert client.stats()["models"][0]["state"] == "LOADING"
+        with Client([endpoint, one.endpoint]) as client, Load(client) as load:
+            load.wait_for_answers()

@@ -1,0 +1,344 @@
+"""A lane: requests that wait, and may share a batch."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from heapq import merge
+from typing import TYPE_CHECKING
+
+from batchyard.broker.durations import Durations
+from batchyard.broker.policy import NEVER, BatchingParameters, padded_rows
+from batchyard.broker.queue import Part, RequestGroup, Ticket, without_requests
+from batchyard.wire.dtypes import STRING
+from batchyard.wire.signatures import SignatureSpec
+
+if TYPE_CHECKING:
+    from batchyard.broker.catalog import ServedModel
+    from batchyard.broker.layout import BatchLayout
+
+# A request without a deadline has its turn as if it were due so long after it arrived.
+DUE_AFTER_S = 1.0
+# A queue that was not short for so long is a standing one.
+_STANDING_S = 0.1
+# Tickets without rows that may be kept at least.
+_SPARE_TICKETS = 64
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """Requests that may share a batch: same model, version, signature, priority and row shapes.
+
+    ``row_shapes`` has one shape for each input, None where ``pad_variable_length_inputs`` lets
+    the dimension differ between requests. In a lane that is not batched a request counts as one
+    row, whatever its shapes. ``max_rows`` is the most that one batch may hold. ``durations`` is
+    what is known of its batches, by kind of device; other lanes may share it.
+    """
+
+    model: ServedModel
+    signature: SignatureSpec
+    priority: int
+    row_shapes: tuple[tuple[int | None, ...], ...]
+    max_rows: int
+    batch_timeout_s: float
+    # Bytes that the outputs of one row took so far, at most.
+    output_row_nbytes: int
+    durations: dict[str, Durations] = field(default_factory=dict)
+    queued_rows: int = 0
+    # Rows that may wait; beyond, requests are refused.
+    max_queued_rows: int = field(init=False)
+    # Layouts of batches of so many rows, where rows are all that they depend on.
+    layouts: dict[int, BatchLayout] = field(default_factory=dict)
+    # Whether all rows have the same bytes.
+    has_fixed_rows: bool = field(init=False)
+    # The model's when the lane was made: what waits was cut by them.
+    parameters: BatchingParameters = field(init=False)
+    # Sizes that batches run at, increasing: those allowed, or powers of two for all.
+    sizes: list[int] = field(init=False)
+    # What has a deadline, the earliest first; and what has none, as it came.
+    _timed: list[Part] = field(default_factory=list)
+    _untimed: deque[Part] = field(default_factory=deque)
+    _untimed_rows: int = 0
+    # By arrival; those of which nothing is left here are forgotten late.
+    _tickets: deque[Ticket] = field(default_factory=deque)
+    # When the queue was last shorter than ``queue_delay_target_micros``.
+    _short_at: float = -NEVER
+
+    def __post_init__(self) -> None:
+        self.parameters = parameters = self.model.parameters
+        batch = parameters.max_batch_size if self.signature.batched else 1
+        self.max_queued_rows = parameters.max_enqueued_batches * batch
+        self.has_fixed_rows = self.signature.batched and not (
+            any(spec.dtype == STRING for spec in self.signature.inputs)
+            or any(None in shape for shape in self.row_shapes)
+        )
+        allowed = parameters.allowed_batch_sizes or tuple(
+            1 << i for i in range(self.max_rows.bit_length())
+        )
+        self.sizes = sorted({*(size for size in allowed if size < self.max_rows), self.max_rows})
+
+    # What waits
+
+    @property
+    def parts(self) -> list[Part]:
+        """All that waits, the most urgent first."""
+        return list(merge(self._timed, self._untimed, key=due))
+
+    @property
+    def earliest_deadline(self) -> float:
+        """The earliest deadline of what waits."""
+        return self._timed[0].earliest_deadline if self._timed else NEVER
+
+    @property
+    def earliest_due(self) -> float:
+        """The same, with what has no deadline."""
+        untimed = due(self._untimed[0]) if self._untimed else NEVER
+        return min(self.earliest_deadline, untimed)
+
+    @property
+    def oldest_arrival(self) -> float:
+        """When the oldest of what waits arrived, in the broker's clock."""
+        tickets = self._tickets
+        while tickets and not tickets[0].rows:
+            tickets.popleft()
+        return tickets[0].arrived_at if tickets else NEVER
+
+    def fitting(self, group: RequestGroup, running_rows: int = 0) -> int:
+        """How many of a group's requests there is room for; so many rows of it need none."""
+        return group.fitting(self.max_queued_rows - self.queued_rows + running_rows)
+
+    def rows_before(self, deadline: float) -> int:
+        """About how many rows go before a request with that deadline that comes now."""
+        timed = self._timed
+        timed_rows = self.queued_rows - self._untimed_rows
+        if timed and timed[-1].earliest_deadline > deadline:
+            # As if parts were of one size.
+            place = bisect_right(timed, deadline, key=_deadline_of)
+            timed_rows = timed_rows * place // len(timed)
+        if not self._untimed or due(self._untimed[0]) > deadline:
+            return timed_rows
+        first, last = due(self._untimed[0]), due(self._untimed[-1])
+        share = 1.0 if last <= deadline else (deadline - first) / (last - first)
+        return timed_rows + round(self._untimed_rows * share)
+
+    def rows_due_after(self, when: float, enough: int) -> int:
+        """How many rows are due then or later, or never; at most about ``enough``."""
+        rows = self._untimed_rows
+        timed = self._timed
+        for i in range(bisect_left(timed, when, key=_deadline_of), len(timed)):
+            if rows >= enough:
+                break
+            rows += timed[i].rows
+        return rows
+
+    # How long it takes
+
+    def expected(self, rows: int, kind: str) -> float | None:
+        """How long a batch of so many rows will run on that kind of device, if that is known."""
+        durations = self.durations.get(kind)
+        if durations is None or not durations.is_known:
+            return None
+        return durations.expected(self.padded(rows))
+
+    def least(self, rows: int, kind: str, now: float) -> float | None:
+        """How long it will surely take, from handing it over to its answer."""
+        durations = self.durations.get(kind)
+        if durations is None or not durations.is_known:
+            return None
+        return durations.least(self.padded(rows), now) + durations.handing_s
+
+    def longest(self, rows: int) -> float | None:
+        """The same, on the slowest kind of device; with handing it over."""
+        longest: float | None = None
+        for durations in self.durations.values():
+            if durations.is_known:
+                seconds = durations.expected(self.padded(rows)) + durations.handing_s
+                longest = seconds if longest is None else max(longest, seconds)
+        return longest
+
+    def padded(self, rows: int) -> int:
+        """The size at which a batch of so many rows runs."""
+        return padded_rows(rows, self.parameters.allowed_batch_sizes)
+
+    # Coming and going
+
+    def append(self, group: RequestGroup) -> None:
+        """A group arrived."""
+        for part in group.parts(self.max_rows):
+            self._enter(part)
+
+    def take(self, max_rows: int) -> list[Part]:
+        """Takes the most urgent parts, together at most ``max_rows`` rows."""
+        timed, untimed = self._timed, self._untimed
+        taken: list[Part] = []
+        room = max_rows
+        i = 0
+        rest: Part | None = None
+        while room and rest is None:
+            is_timed = i < len(timed) and (not untimed or due(timed[i]) < due(untimed[0]))
+            if not is_timed and not untimed:
+                break
+            part = timed[i] if is_timed else untimed[0]
+            if part.rows > room:
+                rest = part
+                head = part.take(room)
+                if head is None:
+                    break
+                part = head
+            elif is_timed:
+                i += 1
+            else:
+                untimed.popleft()
+            taken.append(part)
+            room -= part.rows
+            self._count(part, -part.rows, is_timed)
+        if i:
+            del timed[:i]
+        if rest is not None and rest.group.deadlines is not None and timed and timed[0] is rest:
+            # What is left of it may be less urgent than what follows.
+            del timed[0]
+            self._count(rest, -rest.rows, True)
+            self._enter(rest)
+        return taken
+
+    def give_back(self, parts: list[Part]) -> None:
+        """Puts parts that ``take`` returned back to where they were."""
+        for part in reversed(parts):
+            self._enter(part, is_back=True)
+
+    def learn_output_nbytes(self, nbytes: int, rows: int) -> None:
+        """Notes what the outputs of ``rows`` rows took; one large answer is slowly forgotten."""
+        known = self.output_row_nbytes
+        self.output_row_nbytes = max(-(-nbytes // rows), known * 7 // 8)
+        if self.output_row_nbytes != known:
+            self.layouts.clear()
+
+    def remove_dropped(self) -> list[Part]:
+        """Takes out and returns the requests that were dropped, of all groups."""
+        return self._remove(lambda part: part.group.dropped)
+
+    def expire(self, now: float) -> list[Part]:
+        """Takes out and returns every request whose deadline has passed."""
+        timed = self._timed
+        until = bisect_right(timed, now, key=_deadline_of)
+        late = timed[:until]
+        del timed[:until]
+        removed: list[Part] = []
+        for part in late:
+            self._count(part, -part.rows, True)
+            stay, go = part.divide(part.late_requests(now))
+            removed += go
+            for kept in stay:
+                self._enter(kept)
+        return removed
+
+    def drop_due_before(self, finish: float) -> list[Part]:
+        """Takes out and returns every request that is late if its answer comes at ``finish``."""
+        return self.expire(math.nextafter(finish, -math.inf))
+
+    def shed(self, now: float) -> list[Part]:
+        """Takes out and returns what waits for too long in a queue that stands, if asked to.
+
+        Controlled delay for servers, as in Maurer's "Fail at Scale" (ACM Queue, 2015): what has no
+        deadline may wait longer than the target only while the queue was short lately.
+        """
+        target_s = self.parameters.queue_delay_target_micros / 1e6
+        if not target_s or not self._untimed:
+            self._short_at = now
+            return []
+        if now - self._untimed[0].group.arrived_at < target_s:
+            self._short_at = now
+        if now - self._short_at < _STANDING_S:
+            return []
+        removed = []
+        while self._untimed and now - self._untimed[0].group.arrived_at >= target_s:
+            part = self._untimed.popleft()
+            self._count(part, -part.rows, False)
+            removed.append(part)
+        return removed
+
+    def take_out(self, taken: Part) -> None:
+        """Takes out what a part of a group that waits here stands for."""
+        group = taken.group
+        for queue in (self._timed, self._untimed):
+            here = [part for part in queue if part.group is group]
+            for part in here:
+                queue.remove(part)
+                self._count(part, -part.rows, queue is self._timed)
+            # As they were: the first in front of what came later.
+            self.give_back([rest for part in here for rest in part.without(taken)])
+
+    def _remove(self, unwanted: Callable[[Part], Collection[int]]) -> list[Part]:
+        timed, late = without_requests(self._timed, unwanted)
+        untimed, others = without_requests(self._untimed, unwanted)
+        for removed, is_timed in ((late, True), (others, False)):
+            for part in removed:
+                self._count(part, -part.rows, is_timed)
+        if late:
+            # Of a part whose requests differ, what is left may be due later, or never.
+            self._timed = []
+            for part in timed:
+                self._count(part, -part.rows, True)
+                self._enter(part)
+        if others:
+            self._untimed = deque(untimed)
+        return late + others
+
+    def _enter(self, part: Part, is_back: bool = False) -> None:
+        deadline = part.earliest_deadline
+        timed = self._timed
+        if deadline == NEVER:
+            if is_back:
+                self._untimed.appendleft(part)
+            else:
+                self._untimed.append(part)
+        elif is_back:
+            timed.insert(bisect_left(timed, deadline, key=_deadline_of), part)
+        elif not timed or timed[-1].earliest_deadline <= deadline:
+            timed.append(part)
+        else:
+            insort(timed, part, key=_deadline_of)
+        self._count(part, part.rows, deadline < NEVER)
+
+    def _count(self, part: Part, rows: int, is_timed: bool) -> None:
+        """So many rows more, of a part that is among those with a deadline or not."""
+        self.queued_rows += rows
+        if not is_timed:
+            self._untimed_rows += rows
+        group = part.group
+        ticket = group.ticket
+        if ticket is None:
+            ticket = group.ticket = Ticket(group.arrived_at)
+        if not ticket.rows:
+            self._note_arrival(ticket)
+        ticket.rows += rows
+
+    def _note_arrival(self, ticket: Ticket) -> None:
+        tickets = self._tickets
+        if tickets and tickets[-1].arrived_at > ticket.arrived_at:
+            if tickets[0].arrived_at >= ticket.arrived_at:
+                tickets.appendleft(ticket)
+                return
+            tickets = deque(sorted((*tickets, ticket), key=_arrival_of))
+        else:
+            tickets.append(ticket)
+        if len(tickets) > 2 * (len(self._timed) + len(self._untimed)) + _SPARE_TICKETS:
+            tickets = deque(t for t in tickets if t.rows or t is ticket)
+        self._tickets = tickets
+
+
+def due(part: Part) -> float:
+    """When it has its turn: at its deadline, or as if it had one."""
+    deadline = part.earliest_deadline
+    return part.group.arrived_at + DUE_AFTER_S if deadline == NEVER else deadline
+
+
+def _deadline_of(part: Part) -> float:
+    return part.earliest_deadline
+
+
+def _arrival_of(ticket: Ticket) -> float:
+    return ticket.arrived_at
