@@ -21,6 +21,8 @@ _NEARLY = 0.98
 # What is expected to reach less is not tried.
 _HOPELESS = 0.7
 _CHALLENGERS = 3
+# A placement that is expected to reach this much of the best is tried once more.
+_ABOUT = 0.85
 _BULK_CHALLENGERS = 2
 _LIKELY = 0.93
 
@@ -37,7 +39,8 @@ def choose_placement(tuner: Tuner) -> None:
         if tuner.contest.champion is None:
             _enter(tuner, first)
         else:
-            tuner.contest.challenge(first, margin=0.0)
+            hint = _LIKELY * tuner.expected_rate(first)
+            tuner.contest.challenge(first, margin=0.0, hint=hint)
     _choose_threads_of_fixed(tuner)
     verdicts = tuner.contest.verdicts[before:]
     champion = tuner.champion
@@ -63,14 +66,25 @@ def choose_batch_size(tuner: Tuner) -> None:
     before = len(tuner.contest.verdicts)
     tuner.lab.step = "max_batch_size"
     threads = tuner.champion.num_batch_threads
-    candidates = _candidates(tuner, tuner.champion.placement)
-    for setting in candidates:
+    for setting in (*_elsewhere(tuner), *_candidates(tuner, tuner.champion.placement)):
         setting = replace(setting, num_batch_threads=threads)
-        if setting != tuner.champion:
+        if setting not in [verdict.setting for verdict in tuner.contest.verdicts]:
             tuner.contest.challenge(setting)
     verdicts = tuner.contest.verdicts[before:]
     chosen = tuner.champion.max_batch_size
     tuner.chose("max_batch_size", chosen, _why_size(tuner, verdicts), verdicts)
+
+
+def _elsewhere(tuner: Tuner) -> list[Setting]:
+    """On another placement that promises about as much, one more size: it may have had bad luck."""
+    champion = tuner.champion
+    found = []
+    for placement in tuner.lab.bench.placements:
+        rivals = [] if placement == champion.placement else _candidates(tuner, placement)[:3]
+        least = _ABOUT * tuner.expected_rate(champion)
+        tried = [verdict.setting for verdict in tuner.contest.verdicts]
+        found += [s for s in rivals if tuner.expected_rate(s) >= least and s not in tried][:1]
+    return found
 
 
 def _enter(tuner: Tuner, setting: Setting) -> None:
@@ -165,8 +179,12 @@ def _why_size(tuner: Tuner, verdicts: Sequence[Verdict]) -> str:
 def _others(verdicts: Sequence[Verdict], champion: Setting) -> str:
     """The rivals and what they came to, in a few words."""
     texts = []
+    untried = 0
     for verdict in verdicts:
         setting = verdict.setting
+        if verdict.load is None:
+            untried += 1
+            continue
         if (setting.placement, setting.max_batch_size, setting.threads) == (
             champion.placement,
             champion.max_batch_size,
@@ -179,4 +197,6 @@ def _others(verdicts: Sequence[Verdict], champion: Setting) -> str:
             else f"{setting.placement}, {setting.threads} at once"
         )
         texts.append(f"{name}: {verdict.words}")
+    if untried:
+        texts.append(f"{untried} more not tried for want of time")
     return "; ".join(texts)

@@ -62,16 +62,19 @@ class Contest(ABC):
     def enter(self, setting: Setting, guess: float) -> Verdict:
         """A first champion, which is expected to reach about ``guess``; or a challenger."""
         if self.champion is not None:
-            return self.challenge(setting)
+            return self.challenge(setting, hint=guess)
         verdict = self._measured(setting, guess)
         self.champion, self.rate = setting, verdict.score
         return self._noted(verdict)
 
-    def challenge(self, setting: Setting, margin: float = MARGIN) -> Verdict:
-        """Becomes the champion when it is better by more than ``margin``; by 0, when as good."""
+    def challenge(self, setting: Setting, margin: float = MARGIN, hint: float = 0.0) -> Verdict:
+        """Becomes the champion when it is better by more than ``margin``; by 0, when as good.
+
+        ``hint`` is the rate that it is expected to reach, if that is known.
+        """
         if not self.lab.has_time:
             return self._noted(Verdict(setting, None, 0.0, won=False))
-        verdict = self._compared(setting, margin)
+        verdict = self._compared(setting, margin, hint)
         if verdict.won:
             # One as good as the champion has shown a little less, or a little more, by chance.
             self.champion, self.rate = setting, max(self.rate, verdict.score)
@@ -89,7 +92,7 @@ class Contest(ABC):
     def _measured(self, setting: Setting, guess: float) -> Verdict: ...
 
     @abstractmethod
-    def _compared(self, setting: Setting, margin: float) -> Verdict: ...
+    def _compared(self, setting: Setting, margin: float, hint: float) -> Verdict: ...
 
 
 class ThroughputContest(Contest):
@@ -99,7 +102,7 @@ class ThroughputContest(Contest):
         load = self.lab.saturate(setting, guess, _THROUGHPUT_STRETCH)
         return Verdict(setting, load, load.answered_rate, won=True)
 
-    def _compared(self, setting: Setting, margin: float) -> Verdict:
+    def _compared(self, setting: Setting, margin: float, hint: float) -> Verdict:
         load = self.lab.saturate(setting, self.rate, _THROUGHPUT_STRETCH)
         won = load.answered_rate > self._to_beat(margin)
         return Verdict(setting, load, load.answered_rate, won=won)
@@ -118,30 +121,28 @@ class RateContest(Contest):
     def _measured(self, setting: Setting, guess: float) -> Verdict:
         return self.search(setting, guess)
 
-    def _compared(self, setting: Setting, margin: float) -> Verdict:
+    def _compared(self, setting: Setting, margin: float, hint: float) -> Verdict:
         load = self.lab.offer(setting, self._to_beat(margin), self.goal)
         if not self.holds(load):
             return Verdict(setting, load, self._goodput(load), won=False)
-        return self._climbed(load)
+        # It is better. How much, decides only what the next ones have to beat.
+        guess = max(_CLIMB * _rate(load), hint)
+        return self.search(setting, guess, held=load)
 
-    def _climbed(self, load: Load) -> Verdict:
-        """From a rate that is held up to the first that is not."""
-        assert load.rate is not None
-        while self.lab.has_time:
-            higher = self.lab.offer(load.setting, _CLIMB * _rate(load), self.goal)
-            if not self.holds(higher):
-                break
-            load = higher
-        return Verdict(load.setting, load, _rate(load), won=True)
-
-    def search(self, setting: Setting, guess: float, trials: int = _SEARCH_TRIALS) -> Verdict:
+    def search(
+        self,
+        setting: Setting,
+        guess: float,
+        trials: int = _SEARCH_TRIALS,
+        held: Load | None = None,
+    ) -> Verdict:
         """The highest rate that a setting holds, to a few percent, looked for around a guess.
 
-        It ranks settings by single trials; ``benchmarks.load.search`` proves a rate by many.
+        ``held`` is a trial that it has passed already. It ranks settings by single trials;
+        ``benchmarks.load.search`` proves a rate by many.
         """
-        held: Load | None = None
         missed: Load | None = None
-        rate = guess
+        rate, growth = guess, _CLIMB
         for _ in range(trials):
             load = self.lab.offer(setting, rate, self.goal)
             if self.holds(load):
@@ -154,7 +155,7 @@ class RateContest(Contest):
                     break
                 rate = (low * high) ** 0.5
             elif held is not None:
-                rate = 1.15 * _rate(held)
+                rate, growth = growth * _rate(held), growth**2
             else:
                 # What was answered in time under too much load may be about what it can bear.
                 rate = min(max(self._goodput(load), _LEAST_STEP * rate), _MOST_STEP * rate)

@@ -92,7 +92,7 @@ def tuned(
         table["batching"] = batching
     else:
         table["batching"] = {**{str(key): item for key, item in kept if key}, **plain}
-    text = tomlkit.dumps(document).rstrip("\n") + "\n"
+    text = tomlkit.dumps(document).rstrip("\n").replace("\n\n\n", "\n\n") + "\n"
     _check(text, wanted, model, values)
     return text
 

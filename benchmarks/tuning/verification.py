@@ -69,8 +69,10 @@ def _verify_rate(tuner: Tuner, contest: RateContest, chosen: Setting) -> Verific
         of_chosen, of_before = [], []
         for _ in range(_ROUNDS):
             of_chosen.append(lab.offer(chosen, rate, goal, stretch=STRETCH))
+            holds = _held(of_chosen, goal)
+            if not holds:
+                break
             of_before.append(lab.offer(before, rate, goal, stretch=STRETCH))
-        holds = _held(of_chosen, goal)
         if holds:
             break
         rate *= _FALL
@@ -85,6 +87,9 @@ def _compared_with_before(
     """The highest rate that what there was before holds, and whether it is the better one."""
     lab, goal = tuner.lab, contest.goal
     before = lab.bench.defaults
+    if not loads:
+        # Even the chosen one did not hold what was asked in the end.
+        loads = [lab.offer(before, rate, goal, stretch=STRETCH)]
     if not _held(loads, goal):
         guess = 0.95 * _share(loads) * rate
         return contest.search(before, guess, trials=_SEARCH_TRIALS).score, False

@@ -21,8 +21,9 @@ from batchyard.benchmarks.tuning.tuner import Tuner
 _TIMEOUTS_MICROS = (1_000, 2_000, 5_000, 10_000)
 # Where callers never stop asking, batches are full anyway: the shortest and the longest will do.
 _BULK_TIMEOUTS_MICROS = (1_000, 10_000)
-# A queue's bound is tried under this much more than can be served.
-_OVERLOAD = 1.5
+# A queue's bound is tried a little below what can be served, where every refusal is one too many,
+# and under much more than that.
+_BELOW, _OVERLOAD = 0.95, 1.5
 
 
 def choose_timeout(tuner: Tuner) -> None:
@@ -80,9 +81,11 @@ def _why_timeout(tuner: Tuner, verdicts: Sequence[Verdict]) -> str:
     tried = "; ".join(
         f"{v.setting.batch_timeout_micros / 1e3:g} ms: {v.words}"
         for v in verdicts
-        if v.setting.batch_timeout_micros != chosen
+        if v.setting.batch_timeout_micros != chosen and v.load is not None
     )
-    if chosen == 0:
+    if chosen == 0 and not tried:
+        what = "No time was left to try others; batches grow while all threads are busy"
+    elif chosen == 0:
         what = "Nothing is gained by waiting: batches grow anyway while all threads are busy"
     elif chosen == VERY_HIGH_TIMEOUT_MICROS:
         what = "Batches are worth waiting for until they are full, or their deadline is near"
@@ -99,6 +102,8 @@ def _why_sizes(tuner: Tuner, verdicts: Sequence[Verdict], few_are_wanted: bool) 
     champion = tuner.champion
     if not verdicts:
         return "There is one size only."
+    if verdicts[-1].load is None:
+        return "No time was left to try fewer; every size is allowed."
     found = verdicts[-1].words
     why = (
         "Each new size costs more when it comes for the first time"
@@ -125,9 +130,9 @@ def _bound_for_deadlines(tuner: Tuner, contest: RateContest) -> int:
         if not tuner.lab.has_time and loads:
             break
         setting = replace(champion, max_enqueued_batches=bound)
-        at_edge = tuner.lab.offer(setting, (1 - MARGIN / 2) * contest.rate, goal)
+        below = tuner.lab.offer(setting, _BELOW * contest.rate, goal)
         over = tuner.lab.offer(setting, _OVERLOAD * contest.rate, goal)
-        loads[bound] = at_edge, over
+        loads[bound] = below, over
     chosen = _better_bound(contest, guide, enough, loads)
     verdicts = [
         Verdict(
@@ -146,29 +151,28 @@ def _bound_for_deadlines(tuner: Tuner, contest: RateContest) -> int:
 def _better_bound(
     contest: RateContest, guide: int, enough: int, loads: dict[int, tuple[Load, Load]]
 ) -> int:
+    guide_below, guide_over = loads[guide]
+    if not contest.holds(guide_below):
+        return enough
     if enough not in loads:
-        return guide if contest.holds(loads[guide][0]) else enough
-    (guide_edge, guide_over), (more_edge, more_over) = loads[guide], loads[enough]
-    no_worse_at_edge = contest.holds(guide_edge) or (
-        guide_edge.in_time_share >= more_edge.in_time_share
-    )
-    no_worse_over = guide_over.in_time_share >= (1 - MARGIN) * more_over.in_time_share
-    return guide if no_worse_at_edge and no_worse_over else enough
+        return guide
+    no_worse = guide_over.in_time_share >= (1 - MARGIN) * loads[enough][1].in_time_share
+    return guide if no_worse else enough
 
 
 def _why_bound(chosen: int, guide: int, loads: dict[int, tuple[Load, Load]]) -> str:
     texts = [
-        f"with {bound} waiting {100 * edge.in_time_share:.1f} % were in time at "
-        f"{number(edge.rate or 0)}/s and {100 * over.in_time_share:.1f} % at "
+        f"with {bound} waiting {100 * below.in_time_share:.1f} % were in time at "
+        f"{number(below.rate or 0)}/s and {100 * over.in_time_share:.1f} % at "
         f"{number(over.rate or 0)}/s"
-        for bound, (edge, over) in loads.items()
+        for bound, (below, over) in loads.items()
     ]
     if chosen == guide:
         what = "As many as batch threads, as the guide says: the queue stays short, threads busy"
     else:
         what = (
-            "More than the guide says, as many as can still be answered in time: what could not, "
-            "the broker refuses by its prediction anyway"
+            "More than the guide says: as many as can still be answered in time, so that none is "
+            "refused that could be; the broker refuses the others by its prediction"
         )
     return f"{what}; {'; '.join(texts)}."
 
