@@ -50,6 +50,7 @@ class Tuner:
     curves: dict[Placement, Curve] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _expected: dict[Setting, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.contest = contest_for(self.goal, self.lab)
@@ -78,6 +79,11 @@ class Tuner:
 
     def expected_rate(self, setting: Setting) -> float:
         """Requests a second that l(b) promises of a setting."""
+        if setting not in self._expected:
+            self._expected[setting] = self._promised(setting)
+        return self._expected[setting]
+
+    def _promised(self, setting: Setting) -> float:
         curve = self.curves[setting.placement]
         if isinstance(self.goal, Deadline):
             goal = self.goal

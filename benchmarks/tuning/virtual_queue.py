@@ -20,8 +20,8 @@ from batchyard.benchmarks.tuning.bench import Setting
 Seconds = Callable[[int], float]
 _NEVER = float("inf")
 # Enough that 99 % in time is told from 98 %, few enough for milliseconds.
-_PREDICTED_REQUESTS = 1500
-_BISECTIONS = 8
+_PREDICTED_REQUESTS = 1000
+_BISECTIONS = 6
 
 
 @dataclass(slots=True)
