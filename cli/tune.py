@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _NEEDED = ("tomlkit", "hdrh")
 _STANDARD_OUTPUT = Path("-")
+_BUDGET_S, _BUDGET_DEADLINES = 90.0, 300
 
 
 def _shape(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
@@ -93,9 +94,8 @@ def _shape(context: click.Context, option: click.Parameter, text: str) -> tuple[
 @click.option(
     "--budget-s",
     type=click.FloatRange(5, 86_400),
-    default=90.0,
-    show_default=True,
-    help="About how long it may take, without the start of servers that need longer.",
+    help="About how many seconds it may take.  [default: 90, or 300 times a deadline of more "
+    "than 300 ms]",
 )
 @click.option(
     "--out",
@@ -237,7 +237,8 @@ def _tune(request: _Request, options: dict[str, Any]) -> None:
     try:
         with ServerBench(subject) as bench:
             bench.start()
-            tuning = tune(bench, request.goal, options["budget_s"], _tell)
+            budget_s = options["budget_s"] or _budget_s(request.goal)
+            tuning = tune(bench, request.goal, budget_s, _tell)
     except KeyboardInterrupt:
         click.echo("batchyard: stopped; nothing was written", err=True)
         sys.exit(EXIT_FAILURE)
@@ -250,6 +251,11 @@ def _tune(request: _Request, options: dict[str, Any]) -> None:
     except (ConfigurationError, OSError) as error:
         click.echo(f"batchyard: {error}", err=True)
         sys.exit(EXIT_CONFIGURATION)
+
+
+def _budget_s(goal: Goal) -> float:
+    """A trial lasts for some deadlines at least."""
+    return max(_BUDGET_S, _BUDGET_DEADLINES * getattr(goal, "deadline_s", 0.0))
 
 
 def _tell(line: str) -> None:
