@@ -144,6 +144,8 @@ class RateContest(Contest):
         missed: Load | None = None
         rate, growth = guess, _CLIMB
         for _ in range(trials):
+            if held is not None and self.lab.is_late:
+                break
             load = self.lab.offer(setting, rate, self.goal)
             if self.holds(load):
                 held = load

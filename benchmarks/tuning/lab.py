@@ -47,6 +47,11 @@ class Lab:
         """Whether another experiment leaves enough for the verification."""
         return self.bench.spent_s() < (1 - _VERIFICATION_SHARE) * self.budget_s
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the budget is spent."""
+        return self.bench.spent_s() > self.budget_s
+
     def trial_s(self, setting: Setting, rate: float) -> float:
         """How long a trial at this rate should be."""
         batches_s = _LEAST_BATCHES * self.batch_s(setting) / setting.threads
