@@ -33,6 +33,18 @@ def simulated_gpu(inputs: dict[str, Any]) -> dict[str, Any]:
     return {"y": np.add(inputs["x"], 1)}
 
 
+def linear_gpu(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A device whose batches take longer the more rows they have: 4 ms, and 2 ms a row."""
+    time.sleep(BATCH_S / 5 + len(inputs["x"]) * BATCH_S / 10)
+    return {"y": np.add(inputs["x"], 1)}
+
+
+def costly_gpu(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A device to which each batch costs much, and each row little: 10 ms, and 1 ms a row."""
+    time.sleep(BATCH_S / 2 + len(inputs["x"]) * BATCH_S / 20)
+    return {"y": np.add(inputs["x"], 1)}
+
+
 def obedient(inputs: dict[str, Any]) -> dict[str, Any]:
     """y = 2x + id mod 1000, after a while, unless a row's ``act`` or a file says otherwise.
 

@@ -96,6 +96,10 @@ class Child:
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
+    def kill(self) -> None:
+        """Ends it at once, whatever it does."""
+        self._process.kill()
+
     def _failed(self, what: str) -> ChildFailed:
         self._process.kill()
         self._process.wait()

@@ -1,7 +1,7 @@
 """How long batches take: learned from those that ran, for those that are to run.
 
 A high quantile over a short window, as Clockwork (OSDI 2020) has it: of the last ten runs of a
-size the second longest, so that one outlier moves nothing. Times are seconds.
+size the second longest, so that outliers move nothing. Times are seconds.
 """
 
 from __future__ import annotations
@@ -9,9 +9,14 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 # Runs of one size that are remembered.
 _WINDOW = 10
+# Where the shortest run is so much of the second longest, the next can be predicted.
+_STEADY = 0.75
+_MEDIAN_OF = 5
+_OUTLIER = 2.0
 # What was not measured for so long is doubted: each time so much more halves it.
 _DOUBTED_AFTER_S = 1.0
 # How many predictions are remembered to say how good they are.
@@ -19,13 +24,21 @@ _ERRORS = 1024
 
 
 class Window:
-    """The last few values, and the second largest of them; the only one when there is one."""
+    """The last few runs of a size: the second longest of them, without outliers.
 
-    __slots__ = ("_values", "high")
+    An outlier is more than twice the median of the last five: so a device that becomes slower, or
+    faster, is believed after three runs.
+    """
+
+    __slots__ = ("_values", "high", "is_steady", "learned_at")
 
     def __init__(self) -> None:
         self._values: deque[float] = deque(maxlen=_WINDOW)
         self.high = 0.0
+        # Whether they are much the same.
+        self.is_steady = False
+        # None of the warm-up, until somebody asks.
+        self.learned_at: float | None = None
 
     def __len__(self) -> int:
         return len(self._values)
@@ -33,8 +46,21 @@ class Window:
     def add(self, value: float) -> None:
         """One more value; the oldest is forgotten."""
         self._values.append(value)
-        values = sorted(self._values)
+        last = sorted(islice(reversed(self._values), _MEDIAN_OF))
+        bound = _OUTLIER * last[(len(last) - 1) // 2]
+        values = sorted(value for value in self._values if value <= bound)
         self.high = values[-2] if len(values) > 1 else values[0]
+        self.is_steady = len(values) > 2 and values[0] >= _STEADY * self.high
+
+    def least(self, now: float) -> float:
+        """What was not measured lately counts for less and less: whoever refuses work because of a
+        prediction gets no measurement that could correct it."""
+        if self.learned_at is None:
+            self.learned_at = now
+        doubted_s = now - self.learned_at - _DOUBTED_AFTER_S
+        if doubted_s <= 0:
+            return self.high
+        return float(self.high * 0.5 ** (doubted_s / _DOUBTED_AFTER_S))
 
 
 class Durations:
@@ -50,8 +76,6 @@ class Durations:
         self._handing = Window()
         # Not of the warm-up only.
         self._has_run = False
-        # When it was last learned, or else first asked for.
-        self._learned_at: float | None = None
 
     @property
     def is_known(self) -> bool:
@@ -70,9 +94,8 @@ class Durations:
 
     def learn(self, rows: int, seconds: float, now: float) -> None:
         """A batch of so many padded rows ran for so long."""
-        self._add(rows, seconds)
+        self._add(rows, seconds).learned_at = now
         self._has_run = True
-        self._learned_at = now
 
     def learn_handing(self, seconds: float) -> None:
         """What a batch on a worker that was idle took beside its execution."""
@@ -85,20 +108,28 @@ class Durations:
             seconds = self._expected[rows] = self._estimate(rows)
         return seconds
 
+    def is_steady(self, rows: int) -> bool:
+        """Whether batches of that size always run for much the same time."""
+        runs = self._runs.get(rows)
+        return runs is not None and runs.is_steady
+
     def least(self, rows: int, now: float) -> float:
-        """How long it will surely run: what was not measured lately counts for less and less.
+        """How long it will surely run: as expected, unless that is doubted; then as long as
+        smaller batches do."""
+        expected = self.expected(rows)
+        size = rows if rows in self._runs else self._above(rows)
+        if self._runs[size].least(now) >= self._runs[size].high:
+            return expected
+        # What lies between neighbours is as good as they are.
+        last = bisect_left(self._sizes, rows) + 1
+        sure = (self._runs[size].least(now) for size in self._sizes[:last])
+        return min(expected, max(sure))
 
-        Whoever refuses work because of a prediction gets no measurement that could correct it.
-        """
-        if self._learned_at is None:
-            self._learned_at = now
-        doubted_s = now - self._learned_at - _DOUBTED_AFTER_S
-        seconds = self.expected(rows)
-        if doubted_s <= 0:
-            return seconds
-        return float(seconds * 0.5 ** (doubted_s / _DOUBTED_AFTER_S))
+    def _above(self, rows: int) -> int:
+        """The next size that ran, or the last."""
+        return self._sizes[min(bisect_left(self._sizes, rows), len(self._sizes) - 1)]
 
-    def _add(self, rows: int, seconds: float) -> None:
+    def _add(self, rows: int, seconds: float) -> Window:
         runs = self._runs.get(rows)
         if runs is None:
             runs = self._runs[rows] = Window()
@@ -109,6 +140,7 @@ class Durations:
             insort(self._trusted, rows)
         if runs.high != was or len(runs) <= 2:
             self._expected.clear()
+        return runs
 
     def _estimate(self, rows: int) -> float:
         runs = self._runs.get(rows)

@@ -47,8 +47,10 @@ class Batch:
     is_running: bool = True
     # Whether one whole request, and no padding, made it: its outputs are as they are.
     alone: bool = False
-    # How long it was predicted to run, if that could be; and whether its worker had nothing else.
+    # How long it was predicted to run, if that could be; whether such batches always take much the
+    # same; and whether its worker had nothing else.
     expected_s: float | None = None
+    is_steady: bool = False
     was_idle: bool = False
 
     def __post_init__(self) -> None:

@@ -64,7 +64,7 @@ class Forming:
                 # What is left may be worth waiting for.
                 yield from dropped
                 continue
-            parts, layout = self._take(lane, size.rows)
+            parts, layout = self._take(lane, size.rows, now)
             if layout is None:
                 yield from self._refuse_too_large(lane, parts)
                 continue
@@ -123,10 +123,12 @@ class Forming:
             )
             yield from self._ledger.refuse([(p.group, requests_of(p)) for p in shed], full)
 
-    def _take(self, lane: Lane, max_rows: int) -> tuple[list[Part], BatchLayout | None]:
+    def _take(self, lane: Lane, max_rows: int, now: float) -> tuple[list[Part], BatchLayout | None]:
         """Takes the lane's next batch; no layout when its first request fits into no arena."""
+        # Requests stay whole, if a batch can hold them.
+        max_rows = max(max_rows, lane.first_rows)
         while True:
-            parts = lane.take(max_rows)
+            parts = lane.take(max_rows, now)
             rows = _rows(parts)
             layout = plan_layout(lane, by_client(parts), rows)
             if layout.output_offset > self._allocator.nbytes:
@@ -172,6 +174,7 @@ class Forming:
         )
         batch.holders.add(WORKER)
         batch.expected_s = lane.expected(layout.rows, worker.kind)
+        batch.is_steady = lane.is_steady(layout.rows, worker.kind)
         batch.was_idle = not worker.in_flight
         self.watchdog.dispatched(batch, worker, now)
         self._batches[batch.id] = worker.batches[batch.id] = batch

@@ -7,7 +7,6 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from heapq import merge
 from typing import TYPE_CHECKING
 
 from batchyard.broker.durations import Durations
@@ -20,8 +19,10 @@ if TYPE_CHECKING:
     from batchyard.broker.catalog import ServedModel
     from batchyard.broker.layout import BatchLayout
 
-# A request without a deadline has its turn as if it were due so long after it arrived.
-DUE_AFTER_S = 1.0
+# What has no deadline takes the room that others leave. Once it has waited for so long it gets at
+# least a quarter of each batch, and its lane is as urgent as if it were due.
+_PATIENCE_S = 1.0
+_SHARE_OF_PATIENT = 4
 # A queue that was not short for so long is a standing one.
 _STANDING_S = 0.1
 # Tickets without rows that may be kept at least.
@@ -62,7 +63,7 @@ class Lane:
     _timed: list[Part] = field(default_factory=list)
     _untimed: deque[Part] = field(default_factory=deque)
     _untimed_rows: int = 0
-    # By arrival; those of which nothing is left here are forgotten late.
+    # Of what has a deadline, by arrival; those of which nothing is left here are forgotten late.
     _tickets: deque[Ticket] = field(default_factory=deque)
     # When the queue was last shorter than ``queue_delay_target_micros``.
     _short_at: float = -NEVER
@@ -85,7 +86,7 @@ class Lane:
     @property
     def parts(self) -> list[Part]:
         """All that waits, the most urgent first."""
-        return list(merge(self._timed, self._untimed, key=due))
+        return [*self._timed, *self._untimed]
 
     @property
     def earliest_deadline(self) -> float:
@@ -95,8 +96,13 @@ class Lane:
     @property
     def earliest_due(self) -> float:
         """The same, with what has no deadline."""
-        untimed = due(self._untimed[0]) if self._untimed else NEVER
-        return min(self.earliest_deadline, untimed)
+        waits_since = self._untimed[0].group.arrived_at if self._untimed else NEVER
+        return min(self.earliest_deadline, waits_since + _PATIENCE_S)
+
+    @property
+    def first_rows(self) -> int:
+        """The fewest rows that can be taken."""
+        return (self._timed or self._untimed)[0].least_rows
 
     @property
     def oldest_arrival(self) -> float:
@@ -104,7 +110,8 @@ class Lane:
         tickets = self._tickets
         while tickets and not tickets[0].rows:
             tickets.popleft()
-        return tickets[0].arrived_at if tickets else NEVER
+        timed = tickets[0].arrived_at if tickets else NEVER
+        return min(timed, self._untimed[0].group.arrived_at) if self._untimed else timed
 
     def fitting(self, group: RequestGroup, running_rows: int = 0) -> int:
         """How many of a group's requests there is room for; so many rows of it need none."""
@@ -118,11 +125,9 @@ class Lane:
             # As if parts were of one size.
             place = bisect_right(timed, deadline, key=_deadline_of)
             timed_rows = timed_rows * place // len(timed)
-        if not self._untimed or due(self._untimed[0]) > deadline:
+        if not self._untimed or self._untimed[0].group.arrived_at + _PATIENCE_S > deadline:
             return timed_rows
-        first, last = due(self._untimed[0]), due(self._untimed[-1])
-        share = 1.0 if last <= deadline else (deadline - first) / (last - first)
-        return timed_rows + round(self._untimed_rows * share)
+        return timed_rows + min(self._untimed_rows, timed_rows // (_SHARE_OF_PATIENT - 1) + 1)
 
     def rows_due_after(self, when: float, enough: int) -> int:
         """How many rows are due then or later, or never; at most about ``enough``."""
@@ -134,6 +139,11 @@ class Lane:
             rows += timed[i].rows
         return rows
 
+    @property
+    def shed_at(self) -> float:
+        """When requests of its model were last refused or dropped because they would be late."""
+        return self.model.shed_at
+
     # How long it takes
 
     def expected(self, rows: int, kind: str) -> float | None:
@@ -142,6 +152,11 @@ class Lane:
         if durations is None or not durations.is_known:
             return None
         return durations.expected(self.padded(rows))
+
+    def is_steady(self, rows: int, kind: str) -> bool:
+        """Whether batches of so many rows always run for much the same time there."""
+        durations = self.durations.get(kind)
+        return durations is not None and durations.is_steady(self.padded(rows))
 
     def least(self, rows: int, kind: str, now: float) -> float | None:
         """How long it will surely take, from handing it over to its answer."""
@@ -167,41 +182,64 @@ class Lane:
 
     def append(self, group: RequestGroup) -> None:
         """A group arrived."""
+        if not self._untimed:
+            self._short_at = group.arrived_at
         for part in group.parts(self.max_rows):
             self._enter(part)
 
-    def take(self, max_rows: int) -> list[Part]:
+    def take(self, max_rows: int, now: float = -NEVER) -> list[Part]:
         """Takes the most urgent parts, together at most ``max_rows`` rows."""
-        timed, untimed = self._timed, self._untimed
+        untimed = self._untimed
+        if not self._timed:
+            return self._take_untimed(max_rows)
+        first: list[Part] = []
+        if untimed and now - untimed[0].group.arrived_at >= _PATIENCE_S:
+            first = self._take_untimed(-(-max_rows // _SHARE_OF_PATIENT))
+        room = max_rows - sum(part.rows for part in first)
+        taken = self._take_timed(room)
+        room -= sum(part.rows for part in taken)
+        return [*taken, *first, *(self._take_untimed(room) if room and not self._timed else ())]
+
+    def _take_timed(self, room: int) -> list[Part]:
+        timed = self._timed
         taken: list[Part] = []
-        room = max_rows
-        i = 0
-        rest: Part | None = None
-        while room and rest is None:
-            is_timed = i < len(timed) and (not untimed or due(timed[i]) < due(untimed[0]))
-            if not is_timed and not untimed:
-                break
-            part = timed[i] if is_timed else untimed[0]
+        whole = 0
+        while room and whole < len(timed):
+            part = timed[whole]
             if part.rows > room:
-                rest = part
+                break
+            whole += 1
+            taken.append(part)
+            room -= part.rows
+            self._count(part, -part.rows, True)
+        del timed[:whole]
+        head = timed[0].take(room) if room and timed else None
+        if head is not None:
+            rest = timed[0]
+            taken.append(head)
+            self._count(head, -head.rows, True)
+            if rest.group.deadlines is not None:
+                # What is left of it may be less urgent than what follows.
+                del timed[0]
+                self._count(rest, -rest.rows, True)
+                self._enter(rest)
+        return taken
+
+    def _take_untimed(self, room: int) -> list[Part]:
+        untimed = self._untimed
+        taken: list[Part] = []
+        while room and untimed:
+            part = untimed[0]
+            if part.rows <= room:
+                untimed.popleft()
+            else:
                 head = part.take(room)
                 if head is None:
                     break
                 part = head
-            elif is_timed:
-                i += 1
-            else:
-                untimed.popleft()
             taken.append(part)
             room -= part.rows
-            self._count(part, -part.rows, is_timed)
-        if i:
-            del timed[:i]
-        if rest is not None and rest.group.deadlines is not None and timed and timed[0] is rest:
-            # What is left of it may be less urgent than what follows.
-            del timed[0]
-            self._count(rest, -rest.rows, True)
-            self._enter(rest)
+            self._count(part, -part.rows, False)
         return taken
 
     def give_back(self, parts: list[Part]) -> None:
@@ -308,6 +346,7 @@ class Lane:
         self.queued_rows += rows
         if not is_timed:
             self._untimed_rows += rows
+            return
         group = part.group
         ticket = group.ticket
         if ticket is None:
@@ -325,15 +364,9 @@ class Lane:
             tickets = deque(sorted((*tickets, ticket), key=_arrival_of))
         else:
             tickets.append(ticket)
-        if len(tickets) > 2 * (len(self._timed) + len(self._untimed)) + _SPARE_TICKETS:
+        if len(tickets) > 2 * len(self._timed) + _SPARE_TICKETS:
             tickets = deque(t for t in tickets if t.rows or t is ticket)
         self._tickets = tickets
-
-
-def due(part: Part) -> float:
-    """When it has its turn: at its deadline, or as if it had one."""
-    deadline = part.earliest_deadline
-    return part.group.arrived_at + DUE_AFTER_S if deadline == NEVER else deadline
 
 
 def _deadline_of(part: Part) -> float:

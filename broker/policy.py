@@ -6,14 +6,19 @@ The rules are those of ``docs/batching.md``; names are TensorFlow Serving's wher
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 NEVER = float("inf")
 # Kept free before deadlines, at least, and of the time that a batch takes.
 _SLACK_S = 0.001
 _SLACK_SHARE = 0.02
+# Of the time that a row had when it came: what it does not spend on waiting for others.
+_RESERVE_SHARE = 0.1
+# For so many batches after something was shed there is said to be a backlog.
+_SHEDDING_BATCHES = 10
+_SHEDDING_S = 0.1
 # How long before it is free a worker gets a full batch, at least, and of the time that takes.
 _AHEAD_S = 0.002
 _AHEAD_SHARE = 0.25
@@ -64,6 +69,8 @@ class LaneFacts(Protocol):
     def priority(self) -> int: ...
     @property
     def batch_timeout_s(self) -> float: ...
+    @property
+    def shed_at(self) -> float: ...
     def longest(self, rows: int) -> float | None: ...
     def rows_due_after(self, when: float, enough: int) -> int: ...
 
@@ -107,8 +114,9 @@ def ripe_at(lane: LaneFacts) -> float:
     """When the lane's next batch has waited long enough, whatever may still arrive.
 
     The latest is when one row more would make the most urgent one late, as in Symphony (2023):
-    its deadline less the time of the larger batch. Where no time is known, a row waits at most
-    half of the time that it had when it arrived.
+    its deadline less the time of the larger batch, and a reserve: what is gained by waiting is
+    little beside a miss. Where no time is known, a row waits at most half of the time that it had
+    when it arrived.
     """
     if lane.queued_rows >= lane.max_rows:
         return -NEVER
@@ -120,7 +128,8 @@ def ripe_at(lane: LaneFacts) -> float:
     longest = lane.longest(lane.queued_rows + 1)
     if longest is None:
         return min(by_timeout, oldest + (deadline - oldest) / 2)
-    return min(by_timeout, deadline - longest - slack(longest))
+    reserve = max(slack(longest), (deadline - oldest) * _RESERVE_SHARE)
+    return min(by_timeout, deadline - longest - reserve)
 
 
 def urgency(lane: LaneFacts, is_hog: bool) -> tuple[int, bool, float, float]:
@@ -146,21 +155,29 @@ def handover_at(lane: LaneFacts, worker: WorkerFacts, now: float) -> float:
     return free_at - min(_GROWING_AHEAD_S, running_s * _GROWING_AHEAD_SHARE)
 
 
-def choose_worker(lane: LaneFacts, room: RoomFacts[W], now: float) -> tuple[W | None, float]:
-    """The worker that gets the lane's next batch, None when it should wait; and until when, at
-    most."""
+class Choice(NamedTuple, Generic[W]):
+    """The worker that gets a batch, if any, and when: not later than ``at``, or NEVER if that
+    takes an answer first."""
+
+    worker: W | None
+    at: float
+
+
+def choose_worker(
+    lane: LaneFacts, room: RoomFacts[W], now: float, reserved: Container[W] = ()
+) -> Choice[W]:
+    """The worker that gets the lane's next batch, of those that no more urgent lane waits for."""
     for worker in room.idle:
-        return worker, now
+        return Choice(worker, now)
     if lane.queued_rows >= lane.max_rows:
         for worker in room.unknown:
-            return worker, now
+            return Choice(worker, now)
     for worker in room.busy:
-        at = handover_at(lane, worker, now)
-        if at <= now:
-            return worker, now
-        if at < NEVER:
-            return None, at
-    return None, NEVER
+        if worker not in reserved:
+            at = handover_at(lane, worker, now)
+            if at < NEVER:
+                return Choice(worker, max(at, now))
+    return Choice(None, NEVER)
 
 
 class Size(NamedTuple):
@@ -175,15 +192,16 @@ def batch_size(lane: LaneFacts, start: float, seconds: Callable[[int], float | N
     """The next batch of a lane that begins at ``start``; a batch of n rows takes ``seconds(n)``.
 
     Rows that cannot be in time are dropped rather than have the batch shrink for them, as in Nexus
-    (SOSP 2019), at the size that serves the most rows in time per second. Without a backlog, where
-    others do not wait for the device, it shrinks, if that serves all.
+    (SOSP 2019): a batch that shrinks for one row has the next one late as well. Without a backlog,
+    where others do not wait for the device, it shrinks, if that serves all.
     """
     rows = min(lane.queued_rows, lane.max_rows)
     head = lane.earliest_deadline
     longest = seconds(rows) if head < NEVER else None
     if longest is None:
         return Size(rows, -NEVER)
-    is_backlog = lane.queued_rows > rows
+    is_shedding = start - lane.shed_at < max(_SHEDDING_BATCHES * longest, _SHEDDING_S)
+    is_backlog = is_shedding or lane.queued_rows > rows
     spare = slack(longest) if is_backlog else 0.0
     if head >= start + longest + spare:
         return Size(rows, -NEVER)
@@ -191,20 +209,19 @@ def batch_size(lane: LaneFacts, start: float, seconds: Callable[[int], float | N
         smaller = _shrunk(lane, start, seconds, rows)
         if smaller:
             return Size(smaller, -NEVER)
-    best = Size(rows, start + longest)
+    best: Size | None = None
     best_rate = 0.0
     for size in (*(size for size in lane.sizes if size < rows), rows):
         takes = seconds(size) or 0.0
         end = start + takes + (slack(takes) if is_backlog else 0.0)
         served = min(size, lane.rows_due_after(end, size))
-        # At least of what a short batch costs, or tiny ones would seem to cost nothing.
-        rate = served / max(takes, _SLACK_S)
+        # Of what is not even half full it is only sure what it serves now. And a short batch
+        # costs something too.
+        rate = (size if 2 * served >= size else served) / max(takes, _SLACK_S)
         if served and rate >= best_rate:
             best, best_rate = Size(served, end), rate
-    if not best_rate:
-        # Nothing can be in time at any size.
-        return Size(rows, start + (seconds(1) or 0.0))
-    return best
+    # Nothing can be in time at any size: what is too late for the smallest goes.
+    return best or Size(rows, start + (seconds(1) or 0.0))
 
 
 def _shrunk(

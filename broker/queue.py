@@ -73,7 +73,7 @@ class RegionRows:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """How many rows of a group are in its lane, and since when."""
+    """How many rows of a group that have a deadline are in its lane, and since when."""
 
     arrived_at: float
     rows: int = 0

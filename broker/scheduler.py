@@ -5,7 +5,7 @@ Applies ``broker.policy`` to the lanes that hold something and to the workers th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from functools import partial
 
 from batchyard.broker import policy
@@ -76,49 +76,49 @@ class Scheduler:
         Lanes that are ripe and wait for a worker of which nothing is known, or for memory, have no
         time of their own.
         """
-        if self._next is None:
-            short_at = self._short_of_memory_at
-            earliest = NEVER
-            for lane in self._waiting:
-                ripe_at = policy.ripe_at(lane)
-                if short_at is not None and ripe_at <= short_at:
-                    continue
-                if ripe_at < earliest:
-                    _, at = self._worker_for(lane, now)
-                    earliest = min(earliest, max(ripe_at, at))
-            self._next = earliest
-        return self._next
+        if self._next is None and self.choose(now) is not None:
+            return now
+        return NEVER if self._next is None else self._next
 
     def choose(self, now: float) -> tuple[Lane, WorkerState] | None:
         """The most urgent lane that can go out now, and the worker that gets its batch."""
-        found: list[tuple[Lane, WorkerState]] = []
+        short_at = self._short_of_memory_at
         next_at = NEVER
+        ripe: list[Lane] = []
         for lane in self._waiting:
             ripe_at = policy.ripe_at(lane)
-            if ripe_at > now and ripe_at >= next_at:
+            if short_at is not None and ripe_at <= short_at:
                 continue
-            worker, at = self._worker_for(lane, now)
-            if worker is None or ripe_at > now:
-                next_at = min(next_at, max(ripe_at, at))
-            else:
-                found.append((lane, worker))
-        if not found:
-            # Nothing changes before that.
-            self._next = next_at
-            return None
-        self._next = None
-        if len(found) == 1:
-            return found[0]
-        hogs = self.shares.hogs((lane for lane, _ in found), now)
-        return min(found, key=lambda pair: policy.urgency(pair[0], pair[0].model in hogs))
+            if ripe_at <= now:
+                ripe.append(lane)
+            elif ripe_at < next_at:
+                next_at = min(next_at, max(ripe_at, self._worker_for(lane, now).at))
+        if len(ripe) > 1:
+            hogs = self.shares.hogs(ripe, now)
+            ripe.sort(key=lambda lane: policy.urgency(lane, lane.model in hogs))
+        # Busy workers that more urgent lanes wait for.
+        reserved: set[WorkerState] = set()
+        for lane in ripe:
+            worker, at = self._worker_for(lane, now, reserved)
+            if worker is not None and at <= now:
+                self._next = None
+                return lane, worker
+            next_at = min(next_at, at)
+            if worker is not None:
+                reserved.add(worker)
+        # Nothing changes before that.
+        self._next = next_at
+        return None
 
-    def _worker_for(self, lane: Lane, now: float) -> tuple[WorkerState | None, float]:
-        """The worker that gets the lane's next batch, None when it has to wait; and until when."""
+    def _worker_for(
+        self, lane: Lane, now: float, reserved: Container[WorkerState] = ()
+    ) -> policy.Choice[WorkerState]:
+        """The worker that gets the lane's next batch, and when."""
         model = lane.model
         threads = model.parameters.num_batch_threads
         if threads is not None and model.in_execution >= threads:
-            return None, NEVER
-        return policy.choose_worker(lane, self._room(model), now)
+            return policy.Choice(None, NEVER)
+        return policy.choose_worker(lane, self._room(model), now, reserved)
 
     def _room(self, model: ServedModel) -> Room:
         room = self._rooms.get(model)
@@ -129,9 +129,7 @@ class Scheduler:
 
     def start_at(self, worker: WorkerState, now: float) -> float:
         """When a batch that is handed to a worker now is predicted to be taken up."""
-        if worker.in_flight < worker.concurrent_batches or worker.free_at == NEVER:
-            return now
-        return max(now, worker.free_at)
+        return max(now, worker.starts[0])
 
     def requests_in_time(self, group: RequestGroup, now: float) -> int:
         """How many of a message's requests, from the first, the predicted backlog lets be in time.

@@ -10,6 +10,8 @@ from batchyard.broker.lane import Lane
 
 # What was used so long ago counts for a third.
 _MEMORY_S = 1.0
+# It fades in steps.
+_FADING_S = 0.01
 
 
 class Shares:
@@ -21,11 +23,12 @@ class Shares:
 
     def note(self, model: ServedModel, seconds: float, now: float) -> None:
         """A batch of a model was handed over, which will run for so long."""
-        faded = math.exp((self._at - now) / _MEMORY_S)
-        # What has faded away is forgotten.
-        self._used = {m: s * faded for m, s in self._used.items() if s * faded > 1e-9}
+        if now - self._at > _FADING_S:
+            faded = math.exp((self._at - now) / _MEMORY_S)
+            # What has faded away is forgotten.
+            self._used = {m: s * faded for m, s in self._used.items() if s * faded > 1e-9}
+            self._at = now
         self._used[model] = self._used.get(model, 0.0) + seconds
-        self._at = now
 
     def hogs(self, lanes: Iterable[Lane], now: float) -> set[ServedModel]:
         """Models of these lanes that had more than their share while others wait, and still have

@@ -40,8 +40,10 @@ class WorkerState:
 
     @property
     def free_at(self) -> float:
-        """When it is predicted to run fewer batches than it may; NEVER if that is not known."""
-        return min((ends_at(batch) for batch in self.batches.values()), default=NEVER)
+        """When it is predicted to run fewer batches than it may; NEVER if nobody can say so
+        exactly."""
+        steady = (ends_at(batch) for batch in self.batches.values() if batch.is_steady)
+        return min(steady, default=NEVER)
 
     @property
     def running_s(self) -> float:
@@ -76,46 +78,63 @@ class Room:
     """
 
     def __init__(self, workers: Iterable[WorkerState]) -> None:
-        self._order: dict[WorkerState, int] = {}
+        self._order = {worker: order for order, worker in enumerate(workers)}
         self._places: dict[WorkerState, tuple[_Queue, _Place]] = {}
         self._idle: _Queue = []
         self._unknown: _Queue = []
         self._busy: _Queue = []
+        self._starts: list[float] = []
         self._starts_of: dict[WorkerState, list[float]] = {}
-        self.starts: list[float] = []
-        """When each is predicted to take up as many batches as it runs at once, increasing."""
-        for order, worker in enumerate(workers):
-            self._order[worker] = order
-            self._add(worker)
+        # Those that changed since anybody looked: at who has room, and at when.
+        self._moved = set(self._order)
+        self._restarted = set(self._order)
 
     @property
     def idle(self) -> Iterable[WorkerState]:
         """Those that run fewer batches than they may, the least loaded first; of equals always the
         same: under light load it stays warm."""
-        return (worker for _, _, worker in self._idle)
+        if self._moved:
+            self._look_again()
+        return map(_worker_at, self._idle)
 
     @property
     def unknown(self) -> Iterable[WorkerState]:
         """Those that run as many as they may, and nobody knows for how long."""
-        return (worker for _, _, worker in self._unknown)
+        return map(_worker_at, self._unknown)
 
     @property
     def busy(self) -> Iterable[WorkerState]:
         """Those that run as many as they may, the first to be free first."""
-        return (worker for _, _, worker in self._busy)
+        return map(_worker_at, self._busy)
+
+    @property
+    def starts(self) -> list[float]:
+        """When each is predicted to take up as many batches as it runs at once, increasing."""
+        for worker in self._restarted:
+            for start in self._starts_of.get(worker, ()):
+                del self._starts[bisect_left(self._starts, start)]
+            self._starts_of[worker] = worker.starts
+            for start in self._starts_of[worker]:
+                insort(self._starts, start)
+        self._restarted.clear()
+        return self._starts
 
     def changed(self, worker: WorkerState) -> None:
         """A worker has more or fewer batches than before."""
         if worker in self._order:
-            self._remove(worker)
-            self._add(worker)
+            self._moved.add(worker)
+            self._restarted.add(worker)
 
-    def _add(self, worker: WorkerState) -> None:
+    def _look_again(self) -> None:
+        for worker in self._moved:
+            if worker in self._places:
+                queue, place = self._places.pop(worker)
+                del queue[bisect_left(queue, place[:2], key=_sort_key)]
+            self._place(worker)
+        self._moved.clear()
+
+    def _place(self, worker: WorkerState) -> None:
         in_flight, room = worker.in_flight, worker.concurrent_batches
-        order = self._order[worker]
-        starts = self._starts_of[worker] = worker.starts
-        for start in starts:
-            insort(self.starts, start)
         if in_flight > room:
             return
         if in_flight < room:
@@ -123,16 +142,9 @@ class Room:
         else:
             key = worker.free_at
             queue = self._unknown if key == NEVER else self._busy
-        place = key, order, worker
+        place = key, self._order[worker], worker
         insort(queue, place, key=_sort_key)
         self._places[worker] = queue, place
-
-    def _remove(self, worker: WorkerState) -> None:
-        for start in self._starts_of.pop(worker):
-            del self.starts[bisect_left(self.starts, start)]
-        if worker in self._places:
-            queue, place = self._places.pop(worker)
-            del queue[bisect_left(queue, _sort_key(place), key=_sort_key)]
 
 
 # What it is sorted by, the worker's place among others, the worker.
@@ -142,3 +154,7 @@ _Queue = list[_Place]
 
 def _sort_key(place: _Place) -> tuple[float, int]:
     return place[:2]
+
+
+def _worker_at(place: _Place) -> WorkerState:
+    return place[2]

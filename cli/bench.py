@@ -7,16 +7,18 @@ import importlib.util
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
 
-from batchyard.benchmarks import compute, faults, limits, peers, scale, small, tensors
+from batchyard.benchmarks import compute, faults, limits, overload, peers, scale, small, tensors
 from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.faults_run import Effort
+from batchyard.benchmarks.overload_served import ServedBench
+from batchyard.benchmarks.overload_virtual import VirtualBench
 from batchyard.benchmarks.page import page
 from batchyard.benchmarks.results import Results
 from batchyard.benchmarks.table import table
@@ -148,6 +150,52 @@ def _peers(seconds: float, repeat: int) -> Results:
     return peers.run(seconds, repeat)
 
 
+def _overload(
+    simulate: bool, seconds: float, repeat: int, seed: int, only: tuple[str, ...]
+) -> Results:
+    """More than can be done: what is answered in time, and how long until it is again."""
+    kind = VirtualBench if simulate else ServedBench
+    return overload.run(kind(seconds, repeat, seed), only)
+
+
+def _parts(names: Iterable[str]) -> Any:
+    return click.option(
+        "--only",
+        type=click.Choice(list(names)),
+        multiple=True,
+        help="Measure this part only. May be given again.",
+    )
+
+
+_SEED = click.option("--seed", type=int, default=1, show_default=True, help="Of all choices.")
+
+_reporting(
+    _overload,
+    [
+        click.option(
+            "--simulate", is_flag=True, help="In virtual time, against simulated devices."
+        ),
+        _parts(overload.PARTS),
+        click.option(
+            "--seconds",
+            type=click.FloatRange(0, 3600, min_open=True),
+            default=10.0,
+            show_default=True,
+            help="Length of each load.",
+        ),
+        click.option(
+            "--repeat",
+            type=click.IntRange(1, 1000),
+            default=3,
+            show_default=True,
+            help="Rounds; medians are reported.",
+        ),
+        _SEED,
+        *_REPORTS,
+    ],
+)
+
+
 def _faults(seconds: float | None, times: int | None, seed: int, only: tuple[str, ...]) -> Results:
     """Kills, hangs, poison, restarts and new versions, under load."""
     return faults.run(Effort(seconds, times, seed), only)
@@ -156,12 +204,7 @@ def _faults(seconds: float | None, times: int | None, seed: int, only: tuple[str
 _reporting(
     _faults,
     [
-        click.option(
-            "--only",
-            type=click.Choice(list(faults.PARTS)),
-            multiple=True,
-            help="Measure this part only. May be given again.",
-        ),
+        _parts(faults.PARTS),
         click.option(
             "--seconds",
             type=click.FloatRange(0, 86_400, min_open=True),
@@ -172,7 +215,7 @@ _reporting(
             type=click.IntRange(1, 1000),
             help="How often what is counted happens.  [default: as the goals ask]",
         ),
-        click.option("--seed", type=int, default=1, show_default=True, help="Of all choices."),
+        _SEED,
         *_REPORTS,
     ],
 )

@@ -66,7 +66,8 @@ def first_rate(arrivals: Arrivals) -> float:
     if isinstance(arrivals, Steps):
         return arrivals.steps[0][1]
     times = trace_of(arrivals).times
-    return len(times) / times[-1] if len(times) and times[-1] > 0 else 0.0
+    # Over a second at least: a burst's rate is none that lasts.
+    return len(times) / max(float(times[-1]), 1.0) if len(times) else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,13 +33,14 @@ class Fleet:
         self._plan = plan
         self._records = records
         self._stack = ExitStack()
+        self.processes: list[Child] = []
         self._running: list[Child] = []
         self._give_up_at = 0.0
         # The first message of each error's code.
         self.messages: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        self._children = [self._stack.enter_context(Child(_MODULE)) for _ in self._records]
+        self.processes = [self._stack.enter_context(Child(_MODULE)) for _ in self._records]
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -50,7 +51,7 @@ class Fleet:
 
         Raises ConfigurationError, GeneratorFailed, or the error of the server that says why not.
         """
-        for i, (child, records) in enumerate(zip(self._children, self._records, strict=True)):
+        for i, (child, records) in enumerate(zip(self.processes, self._records, strict=True)):
             child.tell(
                 "prepare",
                 plan=self._plan.to_json(),
@@ -58,7 +59,7 @@ class Fleet:
                 records=records.path,
                 capacity=records.capacity,
             )
-        for child in self._children:
+        for child in self.processes:
             error = _hear(child, _PREPARE_TIMEOUT_S).get("error")
             if error is not None:
                 code, message = error
@@ -68,9 +69,9 @@ class Fleet:
 
     def start(self, start_at: float) -> None:
         """Gives all of them one time to start at."""
-        for child in self._children:
+        for child in self.processes:
             child.tell("run", start_at=start_at)
-        self._running = list(self._children)
+        self._running = list(self.processes)
         self._give_up_at = start_at + self._plan.duration_s + self._plan.grace_s + _END_TIMEOUT_S
 
     def wait(self, timeout_s: float) -> bool:

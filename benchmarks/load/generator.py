@@ -12,7 +12,7 @@ from typing import Any
 
 from batchyard.benchmarks.child import answer
 from batchyard.benchmarks.load.mix import draw, variants
-from batchyard.benchmarks.load.pacing import be_punctual, precise_loop, without_collections
+from batchyard.benchmarks.load.pacing import precise_loop, punctual, without_collections
 from batchyard.benchmarks.load.plan import LoadPlan
 from batchyard.benchmarks.load.records import Records
 from batchyard.benchmarks.load.schedule import Schedule, make_schedule
@@ -88,7 +88,8 @@ class Generator:
         end_at = start_at + plan.duration_s
         give_up_at = end_at + plan.grace_s
         if plan.concurrency is None:
-            await OpenLoop(sender, len(self._schedule.times), start_at, give_up_at).run()
+            with punctual(plan.processes):
+                await OpenLoop(sender, len(self._schedule.times), start_at, give_up_at).run()
             await sender.finish(give_up_at)
         else:
             kinds = draw(plan.mix, _CLOSED_KINDS, plan.seed + self._process).tolist()
@@ -121,6 +122,5 @@ async def _first_answer(send: Send, model: str) -> None:
 
 if __name__ == "__main__":
     die_with_parent(os.getppid())
-    be_punctual()
     generator = Generator()
     answer({"prepare": generator.prepare, "run": generator.run})

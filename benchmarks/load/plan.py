@@ -33,7 +33,7 @@ class MixEntry:
     def __post_init__(self) -> None:
         _check(bool(self.model), "a request needs a model's name")
         _check(self.weight > 0, f"weight {self.weight:g} must be more than 0")
-        _check(self.rows >= 1, f"rows {self.rows} must be 1 or more")
+        _check(type(self.rows) is int and self.rows >= 1, f"rows {self.rows} must be 1 or more")
         _check(
             self.deadline_s is None or self.deadline_s > 0,
             f"a deadline of {self.deadline_s} s must be more than 0",

@@ -16,7 +16,7 @@ from batchyard.benchmarks.load.charts import draw
 from batchyard.benchmarks.load.report_charts import charts
 from batchyard.benchmarks.load.report_script import SCRIPT
 from batchyard.benchmarks.load.result import LoadResult
-from batchyard.benchmarks.load.search import Found
+from batchyard.benchmarks.load.search import Found, Trial
 from batchyard.benchmarks.page import definitions, document
 from batchyard.benchmarks.table import number
 
@@ -34,7 +34,7 @@ _STYLE = """
 .plots figure { margin: 0; }
 .plots svg { width: 100%; touch-action: pan-y; }
 figcaption { font-weight: 600; }
-output { display: block; min-height: 3em; font-size: .85rem; font-variant-numeric: tabular-nums; }
+output { display: block; min-height: 2.6em; font-size: .85rem; font-variant-numeric: tabular-nums; }
 .warning { border-left: .3rem solid var(--bad); padding: .2rem .8rem; }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; } th, td { padding: .25rem .4rem; } }
 """
@@ -57,6 +57,11 @@ def page(results: Mapping[str, LoadResult], found: Found | None = None) -> str:
         _figures(results),
         _plots(results),
         *(_models(name, r) for name, r in results.items() if len(r.by_model) > 1),
+        *(
+            definitions(f"What the errors said: {html.escape(name)}", r.error_messages)
+            for name, r in results.items()
+            if r.error_messages
+        ),
         *_described("Plan", {name: report_table.plan(r.plan) for name, r in results.items()}),
         *_described("Machine", {name: r.machine for name, r in results.items()}),
         *(_embedded(name, result) for name, result in results.items()),
@@ -96,6 +101,8 @@ def _read(path: Path) -> dict[str, LoadResult]:
             name: LoadResult.from_json(json.loads(content))
             for name, (_, content) in zip(names, embedded, strict=True)
         }
+    except json.JSONDecodeError:
+        raise ValueError(f"{path} is no result of `batchyard load --json` or --html") from None
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
 
@@ -155,10 +162,11 @@ def _models(name: str, result: LoadResult) -> str:
 
 
 def _search(found: Found) -> str:
+    share = f"{100 * found.share:.4g} %"
     if found.rate:
-        text = f"{number(found.rate)} requests a second keep {found.share:.4g} of them in time"
+        text = f"{number(found.rate)} requests a second keep {share} of them in time"
     else:
-        text = f"No rate keeps {found.share:.4g} of the requests in time"
+        text = f"No rate keeps {share} of the requests in time"
     text += f" (confidence {found.confidence:g}, tolerance {found.tolerance:g})."
     if found.offline_rate is not None and found.server_over_offline is not None:
         text += (
@@ -177,9 +185,13 @@ def _search(found: Found) -> str:
         )
         lines.append(
             "".join(_number(text) for text in texts)
-            + f'<td class="{passed}">{passed}</td><td>{html.escape(trial.why)}</td>'
+            + f'<td class="{passed}">{passed}</td><td>{html.escape(_why(trial))}</td>'
         )
     return _table("Search", text, headings, lines)
+
+
+def _why(trial: Trial) -> str:
+    return f"{trial.why} (a long trial, to confirm)" if trial.confirms else trial.why
 
 
 def _table(name: str, caption: str, headings: Sequence[str], lines: Iterable[str]) -> str:
@@ -189,10 +201,11 @@ def _table(name: str, caption: str, headings: Sequence[str], lines: Iterable[str
         for heading in headings
     )
     rows = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    # The text stands outside of what scrolls, so that it is read in whole on a phone.
     return (
-        f'<h2>{name}</h2>\n<div class="wide" tabindex="0" role="region" aria-label="{name}">\n'
-        f"<table>\n<caption>{html.escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
-        f"<tbody>\n{rows}\n</tbody>\n</table>\n</div>"
+        f"<h2>{name}</h2>\n<p>{html.escape(caption)}</p>\n"
+        f'<div class="wide" tabindex="0" role="region" aria-label="{name}">\n'
+        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</div>"
     )
 
 

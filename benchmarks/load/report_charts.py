@@ -41,7 +41,7 @@ def charts(results: Results) -> list[Chart]:
 def _latency_over_time(results: Results) -> Chart:
     lines = []
     for name, colour, result in _coloured(results):
-        intervals = thinned(result.intervals, result.plan.interval_s)
+        intervals = thinned(result.intervals)
         times = [interval.t for interval in intervals]
         p50 = [_ms(interval.p50_s) for interval in intervals]
         p99 = [_ms(interval.p99_s) for interval in intervals]
@@ -155,7 +155,7 @@ def _over_time(
 ) -> Chart:
     lines = []
     for label, colour, result in _coloured(results):
-        intervals = thinned(result.intervals, result.plan.interval_s)
+        intervals = thinned(result.intervals)
         values = [value(interval) for interval in intervals]
         if any(v is not None for v in values):
             lines.append(Line(label, [interval.t for interval in intervals], values, colour))
@@ -173,18 +173,16 @@ def quantile_curve(histogram: Histogram) -> tuple[list[float], list[float]]:
     """1/(1 - q), in equal steps of its logarithm up to the last answer, and milliseconds."""
     xs = []
     x = 1.0
-    while x <= histogram.count:
+    while x < histogram.count:
         xs.append(x)
         x *= 10 ** (1 / _QUANTILES_A_DECADE)
-    xs.append(float(histogram.count))
-    return xs, [histogram.quantile(1 - 1 / x) * 1e3 for x in xs]
+    ys = [histogram.quantile(1 - 1 / x) for x in xs]
+    return [*xs, float(histogram.count)], [y * 1e3 for y in (*ys, histogram.max)]
 
 
-def thinned(intervals: Sequence[Interval], interval_s: float) -> list[Interval]:
-    """At most some hundred: neighbours are added; of their p50 and queues the mean, the worst p99.
-
-    ``sent``, ``in_time`` and the like are those of one interval on the average.
-    """
+def thinned(intervals: Sequence[Interval]) -> list[Interval]:
+    """At most some hundred: counts of neighbours are added; of p50, queues and batches the mean, of
+    p99 the worst."""
     group = -(-len(intervals) // _MOST_POINTS)
     if group <= 1:
         return list(intervals)
@@ -217,7 +215,7 @@ def _rates(
     result: LoadResult, count: Callable[[Interval], int]
 ) -> tuple[list[float], list[float | None]]:
     """When, and how many a second."""
-    intervals = thinned(result.intervals, result.plan.interval_s)
+    intervals = thinned(result.intervals)
     times = [interval.t for interval in intervals]
     ends = [*times[1:], result.duration_s]
     # The last one may be cut short, and tell nothing.

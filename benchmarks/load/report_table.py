@@ -11,7 +11,6 @@ from batchyard.benchmarks.load.report_charts import mean_batch_rows
 from batchyard.benchmarks.load.result import LoadResult
 from batchyard.benchmarks.table import number
 
-_LAG_OF_DEADLINE = 0.01
 _COUNTED = ("requests", "batches")
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 
@@ -112,16 +111,7 @@ def plan(of: LoadPlan) -> dict[str, Any]:
 
 def warnings(name: str, result: LoadResult) -> list[str]:
     """What keeps a result from meaning what it seems to."""
-    found = [] if result.stable else [f"{name} is not stable: {result.why_unstable}."]
-    deadline_s = result.plan.deadline_s
-    lag_s = result.send_lag.quantile(0.99)
-    if deadline_s is not None and lag_s > _LAG_OF_DEADLINE * deadline_s:
-        found.append(
-            f"{name}: the generators sent late (p99 {number(lag_s * 1e3)} ms, more than a "
-            f"hundredth of the deadline of {number(deadline_s * 1e3)} ms): more of the latency "
-            "than that may be theirs. Use more of them, or more cores."
-        )
-    return found
+    return [] if result.stable else [f"{name} is not stable: {result.why_unstable}."]
 
 
 def _entry(entry: MixEntry, weighted: bool) -> str:

@@ -15,6 +15,8 @@ from batchyard.benchmarks.load.early_stopping import Counts, Rule
 _GROWTH = 2.0
 # So many more callers must bring so much more throughput to be worth trying still more.
 _GAIN = 0.03
+# Steps down from what the short trials found until a long one passes.
+_MOST_CONFIRMATIONS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Trial:
     seconds: float
     passed: bool
     why: str
+    confirms: bool = False
+    """A long one, at the rate that the short ones found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Found:
 
     rate: float
     failed_at: float | None
-    """The lowest rate that failed, twice; None where the search ended before it found one."""
+    """The lowest rate that failed, twice or for long; None where the search found none."""
     share: float
     confidence: float
     tolerance: float
@@ -89,6 +93,7 @@ def find_rate(
     least_rate: float = 0.1,
     most_rate: float | None = None,
     seed: int = 0,
+    confirm: Rule | None = None,
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> Found:
     """The highest rate that passes, within ``tolerance`` of it.
@@ -96,28 +101,39 @@ def find_rate(
     Rates grow until one fails, then the interval between what passed and what failed is halved.
     The search ends when what failed lies within the tolerance of what passed and has failed
     twice: where the second time passes, the first was a hiccup and the search goes on upwards.
+
+    The rule takes requests to be late independently of each other, but they come in swarms, all
+    the more the closer a queue is to growing without end: a short trial may see none. With
+    ``confirm``, a rule for longer trials, the rate is lowered by the tolerance until one passes.
     """
     if start_rate <= 0 or tolerance <= 0:
         raise ValueError("start_rate and tolerance must be above 0")
     bounds = _Bounds(start_rate, tolerance, most_rate)
     trials: list[Trial] = []
+
+    def tried(rate: float, by: Rule) -> bool:
+        # Another seed each time: the same arrivals would have the same bad luck.
+        trial = _judged(rate, seed + len(trials), attempt, by.at(rate), by is confirm)
+        trials.append(trial)
+        on_trial(trial)
+        return trial.passed
+
     while len(trials) < most_trials:
         rate = bounds.next_rate()
         if rate is None or rate < least_rate:
             break
-        # Another seed each time: the same arrivals would have the same bad luck.
-        trial = _judged(rate, seed + len(trials), attempt, rule.at(rate))
-        trials.append(trial)
-        on_trial(trial)
-        bounds.learn(rate, trial.passed)
-    return Found(
-        rate=bounds.passed,
-        failed_at=bounds.failed if bounds.failures > 1 else None,
-        share=rule.share,
-        confidence=rule.confidence,
-        tolerance=tolerance,
-        trials=trials,
-    )
+        bounds.learn(rate, tried(rate, rule))
+    best = bounds.passed
+    failed_at = bounds.failed if bounds.failures > 1 else None
+    if confirm is not None and best:
+        steps = [best / (1 + tolerance) ** i for i in range(_MOST_CONFIRMATIONS)]
+        best = 0.0
+        for rate in steps:
+            if tried(rate, confirm):
+                best = rate
+                break
+            failed_at = rate
+    return Found(best, failed_at, rule.share, rule.confidence, tolerance, trials)
 
 
 def find_offline(
@@ -180,7 +196,7 @@ class _Bounds:
         return rate if self._most_rate is None else min(rate, self._most_rate)
 
 
-def _judged(rate: float, seed: int, attempt: Attempt, rule: Rule) -> Trial:
+def _judged(rate: float, seed: int, attempt: Attempt, rule: Rule, confirms: bool) -> Trial:
     observed = attempt(rate, seed, rule)
     counts = observed.counts
     enough = rule.passed(counts)
@@ -188,10 +204,10 @@ def _judged(rate: float, seed: int, attempt: Attempt, rule: Rule) -> Trial:
         why = f"{counts.share:.2%} in time"
     elif enough:
         why = observed.unstable
-    elif rule.failed(counts):
-        why = f"only {counts.share:.2%} in time"
     else:
-        why = f"undecided at {counts.share:.2%} in time"
+        how = "only" if rule.failed(counts) else "undecided at"
+        why = f"{how} {counts.share:.2%} in time"
+        why += f"; {observed.unstable}" if observed.unstable else ""
     return Trial(
         rate=rate,
         seed=seed,
@@ -200,4 +216,5 @@ def _judged(rate: float, seed: int, attempt: Attempt, rule: Rule) -> Trial:
         seconds=counts.seconds,
         passed=enough and not observed.unstable,
         why=why,
+        confirms=confirms,
     )

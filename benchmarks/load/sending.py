@@ -21,7 +21,10 @@ _AFTER_ERROR_S = 0.001
 
 
 class Sender:
-    """Sends single requests. ``requests`` are the variants of each kind, ``deadlines`` theirs."""
+    """Sends single requests. ``requests`` are the variants of each kind, ``deadlines`` theirs.
+
+    Made in the event loop that it works in.
+    """
 
     def __init__(
         self,
@@ -32,6 +35,7 @@ class Sender:
         self.records = records
         # The first message of each error's code.
         self.messages: dict[str, str] = {}
+        self._loop = asyncio.get_running_loop()
         self._requests = requests
         self._deadlines = deadlines
         # The event loop itself keeps no task alive.
@@ -39,13 +43,7 @@ class Sender:
 
     def start(self, index: int, due: float) -> None:
         """Sends a request, without waiting for its answer."""
-        self._tasks[index] = asyncio.get_running_loop().create_task(self._run(index, due))
-
-    async def _run(self, index: int, due: float) -> bool:
-        try:
-            return await self.run(index, due)
-        finally:
-            del self._tasks[index]
+        self._tasks[index] = self._loop.create_task(self.run(index, due))
 
     async def run(self, index: int, due: float) -> bool:
         """Sends a request and waits for its answer; whether there was one, and no error."""
@@ -58,6 +56,7 @@ class Sender:
         # How late this process is comes off the time that the server has.
         left = None if deadline_s is None else due + deadline_s - now
         if left is not None and left <= 0:
+            self._tasks.pop(index, None)
             records.outcome[index] = SKIPPED
             return False
         outcome = ANSWERED
@@ -65,8 +64,13 @@ class Sender:
             await variants[index % len(variants)](left)
         except BatchyardError as error:
             outcome = self._note(error)
+            # It, its frames and its future hold each other, and garbage is not collected now.
+            error.__traceback__ = None
         except Exception as error:
             outcome = self._note(Unknown(f"{type(error).__name__}: {error}"))
+            error.__traceback__ = None
+        finally:
+            self._tasks.pop(index, None)
         records.done[index] = time.monotonic()
         # Last: whoever reads it finds the rest there.
         records.outcome[index] = outcome

@@ -59,8 +59,8 @@ def test_a_request_with_a_deadline_is_copied(timeout_s: float | None) -> None:
 
 def test_one_deadline_in_a_batch_is_enough_to_copy_it() -> None:
     arena, region = VirtualArena(FLOATS), make_region()
-    arena.send(floats(1), region=region, offsets=[[64]])
-    arena.send(floats(2), region=region, offsets=[[72]], timeout_s=1.0)
+    arena.send(floats(1), region=region, offsets=[[64]], timeout_s=1.0)
+    arena.send(floats(2), region=region, offsets=[[72]])
     assert not is_in_place(arena)
 
 

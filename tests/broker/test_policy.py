@@ -29,6 +29,7 @@ class Lane:
     earliest_deadline: float = NEVER
     priority: int = 0
     batch_timeout_s: float = 2.0
+    shed_at: float = -NEVER
     # Of one row, and of each more.
     cost: tuple[float, float] | None = None
     dues: list[float] = field(default_factory=list)
@@ -53,7 +54,7 @@ def timed(*dues: float, max_rows: int = 4, cost: tuple[float, float] = (0.0, 1.0
     return Lane(len(dues), max_rows, earliest_deadline=min(dues), cost=cost, dues=sorted(dues))
 
 
-@dataclass
+@dataclass(eq=False)
 class Worker:
     free_at: float = NEVER
     running_s: float = 0.0
@@ -83,7 +84,7 @@ def test_where_no_time_is_known_a_batch_is_ripe_after_half_of_what_a_deadline_le
 
 def test_a_batch_is_ripe_when_one_row_more_would_make_it_late() -> None:
     cost = (0.1, 0.01)
-    assert ripe_at(Lane(2, earliest_deadline=11.0, cost=cost)) == 11.0 - 0.13 - slack(0.13)
+    assert ripe_at(Lane(2, earliest_deadline=11.0, cost=cost)) == 11.0 - 0.13 - 0.1
     assert ripe_at(Lane(2, earliest_deadline=15.0, cost=cost)) == 12.0
 
 
@@ -117,19 +118,27 @@ def test_a_worker_of_which_nothing_is_known_takes_a_full_batch_ahead() -> None:
 
 
 def test_a_busy_worker_takes_a_batch_just_before_it_is_free() -> None:
-    room = Room(busy=[Worker(11.0, 0.01)])
+    worker = Worker(11.0, 0.01)
+    room = Room(busy=[worker])
     # So that the worker need not wait, and the batch can grow.
-    assert choose_worker(Lane(), room, 10.0) == (None, 11.0 - 0.0005)
-    assert choose_worker(Lane(queued_rows=4), room, 10.0) == (None, 11.0 - 0.002)
+    assert choose_worker(Lane(), room, 10.0) == (worker, 11.0 - 0.0005)
+    assert choose_worker(Lane(queued_rows=4), room, 10.0) == (worker, 11.0 - 0.002)
     # So much as to make it ready meanwhile.
-    assert choose_worker(Lane(4, cost=(0.4, 0.0)), room, 10.0) == (None, 11.0 - 0.1)
-    assert choose_worker(Lane(), room, 10.9999) == (room.busy[0], 10.9999)
+    assert choose_worker(Lane(4, cost=(0.4, 0.0)), room, 10.0) == (worker, 11.0 - 0.1)
+    assert choose_worker(Lane(), room, 10.9999) == (worker, 10.9999)
+
+
+def test_a_worker_that_a_more_urgent_lane_waits_for_is_not_taken() -> None:
+    first, second = Worker(11.0), Worker(12.0)
+    room = Room(busy=[first, second])
+    assert choose_worker(Lane(4), room, 11.0, {first}) == (second, 12.0 - 0.002)
+    assert choose_worker(Lane(4), room, 11.0, {first, second}) == (None, NEVER)
 
 
 def test_nobody_waits_behind_a_batch_that_takes_too_long() -> None:
-    late, next_ = Worker(9.0, 0.5), Worker(11.0, 0.5)
-    assert choose_worker(Lane(), Room(busy=[late, next_]), 9.4)[0] is late
-    assert choose_worker(Lane(), Room(busy=[late, next_]), 9.6) == (None, 11.0 - 0.001)
+    late, other = Worker(9.0, 0.5), Worker(11.0, 0.5)
+    assert choose_worker(Lane(), Room(busy=[late, other]), 9.4).worker is late
+    assert choose_worker(Lane(), Room(busy=[late, other]), 9.6) == (other, 11.0 - 0.001)
 
 
 def test_a_batch_has_all_that_can_be_in_time() -> None:
@@ -163,6 +172,12 @@ def test_a_batch_has_the_size_that_serves_most_rows_in_time_per_second() -> None
     # Two are in time at the largest size, many more at a smaller.
     lane = timed(*[12.9] * 30, 19.0, 19.0, max_rows=16, cost=(2.0, 0.1))
     assert batch_size(lane, 10.0, lane.longest).rows == 8
+
+
+def test_where_some_were_shed_lately_a_batch_does_not_shrink_for_one_row() -> None:
+    lane = timed(12.5, 20.0, 20.0)
+    lane.shed_at = 9.5
+    assert batch_size(lane, 10.0, lane.longest) == (2, 13.0 + slack(3.0))
 
 
 def test_when_nothing_can_be_in_time_all_is_dropped() -> None:

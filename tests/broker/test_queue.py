@@ -149,15 +149,15 @@ def test_removed_requests_leave_wherever_they_are() -> None:
     lane = make_lane(max_rows=4)
     other, group = make_group(lane, 1, 1), make_group(lane, 1, 9, 1, 2, deadline=5.0)
     filled(lane, other, group)
-    lane.take(1)
+    assert runs(lane.take(1)) == [(0, 1, 0, 1)]
     group.mark_dropped({1, 3})
     assert runs(lane.remove_dropped()) == [(1, 1, 1, 9), (3, 1, 11, 2)]
     assert (lane.queued_rows, lane.earliest_deadline) == (3, 5.0)
-    assert runs(list(lane.parts)) == [(1, 1, 1, 1), (0, 1, 0, 1), (2, 1, 10, 1)]
+    assert runs(list(lane.parts)) == [(2, 1, 10, 1), (0, 2, 0, 2)]
     assert lane.remove_dropped() == []
     group.mark_dropped(range(4))
     lane.remove_dropped()
-    assert (lane.queued_rows, lane.earliest_deadline) == (1, NEVER)
+    assert (lane.queued_rows, lane.earliest_deadline) == (2, NEVER)
 
 
 def test_requests_past_their_deadline_are_taken_out_one_by_one() -> None:
@@ -177,6 +177,48 @@ def test_requests_past_their_deadline_are_taken_out_one_by_one() -> None:
     assert (lane.queued_rows, lane.earliest_deadline) == (3, 3.0)
     assert runs(lane.expire(3.0)) == [(1, 1, 1, 1)]
     assert (lane.queued_rows, lane.earliest_deadline) == (2, NEVER)
+
+
+def test_the_earliest_deadline_goes_first_and_what_has_none_takes_the_room_that_is_left() -> None:
+    lane = make_lane(max_rows=4)
+    never, late = make_group(lane, 1, 1, 1), make_group(lane, 1, 1, deadline=9.0)
+    early, same = make_group(lane, 1, deadline=5.0), make_group(lane, 1, deadline=9.0)
+    filled(lane, never, late, early, same)
+    assert lane.earliest_deadline == 5.0
+    assert [part.group for part in lane.take(3)] == [early, late]
+    assert [(part.group, part.rows) for part in lane.take(3)] == [(same, 1), (never, 2)]
+
+
+def test_what_has_no_deadline_gets_a_quarter_of_each_batch_when_it_has_waited() -> None:
+    lane = make_lane(max_rows=8)
+    filled(lane, make_group(lane, *[1] * 8), make_group(lane, *[1] * 20, deadline=9.0))
+    assert [part.rows for part in lane.take(8, 0.5)] == [8]
+    assert [part.rows for part in lane.take(8, 1.5)] == [6, 2]
+    assert [part.rows for part in lane.take(8, 1.5)] == [6, 2]
+    assert [part.rows for part in lane.take(8, 1.5)] == [4]
+
+
+def test_how_much_goes_before_a_deadline() -> None:
+    lane = make_lane(max_rows=8)
+    filled(lane, *(make_group(lane, 1, 1, deadline=float(i)) for i in (2, 4, 6, 8)))
+    assert [lane.rows_before(deadline) for deadline in (1.0, 2.0, 5.0, 8.0, 9.0)] == [0, 2, 4, 8, 8]
+    assert [lane.rows_due_after(when, 100) for when in (1.0, 2.0, 2.5, 9.0)] == [8, 8, 6, 0]
+    assert lane.rows_due_after(1.0, 3) in (3, 4)
+
+
+def test_the_oldest_arrival_is_known_whatever_goes_first() -> None:
+    lane = make_lane(max_rows=8)
+    lax = make_group(lane, 1, deadline=9.0, arrived_at=1.0)
+    tight = make_group(lane, 1, deadline=5.0, arrived_at=2.0)
+    never = make_group(lane, 1, arrived_at=3.0)
+    filled(lane, lax, tight, never)
+    assert lane.oldest_arrival == 1.0
+    taken = lane.take(1)
+    assert lane.oldest_arrival == 1.0
+    lane.take(1)
+    assert lane.oldest_arrival == 3.0
+    lane.give_back(taken)
+    assert lane.oldest_arrival == 2.0
 
 
 def test_a_lane_that_was_emptied_has_no_deadline() -> None:
@@ -247,10 +289,6 @@ def test_every_row_leaves_once_in_order_and_requests_stay_whole(
                 lane.give_back(taken)
                 continue
             leave(taken)
-            dues = [part.earliest_deadline for part in taken]
-            assert dues == sorted(dues)
-            # What waits is due no earlier, but for what is behind it in one request or message.
-            assert all(part.earliest_deadline >= dues[-1] for part in lane.parts if taken)
         elif name == "remove" and groups:
             assert isinstance(value, int)
             assert isinstance(more, set)

@@ -85,5 +85,6 @@ def made_up(
         by_model=dict.fromkeys(models, of_model),
         stable=rate <= capacity,
         why_unstable="" if rate <= capacity else "its queue grows",
+        error_messages={"DEADLINE_EXCEEDED": "the queue is <too> long"} if errors else {},
         **counts,
     )

@@ -1,7 +1,7 @@
 """A stand-in for TensorFlow Serving: as much of its two interfaces as its clients meet.
 
 It serves ``double`` (float32 ``x`` of shape (-1, 2), answers twice that), ``names`` (string and int
-inputs), ``stuck`` (never answers until the end) and ``full`` (UNAVAILABLE), and keeps what it was
+inputs), ``stuck`` (answers after ``stuck_s``) and ``full`` (UNAVAILABLE), and keeps what it was
 sent.
 """
 
@@ -33,6 +33,7 @@ class StandIn:
     port: int
     requests: list[Any] = field(default_factory=list)
     connections: int = 0
+    stuck_s: float = 10.0
     released: threading.Event = field(default_factory=threading.Event)
 
 
@@ -109,7 +110,7 @@ class _RestHandler(BaseHTTPRequestHandler):
         stand_in.requests.append((self.path, body))
         model = self._model()
         if model == "stuck":
-            stand_in.released.wait(10)
+            stand_in.released.wait(stand_in.stuck_s)
         if model == "full":
             self._answer(503, {"error": "Too many requests in the queue"})
         elif model is None:
@@ -166,7 +167,7 @@ def grpc_stand_in() -> Iterator[StandIn]:
         if model == "full":
             context.abort(grpc.StatusCode.UNAVAILABLE, "Too many requests in the queue")
         if model == "stuck":
-            stand_in.released.wait(10)
+            stand_in.released.wait(stand_in.stuck_s)
         answer = messages.PredictResponse(model_spec=request.model_spec)
         if model == "double":
             tensor = request.inputs["x"]

@@ -228,7 +228,9 @@ class VirtualBroker(VirtualBooks):
         self._leaves_worker(batch.id, batch.worker_id, kept)
         self.held[batch.id].holders.add("replies")
         self._clear(batch)
-        finished = events.BatchFinished(batch.id, output_nbytes, kept, replied)
+        # It ran for as long as it was there.
+        execution_s = self.now - batch.running_since if batch.running_since < self.now else 0.0
+        finished = events.BatchFinished(batch.id, output_nbytes, kept, replied, execution_s)
         deliver, *others = self.handle(finished)
         assert isinstance(deliver, Deliver)
         assert deliver.replied == replied

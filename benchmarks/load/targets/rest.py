@@ -53,7 +53,8 @@ class RestTarget(Target):
             raise errors.ConfigurationError(f"{address}: {error}") from None
         if parts.scheme != "http" or not parts.hostname:
             raise errors.ConfigurationError(f"{address} is not http://HOST:PORT")
-        self._host = f"{parts.hostname}:{port}"
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        self._host = f"{host}:{port}"
         self._base = parts.path.rstrip("/")
         self._pool = HttpPool(parts.hostname, port)
 

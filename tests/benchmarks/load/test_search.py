@@ -79,6 +79,30 @@ def test_a_share_that_slopes_is_found_where_it_is_shown_to_hold() -> None:
     assert min(trial.seconds for trial in found.trials) <= 5.0
 
 
+def test_swarms_that_short_trials_do_not_see() -> None:
+    def attempt(rate: float, seed: int, rule: Rule) -> Observed:
+        long = rule.least_s >= 30
+        late = 0.5 if rate > 600 else 0.05 if long and rate > 500 else 0.0
+        sent = round(rate * 30)
+        return Observed(Counts(round(sent * (1 - late)), round(sent * late), 30.0))
+
+    assert 600 / 1.021 <= find_rate(attempt, 100.0, RULE).rate <= 600
+    found = find_rate(attempt, 100.0, RULE, confirm=Rule(least_s=30.0))
+    assert 500 / 1.021 <= found.rate <= 500
+    assert found.failed_at == pytest.approx(found.rate * 1.02)
+    assert [trial.passed for trial in found.trials if trial.confirms][-2:] == [False, True]
+
+
+def test_what_no_long_trial_confirms_is_not_found() -> None:
+    def attempt(rate: float, seed: int, rule: Rule) -> Observed:
+        late = round(rate) if rule.least_s == 30 or rate > 500 else 0
+        return Observed(Counts(round(30 * rate) - late, late, rule.least_s))
+
+    found = find_rate(attempt, 100.0, RULE, confirm=Rule(least_s=30.0))
+    assert found.rate == 0
+    assert len(found.trials) < 40
+
+
 def test_a_growing_queue_does_not_pass() -> None:
     calm = server(cliff(2000.0))
 
