@@ -19,7 +19,7 @@ from batchyard.benchmarks.results import Figure, Results, run_rounds
 from batchyard.benchmarks.tuning.bench import Bench, Deadline, Goal, Placement, Setting, Throughput
 from batchyard.benchmarks.tuning.contest import RateContest, contest_for
 from batchyard.benchmarks.tuning.lab import Lab
-from batchyard.benchmarks.tuning.procedure import tune
+from batchyard.benchmarks.tuning.procedure import tune, usual_budget_s
 from batchyard.benchmarks.tuning.server_bench import ServerBench
 from batchyard.benchmarks.tuning.subject import Subject
 from batchyard.benchmarks.tuning.synthetic import SyntheticBench, linear
@@ -46,12 +46,15 @@ class Point:
     score: float
 
 
-def run(deadline_ms: float | None, budget_s: float, repeat: int, *, simulate: bool) -> Results:
+def run(
+    deadline_ms: float | None, budget_s: float | None, repeat: int, *, simulate: bool
+) -> Results:
     """Tunes, goes through the grid, and measures both in ``repeat`` rounds.
 
     ``simulate``: in virtual time, which is what times are then given in.
     """
     goal: Goal = Throughput() if deadline_ms is None else Deadline(deadline_ms / 1e3)
+    budget_s = budget_s or usual_budget_s(goal)
     with _bench(simulate) as bench:
         tuning = tune(bench, goal, budget_s, _tell)
         tuner_s = bench.spent_s()
@@ -82,7 +85,7 @@ def run(deadline_ms: float | None, budget_s: float, repeat: int, *, simulate: bo
 
 def grid(bench: Bench, goal: Goal, budget_s: float) -> list[Point]:
     """Every ``max_batch_size`` with every ``batch_timeout_micros``, on every placement."""
-    lab = Lab(bench, budget_s, _tell)
+    lab = Lab(bench, budget_s, _tell, ends=False)
     points: list[Point] = []
     for setting in grid_settings(bench.placements):
         lab.step = f"grid {len(points) + 1}"
@@ -112,7 +115,7 @@ def _score(lab: Lab, goal: Goal, setting: Setting, guess: float) -> float:
 def _both(
     bench: Bench, goal: Goal, budget_s: float, best: Point, tuned: Setting
 ) -> Mapping[str, Callable[[], Mapping[str, float]]]:
-    lab = Lab(bench, budget_s, _tell, step="comparison")
+    lab = Lab(bench, budget_s, _tell, ends=False, step="comparison")
 
     def measure(key: str, setting: Setting) -> Callable[[], Mapping[str, float]]:
         return lambda: {key: _score(lab, goal, setting, best.score)}

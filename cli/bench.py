@@ -222,7 +222,7 @@ _reporting(
 
 
 def _tuner(
-    deadline_ms: float, throughput: bool, budget_s: float, repeat: int, simulate: bool
+    deadline_ms: float, throughput: bool, budget_s: float | None, repeat: int, simulate: bool
 ) -> Results:
     """`batchyard tune` beside the best of an exhaustive grid.
 
@@ -248,9 +248,7 @@ _reporting(
         click.option(
             "--budget-s",
             type=click.FloatRange(5, 86_400),
-            default=90.0,
-            show_default=True,
-            help="The tuner's.",
+            help="The tuner's.  [default: as `batchyard tune` has it]",
         ),
         click.option(
             "--repeat",

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _NEEDED = ("tomlkit", "hdrh")
 _STANDARD_OUTPUT = Path("-")
-_BUDGET_S, _BUDGET_DEADLINES = 90.0, 300
 
 
 def _shape(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
@@ -228,7 +227,7 @@ def _groups(document: tomlkit.TOMLDocument, options: dict[str, Any]) -> list[dic
 
 def _tune(request: _Request, options: dict[str, Any]) -> None:
     from batchyard.benchmarks.failures import BenchmarkFailed
-    from batchyard.benchmarks.tuning.procedure import tune
+    from batchyard.benchmarks.tuning.procedure import tune, usual_budget_s
     from batchyard.benchmarks.tuning.server_bench import ServerBench
     from batchyard.benchmarks.tuning.tuner import GoalOutOfReach
 
@@ -237,7 +236,7 @@ def _tune(request: _Request, options: dict[str, Any]) -> None:
     try:
         with ServerBench(subject) as bench:
             bench.start()
-            budget_s = options["budget_s"] or _budget_s(request.goal)
+            budget_s = options["budget_s"] or usual_budget_s(request.goal)
             tuning = tune(bench, request.goal, budget_s, _tell)
     except KeyboardInterrupt:
         click.echo("batchyard: stopped; nothing was written", err=True)
@@ -251,11 +250,6 @@ def _tune(request: _Request, options: dict[str, Any]) -> None:
     except (ConfigurationError, OSError) as error:
         click.echo(f"batchyard: {error}", err=True)
         sys.exit(EXIT_CONFIGURATION)
-
-
-def _budget_s(goal: Goal) -> float:
-    """A trial lasts for some deadlines at least."""
-    return max(_BUDGET_S, _BUDGET_DEADLINES * getattr(goal, "deadline_s", 0.0))
 
 
 def _tell(line: str) -> None:

@@ -31,16 +31,16 @@ def choose_placement(tuner: Tuner) -> None:
     """Workers, and batches that each runs at once; each placement with batches that suit it."""
     bench = tuner.lab.bench
     before = len(tuner.contest.verdicts)
-    # The guide's comes last and need only be as good.
-    for placement in reversed(bench.placements):
+    for placement in bench.placements:
+        if tuner.contest.champion is not None and not tuner.lab.has_time:
+            break
         tuner.measure_curve(placement)
         first = _candidates(tuner, placement)[0]
         tuner.lab.step = "batch threads"
         if tuner.contest.champion is None:
             _enter(tuner, first)
         else:
-            hint = _LIKELY * tuner.expected_rate(first)
-            tuner.contest.challenge(first, margin=0.0, hint=hint)
+            tuner.contest.challenge(first, hint=_LIKELY * tuner.expected_rate(first))
     _choose_threads_of_fixed(tuner)
     verdicts = tuner.contest.verdicts[before:]
     champion = tuner.champion
@@ -80,7 +80,9 @@ def _elsewhere(tuner: Tuner) -> list[Setting]:
     champion = tuner.champion
     found = []
     for placement in tuner.lab.bench.placements:
-        rivals = [] if placement == champion.placement else _candidates(tuner, placement)[:3]
+        if placement == champion.placement or placement not in tuner.curves:
+            continue
+        rivals = _candidates(tuner, placement)[:3]
         least = _ABOUT * tuner.expected_rate(champion)
         tried = [verdict.setting for verdict in tuner.contest.verdicts]
         found += [s for s in rivals if tuner.expected_rate(s) >= least and s not in tried][:1]

@@ -39,6 +39,8 @@ class Lab:
     tell: Callable[[str], None]
     batch_s: Callable[[Setting], float] = lambda setting: 0.0
     """How long its largest batch is known to take."""
+    ends: bool = True
+    """Whether the budget ends experiments, beside saying how long each is."""
     step: str = ""
     experiments: list[Experiment] = field(default_factory=list)
 
@@ -50,7 +52,7 @@ class Lab:
     @property
     def is_late(self) -> bool:
         """Whether the budget is spent."""
-        return self.bench.spent_s() > self.budget_s
+        return self.ends and self.bench.spent_s() > self.budget_s
 
     def trial_s(self, setting: Setting, rate: float) -> float:
         """How long a trial at this rate should be."""

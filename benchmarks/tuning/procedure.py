@@ -12,12 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from batchyard.benchmarks.tuning.batch_size import choose_batch_size, choose_placement
-from batchyard.benchmarks.tuning.bench import Bench, Goal, Setting
+from batchyard.benchmarks.tuning.bench import Bench, Deadline, Goal, Setting
 from batchyard.benchmarks.tuning.curve import Curve
 from batchyard.benchmarks.tuning.lab import Experiment, Lab
 from batchyard.benchmarks.tuning.tuner import Choice, Tuner
 from batchyard.benchmarks.tuning.verification import Verification, verify
 from batchyard.benchmarks.tuning.waiting import choose_allowed_sizes, choose_bound, choose_timeout
+
+_BUDGET_S, _BUDGET_DEADLINES = 90.0, 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,12 @@ class Tuning:
     verification: Verification
     notes: tuple[str, ...]
     spent_s: float
+
+
+def usual_budget_s(goal: Goal) -> float:
+    """Long enough for all experiments, each of which lasts for some deadlines at least."""
+    deadline_s = goal.deadline_s if isinstance(goal, Deadline) else 0.0
+    return max(_BUDGET_S, _BUDGET_DEADLINES * deadline_s)
 
 
 def tune(bench: Bench, goal: Goal, budget_s: float, tell: Callable[[str], None]) -> Tuning:

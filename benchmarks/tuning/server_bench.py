@@ -94,7 +94,7 @@ class ServerBench:
 
     def start(self) -> None:
         """The first server. Raises ServerDidNotStart, BenchmarkFailed."""
-        server = self._server(self.placements[-1])
+        server = self._server(self.placements[0])
         row_nbytes = _row_nbytes(server.specs, self._entry)
         pool, broker = self._subject.config.pool, self._subject.config.broker
         fits = int(_MEMORY_SHARE * pool.arena_mb * 2**20 / row_nbytes)
