@@ -20,6 +20,7 @@ from batchyard.benchmarks.tuning.bench import Bench, Deadline, Goal, Placement, 
 from batchyard.benchmarks.tuning.contest import RateContest, contest_for
 from batchyard.benchmarks.tuning.lab import Lab
 from batchyard.benchmarks.tuning.procedure import tune, usual_budget_s
+from batchyard.benchmarks.tuning.results import values
 from batchyard.benchmarks.tuning.server_bench import ServerBench
 from batchyard.benchmarks.tuning.subject import Subject
 from batchyard.benchmarks.tuning.synthetic import SyntheticBench, linear
@@ -77,8 +78,8 @@ def run(
         "goal": str(goal),
         "device": "synthetic, in virtual time" if simulate else "python callable that sleeps",
         "a batch": f"{1e3 * _BASE_S:g} ms and {1e3 * _ROW_S:g} ms a row",
-        "best": best.setting,
-        "tuned": tuning.setting,
+        "best": values(best.setting),
+        "tuned": values(tuning.setting),
     }
     return Results("tuner", describe(), settings, figures, measured)
 

@@ -262,11 +262,8 @@ def _show(tuning: Tuning) -> None:
     table = Table(title=f"chosen for {tuning.goal}", title_justify="left", show_lines=True)
     for column in ("parameter", "value", "before", "why"):
         table.add_column(column, overflow="fold")
-    chosen, before = results.values(tuning.setting), results.values(tuning.before)
-    reasons = {choice.key: choice.reason for choice in tuning.choices}
-    for name, value in chosen.items():
-        if name in reasons or value != before[name]:
-            table.add_row(name, str(value), str(before[name]), reasons.get(name, ""))
+    for row in results.rows(tuning):
+        table.add_row(*row)
     console = Console(highlight=False)
     console.print(table)
     console.print(results.verified(tuning), markup=False)

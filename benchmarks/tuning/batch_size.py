@@ -24,7 +24,6 @@ _CHALLENGERS = 3
 # A placement that is expected to reach this much of the best is tried once more.
 _ABOUT = 0.85
 _BULK_CHALLENGERS = 2
-_LIKELY = 0.93
 
 
 def choose_placement(tuner: Tuner) -> None:
@@ -40,7 +39,7 @@ def choose_placement(tuner: Tuner) -> None:
         if tuner.contest.champion is None:
             _enter(tuner, first)
         else:
-            tuner.contest.challenge(first, hint=_LIKELY * tuner.expected_rate(first))
+            tuner.contest.challenge(first, hint=tuner.likely_rate(first))
     _choose_threads_of_fixed(tuner)
     verdicts = tuner.contest.verdicts[before:]
     champion = tuner.champion
@@ -90,8 +89,7 @@ def _elsewhere(tuner: Tuner) -> list[Setting]:
 
 
 def _enter(tuner: Tuner, setting: Setting) -> None:
-    # A server does a little worse than its execution times alone would.
-    verdict = tuner.contest.enter(setting, _LIKELY * tuner.expected_rate(setting))
+    verdict = tuner.contest.enter(setting, tuner.likely_rate(setting))
     if not verdict.score:
         share = f"{100 * verdict.load.in_time_share:.1f} %" if verdict.load else "nothing"
         raise GoalOutOfReach(

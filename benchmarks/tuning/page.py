@@ -48,14 +48,10 @@ def page(tuning: Tuning, model: str) -> str:
 
 
 def _choices(tuning: Tuning) -> str:
-    chosen, before = results.values(tuning.setting), results.values(tuning.before)
-    reasons = {choice.key: choice.reason for choice in tuning.choices}
     rows = "\n".join(
-        f'<tr><th scope="row">{name}</th><td>{html.escape(str(value))}</td>'
-        f"<td>{html.escape(str(before[name]))}</td>"
-        f'<td class="why">{html.escape(reasons.get(name, ""))}</td></tr>'
-        for name, value in chosen.items()
-        if name in reasons or value != before[name]
+        f'<tr><th scope="row">{name}</th><td>{html.escape(value)}</td>'
+        f'<td>{html.escape(before)}</td><td class="why">{html.escape(why)}</td></tr>'
+        for name, value, before, why in results.rows(tuning)
     )
     return _table("What was chosen", ["parameter", "value", "before", "why"], rows)
 

@@ -28,6 +28,18 @@ def values(setting: Setting) -> dict[str, Any]:
     }
 
 
+def rows(tuning: Tuning) -> list[tuple[str, str, str, str]]:
+    """Parameter, value, what it was before, and why; those that were chosen, or that changed."""
+    chosen, before = values(tuning.setting), values(tuning.before)
+    why = {choice.key: choice.reason for choice in tuning.choices}
+    why["workers"] = why["concurrent_batches"] = "See num_batch_threads."
+    return [
+        (name, str(value), str(before[name]), why.get(name, ""))
+        for name, value in chosen.items()
+        if value != before[name] or name not in ("workers", "concurrent_batches")
+    ]
+
+
 def reasons(tuning: Tuning) -> dict[str, str]:
     """Why each key is what it is; empty when all stays as it was."""
     if tuning.setting == tuning.before:

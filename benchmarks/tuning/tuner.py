@@ -24,6 +24,10 @@ _GAIN = 1.03
 _SIZES_WITHOUT_GAIN = 2
 # What a batch costs beside its rows is spread thin by then, and nobody wants to wait longer.
 _LONGEST_BATCH_S = 0.3
+# A server does a little worse than its execution times alone would.
+_LIKELY = 0.93
+# More requests a second than that are a load for others than the device.
+_FAST = 3000.0
 
 
 class GoalOutOfReach(Exception):
@@ -82,6 +86,18 @@ class Tuner:
         if setting not in self._expected:
             self._expected[setting] = self._promised(setting)
         return self._expected[setting]
+
+    def likely_rate(self, setting: Setting) -> float:
+        """What a search had better begin with.
+
+        Of a fast model execution times promise what no client and no broker can carry: then what
+        callers get who never stop asking says more.
+        """
+        likely = _LIKELY * self.expected_rate(setting)
+        if isinstance(self.goal, Deadline) and likely > _FAST:
+            saturated = self.lab.saturate(setting, likely)
+            likely = min(likely, _LIKELY * saturated.answered_rate)
+        return likely
 
     def _promised(self, setting: Setting) -> float:
         curve = self.curves[setting.placement]
