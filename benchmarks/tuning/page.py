@@ -138,6 +138,7 @@ def _logarithmic(axes: Axes) -> None:
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.set_minor_formatter(lambda value, _: "")
     axes.grid(color=INK, alpha=0.15)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -174,13 +174,14 @@ def test_guide_on_a_gpu_waits_for_ever_then_less() -> None:
     assert found.setting.allowed_batch_sizes[-1] == found.setting.max_batch_size
 
 
-def test_a_slow_pair_of_workers_loses_to_one() -> None:
+@pytest.mark.parametrize("goal", [Deadline(0.1), Throughput()])
+def test_a_slow_pair_of_workers_loses_to_one(goal: Goal) -> None:
     bench = SyntheticBench(
         lambda rows, placement: linear(0.005, 0.001)(rows) * (2.5 if placement.workers == 2 else 1),
         cores=2,
         placements=(Placement(2), Placement(1)),
     )
-    found = tuned(bench, Deadline(0.1))
+    found = tuned(bench, goal)
     assert found.setting.placement == Placement(1)
     assert "not the guide's start" in found.choices[0].reason
 
