@@ -45,7 +45,11 @@ class Window:
 
     def add(self, value: float) -> None:
         """One more value; the oldest is forgotten."""
+        forgotten = self._values[0] if len(self._values) == _WINDOW else self.high
         self._values.append(value)
+        if forgotten < self.high >= value >= _STEADY * self.high:
+            # Neither was, or is, one that matters.
+            return
         last = sorted(islice(reversed(self._values), _MEDIAN_OF))
         bound = _OUTLIER * last[(len(last) - 1) // 2]
         values = sorted(value for value in self._values if value <= bound)

@@ -129,6 +129,8 @@ class Scheduler:
 
     def start_at(self, worker: WorkerState, now: float) -> float:
         """When a batch that is handed to a worker now is predicted to be taken up."""
+        if worker.in_flight < worker.concurrent_batches:
+            return now
         return max(now, worker.starts[0])
 
     def requests_in_time(self, group: RequestGroup, now: float) -> int:

@@ -285,7 +285,7 @@ class BrokerState:
         model.busy_s += execution_s
         if batch.expected_s is not None:
             model.errors.add(batch.expected_s, execution_s)
-        late = [part for part in batch.parts if part.earliest_deadline < now]
+        late = [part for part in batch.parts if part.group.earliest_deadline < now]
         if late:
             rows = sum(gone.rows for p in late for gone in p.divide(p.late_requests(now))[1])
             model.late_s += execution_s * rows / batch.rows

@@ -27,16 +27,16 @@ class WorkerState:
     orphans: int = 0
     set_apart: bool = False
     is_retiring: bool = False
+    # The kind of its device: what is learned of one is true for the others.
+    kind: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kind = self.device.partition(":")[0]
 
     @property
     def in_flight(self) -> int:
         """Batches handed over and not answered."""
         return len(self.batches) + self.orphans
-
-    @property
-    def kind(self) -> str:
-        """The kind of its device: what is learned of one is true for the others."""
-        return self.device.partition(":")[0]
 
     @property
     def free_at(self) -> float:
