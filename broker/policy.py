@@ -132,6 +132,11 @@ def ripe_at(lane: LaneFacts) -> float:
     return min(by_timeout, deadline - longest - reserve)
 
 
+def is_shedding(lane: LaneFacts, now: float, seconds: float) -> bool:
+    """Whether something was refused or dropped lately; a batch takes so many seconds."""
+    return now - lane.shed_at < max(_SHEDDING_BATCHES * seconds, _SHEDDING_S)
+
+
 def urgency(lane: LaneFacts, is_hog: bool) -> tuple[int, bool, float, float]:
     """Sorts ripe lanes: priority, then models that have less than their share, then the earliest
     latest start, then arrival."""
@@ -200,8 +205,7 @@ def batch_size(lane: LaneFacts, start: float, seconds: Callable[[int], float | N
     longest = seconds(rows) if head < NEVER else None
     if longest is None:
         return Size(rows, -NEVER)
-    is_shedding = start - lane.shed_at < max(_SHEDDING_BATCHES * longest, _SHEDDING_S)
-    is_backlog = is_shedding or lane.queued_rows > rows
+    is_backlog = lane.queued_rows > rows or is_shedding(lane, start, longest)
     spare = slack(longest) if is_backlog else 0.0
     if head >= start + longest + spare:
         return Size(rows, -NEVER)
@@ -252,7 +256,12 @@ def rows_in_time(
         takes = seconds(size)
         if takes is None:
             return enough
-        rows, last_start = 0, deadline - slack(takes)
+        spare = slack(takes)
+        if is_shedding(lane, now, takes):
+            # Else every row would be served at the very edge of its deadline, and a hiccup would
+            # make a whole batch late. It costs nothing: the queue is never empty.
+            spare = max(spare, (deadline - now) * _RESERVE_SHARE)
+        rows, last_start = 0, deadline - spare
         while rows < enough:
             # The workers that have time for one more.
             last_start -= takes

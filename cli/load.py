@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ def command(
 
     Exit code 1: the server cannot be reached, or a generator failed.
     """
+    if not find_spec("hdrh"):
+        raise click.UsageError("needs more than a server does: pip install 'batchyard[bench]'")
     if compare and html_path is None:
         raise click.UsageError("--compare needs --html")
     outputs = _Outputs(quiet, json_path, html_path, compare)

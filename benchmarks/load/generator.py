@@ -12,7 +12,12 @@ from typing import Any
 
 from batchyard.benchmarks.child import answer
 from batchyard.benchmarks.load.mix import draw, variants
-from batchyard.benchmarks.load.pacing import precise_loop, punctual, without_collections
+from batchyard.benchmarks.load.pacing import (
+    collect_garbage,
+    precise_loop,
+    punctual,
+    without_collections,
+)
 from batchyard.benchmarks.load.plan import LoadPlan
 from batchyard.benchmarks.load.records import Records
 from batchyard.benchmarks.load.schedule import Schedule, make_schedule
@@ -61,6 +66,8 @@ class Generator:
             return {"error": [CONFIGURATION, str(error)]}
         except BatchyardError as error:
             return {"error": [error.number, error.message]}
+        # Now: when requests are due there is no time for it.
+        collect_garbage()
         return {}
 
     async def _prepare(self) -> list[list[Send]]:
