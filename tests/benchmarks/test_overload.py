@@ -101,7 +101,10 @@ def test_figures_of_a_part(part: str, tmp_path: Path) -> None:
     results = json.loads(found.read_text())
     assert results["settings"]["simulated"] is True
     assert {figure["key"] for figure in results["figures"]} == {
-        figure.key for figure in overload.PARTS[part][1]
+        figure.key
+        for figure in overload.PARTS[part][1]
+        # Nothing lags in virtual time.
+        if not figure.key.startswith("send_lag")
     }
 
 
