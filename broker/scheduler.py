@@ -148,9 +148,10 @@ class Scheduler:
         starts = self._room(model).starts[: model.parameters.num_batch_threads]
         rows = lane.queued_rows + group.total_rows
         takes = lane.least(min(rows, lane.max_rows), kind, now)
-        if takes is None:
+        if takes is None or not starts:
+            # Nobody knows; or those that serve are set apart for suspects, nobody knows how long.
             return group.count
-        if rows <= lane.max_rows and now + takes <= deadline and starts and starts[0] <= now:
+        if rows <= lane.max_rows and now + takes <= deadline and starts[0] <= now:
             # It runs at once: there is nothing to be careful about.
             return group.count
         before = lane.rows_before(deadline)

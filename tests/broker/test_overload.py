@@ -72,6 +72,21 @@ def test_what_runs_at_once_needs_no_reserve() -> None:
     assert answers(b.ask(1, timeout_s=0.0199), b=b) == [DEADLINE]
 
 
+def test_nothing_is_refused_while_the_workers_are_set_apart_for_suspects() -> None:
+    b = broker()
+    b.ask(1, 1)
+    b.tick_one()
+    worker = b.die(0)
+    retry = b.tick_one()
+    assert b.state.workers[worker].set_apart
+    group = b.ask(1, timeout_s=10.0)
+    assert answers(group, b=b) == [None]
+    run(b, retry)
+    run(b, b.tick_one())
+    run(b, b.tick_one())
+    assert None not in answers(group, b=b)
+
+
 def test_requests_without_a_deadline_are_never_refused_for_time() -> None:
     b = broker()
     assert set(answers(*(b.ask(1) for _ in range(1000)), b=b)) == {None}
