@@ -20,10 +20,10 @@ _PHASE, _PHASE_S = 6.0, 0.5
 # The plateau is what the last part of a step comes to.
 _PLATEAU = 1 / 3
 _REACHED = 0.95
-# Standard errors of the mean over the steps: what may be chance is not held against it.
-_CHANCE = 2.5
-# Loads' lengths of it.
-_LENGTHS = {True: 20.0, False: 4.0}
+# Standard errors of a window over the steps: what may be chance is not held against it.
+_CHANCE = 3.0
+# In lengths of a load: of all steps together.
+_LENGTHS = {True: 20.0, False: 8.0}
 
 FIGURES = [
     Figure(
@@ -64,13 +64,14 @@ def _settled_after(bench: Bench, server: Server, deadline_s: float) -> float:
 def settled_after(goodput: npt.NDArray[np.float64], interval_s: float, window_s: float) -> float:
     """Seconds until the goodput is, and from then on stays, at 95 % of what it ends with.
 
-    ``goodput`` has a row for each step and a column for each interval since; its means over
-    ``window_s`` are looked at.
+    ``goodput`` has a row for each step and a column for each interval since; what is
+    looked at are its means over ``window_s``, and of these the median over the steps.
     """
     steps, intervals = goodput.shape
     plateau = goodput[:, -max(round(intervals * _PLATEAU), 1) :].mean()
     width = max(round(window_s / interval_s), 1)
     windows = np.lib.stride_tricks.sliding_window_view(goodput, width, axis=1).mean(axis=2)
     error = windows.std(axis=0, ddof=1) / math.sqrt(steps) if steps > 1 else 0.0
-    below = np.flatnonzero(windows.mean(axis=0) + _CHANCE * error < _REACHED * plateau)
+    # The median: a machine that stops for a moment does so in one of the steps.
+    below = np.flatnonzero(np.median(windows, axis=0) + _CHANCE * error < _REACHED * plateau)
     return 0.0 if not len(below) else float(below[-1] + 1) * interval_s

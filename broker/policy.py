@@ -157,6 +157,9 @@ def handover_at(lane: LaneFacts, worker: WorkerFacts, now: float) -> float:
         return NEVER
     if lane.queued_rows >= lane.max_rows:
         return free_at - max(_AHEAD_S, (lane.longest(lane.max_rows) or 0.0) * _AHEAD_SHARE)
+    if now > free_at:
+        # It was to be free by now: what can grow had better wait for the answer.
+        return NEVER
     return free_at - min(_GROWING_AHEAD_S, running_s * _GROWING_AHEAD_SHARE)
 
 

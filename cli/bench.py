@@ -219,3 +219,45 @@ _reporting(
         *_REPORTS,
     ],
 )
+
+
+def _tuner(
+    deadline_ms: float, throughput: bool, budget_s: float | None, repeat: int, simulate: bool
+) -> Results:
+    """`batchyard tune` beside the best of an exhaustive grid.
+
+    The device is a python callable that sleeps. The grid takes about twenty minutes.
+    """
+    # It needs what not every benchmark does.
+    from batchyard.benchmarks import tuner_grid
+
+    return tuner_grid.run(None if throughput else deadline_ms, budget_s, repeat, simulate=simulate)
+
+
+_reporting(
+    _tuner,
+    [
+        click.option(
+            "--deadline-ms",
+            type=click.FloatRange(0, min_open=True),
+            default=60.0,
+            show_default=True,
+            help="The goal: the highest rate with 99 % inside it.",
+        ),
+        click.option("--throughput", is_flag=True, help="The goal instead."),
+        click.option(
+            "--budget-s",
+            type=click.FloatRange(5, 86_400),
+            help="The tuner's.  [default: as `batchyard tune` has it]",
+        ),
+        click.option(
+            "--repeat",
+            type=click.IntRange(1, 1000),
+            default=5,
+            show_default=True,
+            help="Rounds in which both are measured in the end; medians are reported.",
+        ),
+        click.option("--simulate", is_flag=True, help="In virtual time, in a minute."),
+        *_REPORTS,
+    ],
+)

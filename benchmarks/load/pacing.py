@@ -49,14 +49,16 @@ def punctual(processes: int) -> Iterator[None]:
     For use in a running event loop.
     """
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_SLACK_NS), 0, 0, 0)
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
     with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
+        os.setpriority(os.PRIO_PROCESS, 0, min(niceness, _NICENESS))
     guard = _RealtimeGuard(_REALTIME_SHARE_MAX * len(os.sched_getaffinity(0)) / processes)
     try:
         guard.begin()
         yield
     finally:
         guard.end()
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
 
 class _RealtimeGuard:

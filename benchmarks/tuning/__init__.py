@@ -1,0 +1,1 @@
+"""``batchyard tune``: TensorFlow Serving's tuning guide as an experiment."""
