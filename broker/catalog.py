@@ -368,11 +368,11 @@ def _durations(
     model: ServedModel, signature: SignatureSpec, row_shapes: tuple[tuple[int | None, ...], ...]
 ) -> dict[str, Durations]:
     """What is known of such batches: lanes of different priorities share it."""
-    known = model.durations
-    if len(known) >= _ROUTES_MAX:
+    known, key = model.durations, (signature.name, row_shapes)
+    if key not in known and len(known) >= _ROUTES_MAX:
         # Row shapes are made by clients.
         del known[next(iter(known))]
-    return known.setdefault((signature.name, row_shapes), {})
+    return known.setdefault(key, {})
 
 
 def _seed(lane: Lane) -> None:

@@ -111,7 +111,7 @@ class Lane:
         """When the oldest of what waits arrived, in the broker's clock."""
         tickets = self._tickets
         while tickets and not tickets[0].rows:
-            tickets.popleft()
+            tickets.popleft().is_noted = False
         timed = tickets[0].arrived_at if tickets else NEVER
         return min(timed, self._untimed[0].group.arrived_at) if self._untimed else timed
 
@@ -370,22 +370,24 @@ class Lane:
         ticket = group.ticket
         if ticket is None:
             ticket = group.ticket = Ticket(group.arrived_at)
-        if not ticket.rows:
-            self._note_arrival(ticket)
         ticket.rows += rows
+        if not ticket.is_noted:
+            self._note_arrival(ticket)
 
     def _note_arrival(self, ticket: Ticket) -> None:
+        ticket.is_noted = True
         tickets = self._tickets
-        if tickets and tickets[-1].arrived_at > ticket.arrived_at:
-            if tickets[0].arrived_at >= ticket.arrived_at:
-                tickets.appendleft(ticket)
-                return
-            tickets = deque(sorted((*tickets, ticket), key=_arrival_of))
-        else:
+        if not tickets or tickets[-1].arrived_at <= ticket.arrived_at:
             tickets.append(ticket)
+        elif tickets[0].arrived_at >= ticket.arrived_at:
+            tickets.appendleft(ticket)
+        else:
+            # Seldom: what came back after others had come.
+            self._tickets = tickets = deque(sorted((*tickets, ticket), key=_arrival_of))
         if len(tickets) > 2 * len(self._timed) + _SPARE_TICKETS:
-            tickets = deque(t for t in tickets if t.rows or t is ticket)
-        self._tickets = tickets
+            for stale in (t for t in tickets if not t.rows):
+                stale.is_noted = False
+            self._tickets = deque(t for t in tickets if t.rows)
 
 
 def _deadline_of(part: Part) -> float:

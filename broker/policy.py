@@ -60,6 +60,8 @@ class LaneFacts(Protocol):
     @property
     def sizes(self) -> Sequence[int]: ...
     @property
+    def first_rows(self) -> int: ...
+    @property
     def oldest_arrival(self) -> float: ...
     @property
     def earliest_deadline(self) -> float: ...
@@ -218,7 +220,9 @@ def batch_size(lane: LaneFacts, start: float, seconds: Callable[[int], float | N
             return Size(smaller, -NEVER)
     best: Size | None = None
     best_rate = 0.0
-    for size in (*(size for size in lane.sizes if size < rows), rows):
+    # Requests stay whole.
+    least_rows = min(lane.first_rows, rows)
+    for size in (*(size for size in lane.sizes if least_rows <= size < rows), rows):
         takes = seconds(size) or 0.0
         end = start + takes + (slack(takes) if is_backlog else 0.0)
         served = min(size, lane.rows_due_after(end, size))
@@ -228,7 +232,7 @@ def batch_size(lane: LaneFacts, start: float, seconds: Callable[[int], float | N
         if served and rate >= best_rate:
             best, best_rate = Size(served, end), rate
     # Nothing can be in time at any size: what is too late for the smallest goes.
-    return best or Size(rows, start + (seconds(1) or 0.0))
+    return best or Size(least_rows, start + (seconds(least_rows) or 0.0))
 
 
 def _shrunk(
@@ -238,7 +242,7 @@ def _shrunk(
     when there is none."""
     head = lane.earliest_deadline
     for size in reversed(lane.sizes):
-        if size < rows and head >= start + (seconds(size) or 0.0):
+        if lane.first_rows <= size < rows and head >= start + (seconds(size) or 0.0):
             end = start + (seconds(size) or 0.0) + (seconds(rows - size) or 0.0)
             return size if lane.rows_due_after(end, rows - size) >= rows - size else 0
     return 0

@@ -73,10 +73,14 @@ class RegionRows:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """How many rows of a group that have a deadline are in its lane, and since when."""
+    """How many rows of a group that have a deadline are in its lane, and since when.
+
+    ``is_noted``: it stands among those of its lane, perhaps without rows.
+    """
 
     arrived_at: float
     rows: int = 0
+    is_noted: bool = False
 
 
 # Most groups need no set of their own.

@@ -5,7 +5,8 @@ Applies ``broker.policy`` to the lanes that hold something and to the workers th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Mapping
+from bisect import bisect_right
+from collections.abc import Collection, Container, Mapping, Sequence
 from functools import partial
 
 from batchyard.broker import policy
@@ -133,33 +134,66 @@ class Scheduler:
             return now
         return max(now, worker.starts[0])
 
-    def requests_in_time(self, group: RequestGroup, now: float) -> int:
-        """How many of a message's requests, from the first, the predicted backlog lets be in time.
+    def late_requests(self, group: RequestGroup, now: float) -> Sequence[int]:
+        """Which of a message's requests, increasing, the predicted backlog makes late.
 
         Only what waits in their own lane is counted: it is better to find out later that other
         models need the devices than to refuse what could be served.
         """
-        deadline = group.earliest_deadline if group.deadlines is None else max(group.deadlines)
+        if group.deadlines is None:
+            rows = self._rows_in_time(group, group.earliest_deadline, group.total_rows, now)
+            return range(group.count if rows is None else group.fitting(rows), group.count)
+        late: list[int] = []
+        rows_before = 0
+        # As their lane orders them; those that are refused are in nobody's way.
+        for request in sorted(range(group.count), key=group.deadlines.__getitem__):
+            rows = group.row_start(request + 1) - group.row_start(request)
+            enough = rows_before + rows
+            deadline = group.deadlines[request]
+            in_time = (
+                None if deadline == NEVER else self._rows_in_time(group, deadline, enough, now)
+            )
+            if in_time is not None and in_time < enough:
+                late.append(request)
+            else:
+                rows_before = enough
+        return sorted(late)
+
+    def _rows_in_time(
+        self, group: RequestGroup, deadline: float, rows: int, now: float
+    ) -> int | None:
+        """How many of so many rows that come now can be served by a deadline; None if all, as far
+        as is known."""
         lane = group.lane
         model = lane.model
-        if deadline == NEVER or not model.workers:
-            return group.count
+        if not model.workers:
+            return None
         kind = self._workers[model.workers[0]].kind
-        starts = self._room(model).starts[: model.parameters.num_batch_threads]
-        rows = lane.queued_rows + group.total_rows
-        takes = lane.least(min(rows, lane.max_rows), kind, now)
+        starts = self._starts(model)
+        together = lane.queued_rows + rows
+        takes = lane.least(min(together, lane.max_rows), kind, now)
         if takes is None or not starts:
             # Nobody knows; or those that serve are set apart for suspects, nobody knows how long.
-            return group.count
-        if rows <= lane.max_rows and now + takes <= deadline and starts[0] <= now:
+            return None
+        if together <= lane.max_rows and now + takes <= deadline and starts[0] <= now:
             # It runs at once: there is nothing to be careful about.
-            return group.count
+            return None
         before = lane.rows_before(deadline)
-        enough = before + group.total_rows
-        rows = policy.rows_in_time(
+        enough = before + rows
+        in_time = policy.rows_in_time(
             lane, deadline, now, starts, partial(lane.least, kind=kind, now=now), enough
         )
-        return group.count if rows >= enough else group.fitting(max(rows - before, 0))
+        return None if in_time >= enough else max(in_time - before, 0)
+
+    def _starts(self, model: ServedModel) -> list[float]:
+        """When batches of a model can be taken up, increasing, as far as it allows so many."""
+        starts = self._room(model).starts
+        threads = model.parameters.num_batch_threads
+        if threads is None:
+            return starts
+        running = min(model.in_execution, threads)
+        idle = bisect_right(starts, -NEVER)
+        return [*starts[: min(idle, threads - running)], *starts[idle : idle + running]]
 
     def worker_for_suspect(self, lane: Lane, may_risk: bool) -> WorkerState | None:
         """The worker that is set apart for suspects, when it has nothing else; None meanwhile.
@@ -184,9 +218,10 @@ class Scheduler:
         """Those that are set apart and have nothing more to run serve everybody again."""
         self.has_set_apart = False
         for worker in self._workers.values():
-            worker.set_apart = worker.set_apart and worker.in_flight > 0
+            if worker.set_apart and not worker.in_flight:
+                worker.set_apart = False
+                self.workers_changed()
             self.has_set_apart = self.has_set_apart or worker.set_apart
-        self.workers_changed()
 
     def _serving(self, model: ServedModel) -> list[WorkerState]:
         ids = model.workers[:1] if model.stateful else model.workers

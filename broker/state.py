@@ -9,7 +9,7 @@ Every request that arrived is answered exactly once: by a ``Deliver`` that compl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from batchyard.broker import events, policy
@@ -164,9 +164,9 @@ class BrokerState:
             group.unanswered = 0
             return [Refuse(group, [(0, group.count)], error)]
         if group.earliest_deadline < policy.NEVER and not event.resent:
-            in_time = self._forming.scheduler.requests_in_time(group, now)
-            if in_time < fitting:
-                return self._refuse_late(group, in_time, now)
+            late = self._forming.scheduler.late_requests(group, now)
+            if late:
+                return self._refuse_late(group, late, fitting, now)
         before = self._ledger.sent_before(group) if event.resent else None
         self._ledger.accept(group)
         actions: list[Action] = []
@@ -177,22 +177,31 @@ class BrokerState:
             actions += self._ledger.refuse([(group, range(fitting, group.count))], full)
         return actions
 
-    def _refuse_late(self, group: RequestGroup, in_time: int, now: float) -> Iterable[Action]:
-        """Those of a message that the predicted backlog makes late, from ``in_time`` on."""
+    def _refuse_late(
+        self, group: RequestGroup, late: Sequence[int], fitting: int, now: float
+    ) -> Iterable[Action]:
+        """Those of a message that the predicted backlog makes late; and those behind ``fitting``
+        for which there is no room."""
         lane = group.lane
-        lane.model.refused += group.count - in_time
-        lane.model.shed_at = now
+        lane.model.refused += len(late)
+        if lane.queued_rows:
+            # Not when nobody could have been in time: that says nothing of the load.
+            lane.model.shed_at = now
         left_ms = 1e3 * (group.earliest_deadline - now)
         batch_ms = 1e3 * (lane.longest(lane.max_rows) or 0.0)
         error = DeadlineExceeded(
             f"model {lane.model.name!r}: {lane.queued_rows} rows wait, and a batch of "
             f"{lane.max_rows} takes {batch_ms:.3g} ms: this cannot be done in {left_ms:.3g} ms"
         )
-        if not in_time:
+        if len(late) == group.count:
             group.unanswered = 0
             return [Refuse(group, [(0, group.count)], error)]
         self._ledger.accept(group)
-        return self._ledger.refuse([(group, range(in_time, group.count))], error)
+        actions = self._ledger.refuse([(group, late)], error)
+        if fitting < group.count:
+            full = self._ledger.queue_full(group, fitting)
+            actions += self._ledger.refuse([(group, range(fitting, group.count))], full)
+        return actions
 
     def _requests_cancelled(self, event: events.RequestsCancelled, now: float) -> Iterable[Action]:
         refusals: list[Refusal] = []

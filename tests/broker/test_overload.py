@@ -60,6 +60,22 @@ def test_of_a_message_those_that_can_be_in_time_are_taken() -> None:
     assert answers(group, b=b) == [None] * 16 + [DEADLINE] * 24
 
 
+def test_of_a_message_of_mixed_deadlines_those_are_refused_that_would_be_late() -> None:
+    b = broker()
+    b.ask(1)
+    b.tick_one()
+    group = b.ask(*[1] * 12, timeout_s=[0.015, 0.1, None] * 4)
+    assert answers(group, b=b) == [DEADLINE, None, None] * 4
+
+
+def test_no_more_workers_are_counted_on_than_a_model_may_use() -> None:
+    b = broker(workers=3, num_batch_threads=1)
+    b.ask(*[1] * 4)
+    b.tick_one()
+    assert answers(b.ask(1, timeout_s=0.03), b=b) == [DEADLINE]
+    assert answers(b.ask(1, timeout_s=0.05), b=b) == [None]
+
+
 def test_more_workers_take_more() -> None:
     b = broker(workers=3)
     asked = [b.ask(1, timeout_s=0.1) for _ in range(60)]
@@ -225,3 +241,18 @@ def test_late_answers_are_counted_by_the_time_that_they_cost() -> None:
     assert model.busy_s - busy_s == pytest.approx(0.03)
     assert model.late_s == pytest.approx(0.015)
     assert model.errors.accuracy.count > 0
+
+
+def test_a_long_lane_is_cleared_in_no_time() -> None:
+    """Each ticket stands once, whoever comes and goes."""
+    b = broker(max_enqueued_batches=10_000)
+    kept = [b.ask(1, timeout_s=100.0) for _ in range(50)]
+    for group in [b.ask(1, timeout_s=100.0, client=b"l") for _ in range(1000)]:
+        lane = group.lane
+    b.leave(b"l")
+    assert lane.queued_rows == 50
+    assert len(lane._tickets) <= 1050
+    for _ in range(3):
+        lane.give_back(lane.take(4))
+        assert len({id(ticket) for ticket in lane._tickets}) == len(lane._tickets)
+    assert set(answers(*kept, b=b)) == {None}

@@ -25,6 +25,7 @@ class Lane:
 
     queued_rows: int = 1
     max_rows: int = 4
+    first_rows: int = 1
     oldest_arrival: float = 10.0
     earliest_deadline: float = NEVER
     priority: int = 0
@@ -184,7 +185,14 @@ def test_where_some_were_shed_lately_a_batch_does_not_shrink_for_one_row() -> No
 
 def test_when_nothing_can_be_in_time_all_is_dropped() -> None:
     lane = timed(10.5, 10.5, cost=(2.0, 0.0))
-    assert batch_size(lane, 10.0, lane.longest) == (2, 12.0)
+    assert batch_size(lane, 10.0, lane.longest) == (1, 12.0)
+
+
+def test_no_size_is_chosen_that_the_first_request_does_not_fit_into() -> None:
+    lane = timed(11.5, 20.0, 20.0, 20.0, cost=(0.0, 1.0))
+    assert batch_size(lane, 10.0, lane.longest).rows == 1
+    lane.first_rows = 4
+    assert batch_size(lane, 10.0, lane.longest) == (3, 14.0)
 
 
 @pytest.mark.parametrize(
