@@ -20,7 +20,9 @@ class HeldUp:
     def __init__(self, server: Server, client: Client, **options: Any) -> None:
         self._server = server
         self._number = next(self.numbers)
-        self.future = client.submit("gated", {"gate": np.array([self._number])}, **options)
+        # Of a shape that never ran: the broker cannot predict when it ends.
+        rows = np.full((1, 1000 + self._number), self._number)
+        self.future = client.submit("gated", {"gate": rows}, **options)
         server.gates.wait_until_reached(self._number)
 
     def open(self) -> None:

@@ -71,7 +71,8 @@ def _nothing_stays(server: Server) -> Any:
 def held_up(server: Server, client: Client) -> Iterator[None]:
     """In the block the server's only worker runs a batch that does not end."""
     gate = next(_gate_numbers)
-    future = client.submit("gated", {"gate": np.array([gate])})
+    # Of a shape that never ran: the broker cannot predict when it ends.
+    future = client.submit("gated", {"gate": np.full((1, 1000 + gate), gate)})
     server.gates.wait_until_reached(gate)
     try:
         yield
