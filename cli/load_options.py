@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from batchyard.benchmarks.load.arrivals import read_trace
 from batchyard.benchmarks.load.mix import read_mix
@@ -26,6 +27,17 @@ from batchyard.benchmarks.load.plan import (
 from batchyard.wire.errors import ConfigurationError
 
 _DURATION_S = 10.0
+# What each kind of request has for itself.
+_OF_ENTRIES = (
+    "deadline_ms",
+    "rows",
+    "shape",
+    "inputs",
+    "signature",
+    "version",
+    "label",
+    "priority",
+)
 _POSITIVE = click.FloatRange(0, min_open=True)
 _INPUT_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OUTPUT_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
@@ -206,6 +218,11 @@ def _mix(model: str | None, mix: Path | None, options: dict[str, Any]) -> tuple[
     if (model is None) == (mix is None):
         raise click.UsageError("needs either MODEL or --mix FILE")
     if mix is not None:
+        source = click.get_current_context().get_parameter_source
+        given = [name for name in _OF_ENTRIES if source(name) is ParameterSource.COMMANDLINE]
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise click.UsageError(f"{flags}: beside --mix, its file says that of each kind")
         return read_mix(mix)
     assert model is not None
     deadline_ms = options["deadline_ms"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -126,13 +128,19 @@ class Trials:
             seed=seed,
         )
 
+        most_in_flight = _most_in_flight(plan, rate)
+
         def watch(progress: Progress) -> None:
             self._progress(progress)
+            in_flight = min(progress.unanswered, most_in_flight)
             counts = Counts(
                 in_time=progress.in_time,
-                late=progress.late + sum(progress.errors.values()),
+                late=progress.late
+                + sum(progress.errors.values())
+                + progress.unanswered
+                - in_flight,
                 seconds=progress.t,
-                in_flight=progress.unanswered,
+                in_flight=in_flight,
             )
             if progress.t > 0 and (rule.passed(counts) or rule.failed(counts)):
                 raise _Decided(counts)
@@ -143,6 +151,16 @@ class Trials:
             return Observed(decided.counts)
         late = result.planned - result.in_time
         return Observed(Counts(result.in_time, late, result.duration_s), result.why_unstable)
+
+
+def _most_in_flight(plan: LoadPlan, rate: float) -> int:
+    """Of what has no answer: more was not planned within the last deadline, beyond chance. The rest
+    is overdue, or was never sent."""
+    deadlines = [entry.deadline_s for entry in plan.mix]
+    if None in deadlines:
+        return sys.maxsize
+    expected = rate * max(deadline for deadline in deadlines if deadline is not None)
+    return math.ceil(expected + 4 * math.sqrt(expected) + 1)
 
 
 class _Decided(Exception):

@@ -72,6 +72,9 @@ def test_files(planned: list[LoadPlan], tmp_path: Path) -> None:
     assert run("--mix", str(mix), "--trace", str(trace)).exit_code == 0
     assert run("m", "--rate", "1", "--inputs", f"@{inputs}").exit_code == 0
     assert [entry.model for entry in planned[0].mix] == ["a", "b"]
+    both = run("--mix", str(mix), "--trace", str(trace), "--deadline-ms", "5", "--rows", "2")
+    assert both.exit_code == 2
+    assert "--deadline-ms, --rows: beside --mix" in both.output
     assert planned[0].arrivals == Trace(str(trace))
     # The last arrival is part of it.
     assert 2.5 < planned[0].duration_s < 2.51

@@ -127,3 +127,19 @@ def test_a_start_can_be_given() -> None:
     assert found.offline_rate is None
     assert found.server_over_offline is None
     assert found.trials[0].rate == 980.0
+
+
+def test_what_was_never_sent_is_not_taken_for_under_way() -> None:
+    """A generator that cannot keep up must not have a rate passed that it did not send."""
+
+    def run(plan: LoadPlan, progress: Callable[[Progress], None]) -> LoadResult:
+        assert isinstance(plan.arrivals, Poisson)
+        for seconds in range(1, 100):
+            planned = round(plan.arrivals.rate * seconds)
+            unsent = planned // 10 if plan.arrivals.rate > 500 else 0
+            made = Progress(seconds, 99.0, planned, planned - unsent, 0, {}, unsent, None, 0.0)
+            progress(made)
+        raise AssertionError("it was to be decided by then")
+
+    found = find(PLAN, start_rate=1000.0, offline=False, run=run)
+    assert 480 < found.rate <= 500
