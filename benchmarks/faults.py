@@ -6,8 +6,7 @@ and the others go on.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from batchyard.benchmarks import (
     faults_broker,
@@ -17,16 +16,12 @@ from batchyard.benchmarks import (
     faults_soak,
     faults_versions,
 )
-from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.faults_run import Effort
 from batchyard.benchmarks.machine import describe
-from batchyard.benchmarks.results import Figure, Results
-from batchyard.cli.local_server import ServerDidNotStart
-from batchyard.wire.errors import BatchyardError
+from batchyard.benchmarks.parts import Part, measure_parts
+from batchyard.benchmarks.results import Results
 
-Measure = Callable[[Effort], Mapping[str, list[float]]]
-
-PARTS: dict[str, tuple[Measure, Sequence[Figure]]] = {
+PARTS: dict[str, Part[Effort]] = {
     "kills": (faults_kills.measure, faults_kills.FIGURES),
     "detection": (faults_detection.measure, faults_detection.FIGURES),
     "poison": (faults_poison.measure, faults_poison.FIGURES),
@@ -39,18 +34,7 @@ PARTS: dict[str, tuple[Measure, Sequence[Figure]]] = {
 
 def run(effort: Effort, only: Sequence[str] = ()) -> Results:
     """Measures all parts, or those named, one after the other."""
-    names = [name for name in PARTS if name in only or not only]
-    figures: list[Figure] = []
-    measured: dict[str, list[float]] = {}
-    skipped: dict[str, str] = {}
-    for name in names:
-        measure, lines = PARTS[name]
-        figures += lines
-        print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        try:
-            measured |= measure(effort)
-        except (BenchmarkFailed, ServerDidNotStart, BatchyardError, TimeoutError) as error:
-            skipped[name] = f"{type(error).__name__}: {error}"
+    found = measure_parts(PARTS, effort, only)
     settings = {
         "seconds": effort.seconds or "as the goals ask",
         "times": effort.times or "as the goals ask",
@@ -59,4 +43,4 @@ def run(effort: Effort, only: Sequence[str] = ()) -> Results:
         "rows a batch": faults_kills.BATCH,
         "batch_s": faults_kills.BATCH_S,
     }
-    return Results("faults", describe(), settings, figures, measured, skipped)
+    return Results("faults", describe(), settings, found.figures, found.measured, found.skipped)

@@ -15,7 +15,6 @@ from typing import Any
 from batchyard.broker import events, policy
 from batchyard.broker.catalog import Catalog, ServedModel
 from batchyard.broker.comeback import Comeback
-from batchyard.broker.durations import Durations
 from batchyard.broker.events import (
     MODEL,
     REPLIES,
@@ -30,6 +29,7 @@ from batchyard.broker.events import (
     Retired,
     Unload,
 )
+from batchyard.broker.experience import account, learn
 from batchyard.broker.forming import Forming
 from batchyard.broker.ledger import Ledger, still_wanted
 from batchyard.broker.queue import Part, RequestGroup
@@ -268,9 +268,9 @@ class BrokerState:
             # Not of outputs that all went into regions.
             lane.learn_output_nbytes(event.output_nbytes, batch.layout.padded_rows)
         if event.execution_s:
-            self._account(batch, event.execution_s, now)
+            account(batch, event.execution_s, now)
             if self._learns:
-                self._learn(batch, event.execution_s, now)
+                learn(batch, self.workers[batch.worker_id].kind, event.execution_s, now)
         parts: list[tuple[Part, int]] = []
         row = 0
         for part in batch.parts:
@@ -279,25 +279,6 @@ class BrokerState:
         yield Deliver(batch, parts, event.replied)
         yield from self._ledger.left_worker(batch.parts)
         yield from self._retire_if_idle(batch.worker_id)
-
-    def _learn(self, batch: Batch, execution_s: float, now: float) -> None:
-        """What a batch that ran says of those to come."""
-        lane = batch.lane
-        durations = lane.durations.setdefault(self.workers[batch.worker_id].kind, Durations())
-        durations.learn(batch.layout.padded_rows, execution_s, now)
-        handing_s = max(now - batch.dispatched_at - execution_s, 0.0)
-        durations.learn_handing(handing_s, now, batch.was_idle)
-
-    def _account(self, batch: Batch, execution_s: float, now: float) -> None:
-        """What a batch cost, for whom in vain, and how well that was predicted."""
-        model = batch.lane.model
-        model.busy_s += execution_s
-        if batch.expected_s is not None:
-            model.errors.add(batch.expected_s, execution_s)
-        late = [part for part in batch.parts if part.group.earliest_deadline < now]
-        if late:
-            rows = sum(gone.rows for p in late for gone in p.divide(p.late_requests(now))[1])
-            model.late_s += execution_s * rows / batch.rows
 
     def _batch_failed(self, event: events.BatchFailed, now: float) -> Iterable[Action]:
         batch = self._came_back(event.batch_id, event.kept, now)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -23,6 +20,7 @@ from batchyard.benchmarks.page import page
 from batchyard.benchmarks.results import Results
 from batchyard.benchmarks.table import table
 from batchyard.cli.local_server import ServerDidNotStart
+from batchyard.cli.outputs import end_on_sigterm, writable
 from batchyard.wire.control import EXIT_FAILURE
 from batchyard.wire.errors import BatchyardError
 
@@ -32,25 +30,7 @@ _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.group()
 def command() -> None:
     """Measure Batchyard beside a reference in the same run, interleaved."""
-    # What `kill` or `timeout` ends has servers to end too, as what Ctrl-C ends.
-    signal.signal(signal.SIGTERM, _end)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
-
-
-def _writable(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
-    """A path that can be written when the run is over; the run takes minutes."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {path.absolute().parent}")
-    if path is not None and option.name == "html_path" and not _has_matplotlib():
-        raise click.BadParameter("needs matplotlib: pip install 'batchyard[bench]'")
-    return path
-
-
-def _has_matplotlib() -> bool:
-    return importlib.util.find_spec("matplotlib") is not None
+    end_on_sigterm()
 
 
 _LENGTHS = [
@@ -71,10 +51,10 @@ _LENGTHS = [
 ]
 _REPORTS = [
     click.option(
-        "--json", "json_path", type=_FILE, callback=_writable, help="Write the results here."
+        "--json", "json_path", type=_FILE, callback=writable, help="Write the results here."
     ),
     click.option(
-        "--html", "html_path", type=_FILE, callback=_writable, help="Write a page with plots here."
+        "--html", "html_path", type=_FILE, callback=writable, help="Write a page with plots here."
     ),
 ]
 

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +17,7 @@ import click
 from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.load.plan import LoadPlan, Poisson
 from batchyard.cli.load_options import load_options, make_plan
+from batchyard.cli.outputs import end
 from batchyard.wire.control import EXIT_CONFIGURATION, EXIT_FAILURE
 from batchyard.wire.errors import BatchyardError, ConfigurationError
 
@@ -80,15 +80,11 @@ class _Outputs:
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     """What `kill` or `timeout` ends has generators to end too, as what Ctrl-C ends."""
-    before = signal.signal(signal.SIGTERM, _end)
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 def _fail(message: str, code: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from batchyard.benchmarks.load.plan import (
     Steps,
     Trace,
 )
+from batchyard.cli.outputs import writable
 from batchyard.wire.errors import ConfigurationError
 
 _DURATION_S = 10.0
@@ -41,15 +41,6 @@ _OF_ENTRIES = (
 _POSITIVE = click.FloatRange(0, min_open=True)
 _INPUT_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OUTPUT_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
-
-
-def _writable(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
-    """A path that can be written when the run is over."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {path.absolute().parent}")
-    if path is not None and option.name == "html_path" and not find_spec("matplotlib"):
-        raise click.BadParameter("needs matplotlib: pip install 'batchyard[bench]'")
-    return path
 
 
 def _ramp(context: click.Context, option: click.Parameter, text: str | None) -> Any:
@@ -160,13 +151,13 @@ _HOW = [
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
     click.option("--quiet", is_flag=True, help="Show nothing while it runs."),
     click.option(
-        "--json", "json_path", type=_OUTPUT_FILE, callback=_writable, help="Write the result here."
+        "--json", "json_path", type=_OUTPUT_FILE, callback=writable, help="Write the result here."
     ),
     click.option(
         "--html",
         "html_path",
         type=_OUTPUT_FILE,
-        callback=_writable,
+        callback=writable,
         help="Write a page with plots here.",
     ),
     click.option(

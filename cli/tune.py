@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from batchyard.cli.local_server import ServerDidNotStart
+from batchyard.cli.outputs import end_on_sigterm
 from batchyard.cli.serving import plan, refuse
 from batchyard.pool.config import WorkerGroup, validate
 from batchyard.pool.plan import usable_cpus
@@ -121,12 +120,8 @@ def command(**options: Any) -> None:
     except ConfigurationError as error:
         refuse(error)
     # What `kill` or `timeout` ends has servers to end too, as what Ctrl-C ends.
-    signal.signal(signal.SIGTERM, _end)
+    end_on_sigterm()
     _tune(request, options)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from support.waiting import wait_until
 
-from batchyard.cli import bench
+from batchyard.cli import bench, outputs
 
 # What runs tests in the background has them ignore SIGINT; a person's shell does not.
 _COMMAND = (
@@ -159,7 +159,7 @@ def test_wrong_usage(arguments: list[str], message: str) -> None:
 
 
 def test_page_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bench, "_has_matplotlib", lambda: False)
+    monkeypatch.setattr(outputs, "find_spec", lambda name: None)
     result = CliRunner().invoke(bench.command, ["small", "--html", str(tmp_path / "x.html")])
     assert result.exit_code == 2
     assert "pip install 'batchyard[bench]'" in result.output

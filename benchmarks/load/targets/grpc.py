@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import grpc
 import grpc.aio
@@ -17,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from batchyard.benchmarks.load.plan import MixEntry
 from batchyard.benchmarks.load.targets import predict_messages as messages
+from batchyard.benchmarks.load.targets.address import read_address
 from batchyard.benchmarks.load.targets.base import Array, Send, Target
 from batchyard.benchmarks.load.targets.tensorflow_types import NUMBERS, shape, wire_name
 from batchyard.wire import dtypes, errors
@@ -33,15 +33,8 @@ class GrpcTarget(Target):
     """``grpc://HOST:PORT``, without encryption."""
 
     def __init__(self, address: str) -> None:
-        try:
-            parts = urlsplit(address)
-            port = parts.port or _PORT
-        except ValueError as error:
-            raise errors.ConfigurationError(f"{address}: {error}") from None
-        if parts.scheme != "grpc" or not parts.hostname:
-            raise errors.ConfigurationError(f"{address} is not grpc://HOST:PORT")
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        self._at = f"{host}:{port}"
+        where = read_address(address, "grpc", _PORT)
+        self._at = where.at
         self._channel: grpc.aio.Channel | None = None
         self._predict: Any = None
 

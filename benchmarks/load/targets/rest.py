@@ -11,11 +11,12 @@ import base64
 import json
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import numpy as np
 
 from batchyard.benchmarks.load.plan import DEFAULT_SIGNATURE, MixEntry
+from batchyard.benchmarks.load.targets.address import read_address
 from batchyard.benchmarks.load.targets.base import Array, Send, Target
 from batchyard.benchmarks.load.targets.http_answers import Answer
 from batchyard.benchmarks.load.targets.http_pool import HttpPool
@@ -46,17 +47,10 @@ class RestTarget(Target):
     """``http://HOST:PORT``, perhaps with a path before ``/v1``."""
 
     def __init__(self, address: str) -> None:
-        try:
-            parts = urlsplit(address)
-            port = parts.port or _PORT
-        except ValueError as error:
-            raise errors.ConfigurationError(f"{address}: {error}") from None
-        if parts.scheme != "http" or not parts.hostname:
-            raise errors.ConfigurationError(f"{address} is not http://HOST:PORT")
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        self._host = f"{host}:{port}"
-        self._base = parts.path.rstrip("/")
-        self._pool = HttpPool(parts.hostname, port)
+        where = read_address(address, "http", _PORT)
+        self._host = where.at
+        self._base = where.path
+        self._pool = HttpPool(where.host, where.port)
 
     async def connect(self) -> None:
         """See Target."""
