@@ -37,8 +37,8 @@ class Scheduler:
         self._short_of_memory_at: float | None = None
         # When the next batch can go out, if that is known.
         self._next: float | None = None
-        # Who has room for each model's batches, as far as that was asked for.
-        self._rooms: dict[ServedModel, Room] = {}
+        # Who has room for each model's batches, by kind of device, as far as that was asked for.
+        self._rooms: dict[ServedModel, dict[str, Room]] = {}
         # Whether some worker may be set apart.
         self.has_set_apart = False
         self.shares = Shares()
@@ -49,8 +49,9 @@ class Scheduler:
 
     def worker_changed(self, worker: WorkerState) -> None:
         """A worker has more or fewer batches than before."""
-        for room in self._rooms.values():
-            room.changed(worker)
+        for rooms in self._rooms.values():
+            if worker.kind in rooms:
+                rooms[worker.kind].changed(worker)
 
     def workers_changed(self) -> None:
         """There are other workers than before, or they serve other models."""
@@ -119,14 +120,43 @@ class Scheduler:
         threads = model.parameters.num_batch_threads
         if threads is not None and model.in_execution >= threads:
             return policy.Choice(None, NEVER)
-        return policy.choose_worker(lane, self._room(model), now, reserved)
+        rooms = self._rooms_for(model)
+        if len(rooms) > 1:
+            return self._of_kinds(lane, rooms, now, reserved)
+        for room in rooms.values():
+            return policy.choose_worker(lane, room, now, reserved)
+        return policy.Choice(None, NEVER)
 
-    def _room(self, model: ServedModel) -> Room:
-        room = self._rooms.get(model)
-        if room is None:
-            serving = [worker for worker in self._serving(model) if not worker.set_apart]
-            room = self._rooms[model] = Room(serving)
-        return room
+    def _of_kinds(
+        self, lane: Lane, rooms: Mapping[str, Room], now: float, reserved: Container[WorkerState]
+    ) -> policy.Choice[WorkerState]:
+        """The quickest kind of device that has room now; else whichever has room first.
+
+        A slower one does not get what it would have to drop, and a quicker one could serve.
+        """
+        rows = min(lane.queued_rows, lane.max_rows)
+        takes = {kind: lane.expected(rows, kind) or 0.0 for kind in rooms}
+        quickest = min(takes.values())
+        first: policy.Choice[WorkerState] = policy.Choice(None, NEVER)
+        for kind in sorted(takes, key=takes.__getitem__):
+            if takes[kind] > quickest and now + takes[kind] > lane.earliest_deadline:
+                break
+            choice = policy.choose_worker(lane, rooms[kind], now, reserved)
+            if choice.at < first.at:
+                first = choice
+            if first.at <= now:
+                break
+        return first
+
+    def _rooms_for(self, model: ServedModel) -> dict[str, Room]:
+        rooms = self._rooms.get(model)
+        if rooms is None:
+            by_kind: dict[str, list[WorkerState]] = {}
+            for worker in self._serving(model):
+                if not worker.set_apart:
+                    by_kind.setdefault(worker.kind, []).append(worker)
+            rooms = self._rooms[model] = {kind: Room(some) for kind, some in by_kind.items()}
+        return rooms
 
     def start_at(self, worker: WorkerState, now: float) -> float:
         """When a batch that is handed to a worker now is predicted to be taken up."""
@@ -166,34 +196,39 @@ class Scheduler:
         as is known."""
         lane = group.lane
         model = lane.model
-        if not model.workers:
-            return None
-        kind = self._workers[model.workers[0]].kind
-        starts = self._starts(model)
         together = lane.queued_rows + rows
-        takes = lane.least(min(together, lane.max_rows), kind, now)
-        if takes is None or not starts:
-            # Nobody knows; or those that serve are set apart for suspects, nobody knows how long.
-            return None
-        if together <= lane.max_rows and now + takes <= deadline and starts[0] <= now:
-            # It runs at once: there is nothing to be careful about.
-            return None
-        before = lane.rows_before(deadline)
-        enough = before + rows
-        in_time = policy.rows_in_time(
-            lane, deadline, now, starts, partial(lane.least, kind=kind, now=now), enough
-        )
-        return None if in_time >= enough else max(in_time - before, 0)
+        before: int | None = None
+        in_time = 0
+        for kind, room in self._rooms_for(model).items():
+            starts = self._starts(model, room)
+            takes = lane.least(min(together, lane.max_rows), kind, now)
+            if takes is None or not starts:
+                # Nobody knows.
+                return None
+            if together <= lane.max_rows and now + takes <= deadline and starts[0] <= now:
+                # It runs at once: there is nothing to be careful about.
+                return None
+            if before is None:
+                before = lane.rows_before(deadline)
+            enough = before + rows
+            in_time += policy.rows_in_time(
+                lane, deadline, now, starts, partial(lane.least, kind=kind, now=now), enough
+            )
+            if in_time >= enough:
+                return None
+        # Without any room those that serve are set apart for suspects, nobody knows how long.
+        return None if before is None else max(in_time - before, 0)
 
-    def _starts(self, model: ServedModel) -> list[float]:
+    def _starts(self, model: ServedModel, room: Room) -> list[float]:
         """When batches of a model can be taken up, increasing, as far as it allows so many."""
-        starts = self._room(model).starts
+        starts = room.starts
         threads = model.parameters.num_batch_threads
         if threads is None:
             return starts
         running = min(model.in_execution, threads)
         idle = bisect_right(starts, -NEVER)
-        return [*starts[: min(idle, threads - running)], *starts[idle : idle + running]]
+        at_once = min(idle, threads - running)
+        return [*starts[:at_once], *starts[idle : idle + threads - at_once]]
 
     def worker_for_suspect(self, lane: Lane, may_risk: bool) -> WorkerState | None:
         """The worker that is set apart for suspects, when it has nothing else; None meanwhile.

@@ -106,6 +106,7 @@ class HttpPool:
     async def _connected(self) -> _Connection:
         self._connecting += 1
         loop = asyncio.get_running_loop()
+        connection: _Connection | None = None
         try:
             async with asyncio.timeout(_CONNECT_S):
                 _, connection = await loop.create_connection(_Connection, self._host, self._port)
@@ -113,9 +114,12 @@ class HttpPool:
             raise Unavailable(
                 f"http://{self._host}:{self._port} cannot be reached: {error}"
             ) from None
+        else:
+            self._open.add(connection)
         finally:
             self._connecting -= 1
-        self._open.add(connection)
+            if connection is None:
+                self._there_is_room()
         return connection
 
     def _give(self, connection: _Connection) -> None:
@@ -129,7 +133,10 @@ class HttpPool:
     def _drop(self, connection: _Connection) -> None:
         connection.abort()
         self._open.discard(connection)
-        # There is room for another one.
+        self._there_is_room()
+
+    def _there_is_room(self) -> None:
+        """For a connection more: whoever waits for one may open it."""
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():

@@ -220,6 +220,23 @@ def test_each_request_has_one_outcome(
     assert np.all(result.requests.answered[in_time] <= deadlines[in_time] + 1e-9)
 
 
+@pytest.mark.parametrize("slow_first", [True, False])
+def test_a_slow_device_drops_nothing_that_a_quick_one_can_do(slow_first: bool) -> None:
+    slow, quick = Workers(1, device="cpu:0", speed=0.1), Workers(3, device="gpu:0")
+    workers = [slow, quick] if slow_first else [quick, slow]
+    light = Traffic(Poisson(50), [MixEntry("m", deadline_s=0.1)])
+    result = simulate([MODEL], workers, [light], 5.0)
+    assert result.in_time == result.offered
+    heavy = Traffic(Poisson(2400), [MixEntry("m", deadline_s=0.1)])
+    assert simulate([MODEL], workers, [heavy], 5.0).goodput >= 0.97 * 3 * 8 / 0.02
+
+
+def test_a_slow_device_helps_where_there_is_time() -> None:
+    workers = [Workers(1, device="gpu:0"), Workers(1, device="cpu:0", speed=0.5)]
+    heavy = Traffic(Poisson(1200), [MixEntry("m", deadline_s=0.5)])
+    assert simulate([MODEL], workers, [heavy], 5.0).goodput >= 0.95 * 1.5 * 8 / 0.02
+
+
 @pytest.mark.parametrize(("batch_s", "deadline_s"), [(0.02, 0.03), (3.0, 9.0), (10.0, 15.0)])
 def test_no_device_time_is_spent_on_late_answers_however_long_batches_take(
     batch_s: float, deadline_s: float

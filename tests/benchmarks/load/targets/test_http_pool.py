@@ -118,3 +118,18 @@ def test_what_does_not_answer_is_unavailable(server: Callable[[], Server]) -> No
                 await pool.call(REQUEST, 10.0)
 
     talk(server, say)
+
+
+def test_who_waits_for_a_connection_that_never_comes_is_told() -> None:
+    async def whole() -> list[Any]:
+        gone = await asyncio.start_server(Server(), "127.0.0.1", 0)
+        port = gone.sockets[0].getsockname()[1]
+        gone.close()
+        await gone.wait_closed()
+        pool = HttpPool("127.0.0.1", port, most=1)
+        async with asyncio.timeout(20.0):
+            return await asyncio.gather(
+                *(pool.call(REQUEST, None) for _ in range(5)), return_exceptions=True
+            )
+
+    assert [type(error) for error in asyncio.run(whole())] == [Unavailable] * 5
