@@ -47,6 +47,8 @@ class Kind(IntEnum):
     FAILED = 21  # exit code, message, [model, version] or nil: why the child exits
     # supervisor -> worker
     LINK = 31  # the broker was started anew; the link to it beside it
+    # supervisor -> broker, worker
+    LOG = 41  # the fields of ``log.LogSettings``, which have changed
 
 
 @dataclass(frozen=True, slots=True)
