@@ -10,6 +10,7 @@ https://opentelemetry.io/docs/specs/semconv/rpc/rpc-spans/ has the names of attr
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ from importlib.metadata import entry_points
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 
 from batchyard.wire.errors import BatchyardError
@@ -49,18 +50,31 @@ def _provider() -> TracerProvider | None:
     global _own_provider
     with _lock:
         if _own_provider is None:
-            name = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
-            if name == "otlp":
-                protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get(
-                    "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
-                )
-                name = _OTLP.get(protocol, protocol)
-            found = list(entry_points(group=_EXPORTERS, name=name))
-            if not found:
+            exporter = _exporter()
+            if exporter is None:
                 return None
             _own_provider = TracerProvider()
-            _own_provider.add_span_processor(BatchSpanProcessor(found[0].load()()))
+            _own_provider.add_span_processor(BatchSpanProcessor(exporter))
         return _own_provider
+
+
+def _exporter() -> SpanExporter | None:
+    """The one that the environment names, as its package registers it."""
+    name = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
+    if name == "otlp":
+        protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get(
+            "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
+        )
+        name = _OTLP.get(protocol, protocol)
+    try:
+        (found,) = entry_points(group=_EXPORTERS, name=name)
+        exporter: SpanExporter = found.load()()
+    except Exception as error:
+        # A program must not fail for want of traces.
+        reason = f"no exporter {name!r}: {type(error).__name__}: {error}"
+        logging.getLogger("batchyard.clients").warning("calls are not traced: %s", reason)
+        return None
+    return exporter
 
 
 class Tracing:
