@@ -18,23 +18,24 @@ from batchyard.wire.arena import Mapping
 from batchyard.wire.control import BrokerSettings
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.link import Link, LinkClosed
+from batchyard.wire.log import LogSettings
 
 
 def main(control_fd: int, parent_pid: int) -> int:
     """Serves until the supervisor is gone or has had it drained; the exit code."""
     control.die_with_parent(parent_pid)
     control.leave_signals_to_parent()
-    log.configure("broker")
+    logs = log.configure("broker")
     # Each connection takes a descriptor.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
-        return _serve(Link.from_fd(control_fd))
+        return _serve(Link.from_fd(control_fd), logs)
     except LinkClosed:
         return control.EXIT_FAILURE
 
 
-def _serve(supervisor: Link) -> int:
+def _serve(supervisor: Link, logs: LogSettings) -> int:
     body, (arena_fd,) = supervisor.receive()
     settings = BrokerSettings.from_wire(body)
     arena = Mapping(arena_fd)
@@ -68,6 +69,7 @@ def _serve(supervisor: Link) -> int:
             settings.max_message_nbytes,
             settings.is_restarted,
         )
+        loop.configure_logs(logs)
         try:
             loop.run()
         finally:

@@ -127,13 +127,13 @@ class LocalFront:
         try:
             fd = create_memfd(self._region_nbytes, "batchyard-region")
         except OSError as error:
-            log.warning("region_not_made", reason=error)
+            log.limited("warning", "region_not_made", reason=error)
             return
         try:
             client.mapping = Mapping(fd)
         except OSError as error:
             os.close(fd)
-            log.warning("region_not_made", reason=error)
+            log.limited("warning", "region_not_made", reason=error)
             return
         client.region_fd = fd
         client.region = Region(number, client.mapping.memory, is_ours)
@@ -179,7 +179,7 @@ class LocalFront:
             try:
                 fd = local.memfd_of(frames)
             except OSError as error:
-                log.warning("answer_not_sent", reason=error)
+                log.limited("warning", "answer_not_sent", reason=error)
                 return False
         try:
             if not client.unsent and _push(client, header, frames, fd):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from batchyard.cli.serving import load_config, plan, refuse, serving_arguments
+from batchyard.cli.serving import early_log_settings, load_config, plan, serving_arguments
 from batchyard.pool.supervisor import ServerFailed, Supervisor
 from batchyard.wire import log
-from batchyard.wire.control import PARENT_SIGNALS
+from batchyard.wire.control import EXIT_CONFIGURATION, PARENT_SIGNALS
 from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.log import LogSettings
 
 
 @click.command()
@@ -26,11 +28,12 @@ def command(**options: Any) -> None:
     finishes what was accepted and stops; a second one stops at once. SIGHUP reads the
     configuration again.
     """
-    log.configure("supervisor")
+    settings = log.configure("supervisor", early_log_settings(options))
     try:
         server_plan, notes = plan(load_config(options))
     except ConfigurationError as error:
-        refuse(error)
+        _end(EXIT_CONFIGURATION, str(error), settings)
+    os.environ.update(settings.to_environment())
     for note in notes:
         log.info("device_chosen", note=note)
     models = ",".join(f"{model.name}:{model.version}" for model in server_plan.broker.models)
@@ -49,6 +52,14 @@ def command(**options: Any) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, PARENT_SIGNALS)
         Supervisor(server_plan, ready, lambda: load_config(options)).run()
     except ServerFailed as error:
-        for line in str(error).splitlines():
+        _end(error.exit_code, str(error), settings)
+
+
+def _end(exit_code: int, reason: str, settings: LogSettings) -> NoReturn:
+    """Says why and exits: to a program, or to the journal, as an event; to a person in lines."""
+    if settings.format == "json" or log.is_journal():
+        log.error("server_failed", exit_code=exit_code, reason=reason)
+    else:
+        for line in reason.splitlines():
             print(f"batchyard: {line}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    sys.exit(exit_code)

@@ -33,6 +33,7 @@ from batchyard.clients.session import (
     CLOSED,
     RECONNECT_TIMEOUT_S,
 )
+from batchyard.clients.tracing import Label, find_tracing, make_label
 from batchyard.wire.endpoints import check, default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
 
@@ -62,6 +63,7 @@ class AsyncClient:
         self._only = None if endpoints and len(checked) > 1 else LoopIo(*options)
         self._io = self._only or LoopServers(*options)
         self._routes: dict[tuple[Any, ...], Route] = {}
+        self._tracing = find_tracing()
         self._connecting = asyncio.Lock()
         self._is_connected = False
         self._closed = False
@@ -93,26 +95,38 @@ class AsyncClient:
         label: str | None = None,
         signature: str = DEFAULT_SIGNATURE,
         priority: int = 0,
+        request_id: str | None = None,
     ) -> Outputs:
         """Runs one request; see ``Client.predict``. Cancelling the task cancels the request."""
         deadline = deadline_after(timeout, time.monotonic())
-        # Looked up here, not in ``_route``: a coroutine less for each request.
-        route = self._routes.get((model, version, label, signature, priority))
-        if route is None or route.connection != self._io.connections:
-            route = await self._find_route(model, version, label, signature, priority, timeout)
-        arrays, target, rows = route.arrays(inputs)
-        promise: asyncio.Future[Outputs] = self._loop.create_future()
-        io = self._only or self._io.pick()
-        placement = place(io.session.region, route, arrays, rows)
-        call = Call(
-            route, target, arrays, [rows] if rows else None, rows, deadline, promise, placement
-        )
-        io.add(call)
+        named: Label | None = None
+        if request_id is not None or self._tracing is not None:
+            named = make_label(self._tracing, model, signature, "predict", request_id)
+        call: Call | None = None
         try:
-            return await promise
-        except asyncio.CancelledError:
-            self._io.cancel(call)
+            # Looked up here, not in ``_route``: a coroutine less for each request.
+            route = self._routes.get((model, version, label, signature, priority))
+            if route is None or route.connection != self._io.connections:
+                route = await self._find_route(model, version, label, signature, priority, timeout)
+            arrays, target, rows = route.arrays(inputs)
+            promise: asyncio.Future[Outputs] = self._loop.create_future()
+            io = self._only or self._io.pick()
+            placement = place(io.session.region, route, arrays, rows)
+            each = [rows] if rows else None
+            call = Call(route, target, arrays, each, rows, deadline, promise, placement, named)
+            if named is not None and named.span is not None:
+                named.span.sent_to(io.endpoint)
+            io.add(call)
+            outputs = await promise
+        except BaseException as error:
+            if call is not None and isinstance(error, asyncio.CancelledError):
+                self._io.cancel(call)
+            if named is not None:
+                named.end(error)
             raise
+        if named is not None:
+            named.end()
+        return outputs
 
     async def predict_many(
         self,
@@ -124,8 +138,12 @@ class AsyncClient:
         label: str | None = None,
         signature: str = DEFAULT_SIGNATURE,
         priority: int = 0,
+        request_id: str | None = None,
     ) -> list[Outputs]:
-        """Runs many requests in one round trip: the outputs of each, in order."""
+        """Runs many requests in one round trip: the outputs of each, in order.
+
+        ``request_id`` names all of them.
+        """
         deadline = deadline_after(timeout, time.monotonic())
         if not inputs:
             return []
@@ -143,6 +161,7 @@ class AsyncClient:
                     label=label,
                     signature=signature,
                     priority=priority,
+                    request_id=request_id,
                 )
                 for item in inputs[start : start + step]
             ]

@@ -91,6 +91,11 @@ class IoThread:
         return self
 
     @property
+    def endpoint(self) -> str:
+        """Where the server is."""
+        return self._endpoints[0] if self._connection is None else self._connection.endpoint
+
+    @property
     def session(self) -> Session:
         """For those who only want to know."""
         return self._session

@@ -60,6 +60,11 @@ class LoopIo:
         return self
 
     @property
+    def endpoint(self) -> str:
+        """Where the server is."""
+        return self._endpoints[0] if self._connection is None else self._connection.endpoint
+
+    @property
     def region(self) -> ClientRegion | None:
         """The memory that is shared with the server, if any is."""
         return self.session.region

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from batchyard.wire import dtypes, endpoints
 from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.log import LogSettings
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -339,12 +340,35 @@ class Metrics(_Section):
     )
 
 
+class Log(_Section):
+    """``[log]``: what is written to standard error. All of it may change at SIGHUP."""
+
+    format: Literal["text", "json"] = Field(
+        "text",
+        description="text: key=value; json: an object a line. See docs/logs.md.",
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Events below it are not written."
+    )
+    slow_request_ms: Annotated[float, Field(ge=0, le=86_400_000)] = Field(
+        0,
+        description="Answers that took the server longer are logged, with where the time went. "
+        "0: none.",
+    )
+
+    @property
+    def settings(self) -> LogSettings:
+        """The same for the processes of a server."""
+        return LogSettings(self.format, self.level, self.slow_request_ms)
+
+
 class Config(_Section):
     """A whole configuration file."""
 
     broker: Broker = Field(default_factory=Broker, description="See [broker].")
     pool: Pool = Field(default=Pool(), description="See [pool].")
     metrics: Metrics = Field(default=Metrics(), description="See [metrics].")
+    log: Log = Field(default=Log(), description="See [log].")
     models: list[Model] = Field(min_length=1, description="See [[models]].")
 
     @field_validator("models")

@@ -14,6 +14,7 @@ from batchyard.pool.events import (
     BrokerListening,
     ConfigurationRead,
     ConfigurationRefused,
+    ConfigureLogs,
     Death,
     Event,
     Fail,
@@ -212,6 +213,8 @@ class ServerState:
                 self.offer.find(found)
                 self.workers.try_failed(now)
             case ConfigurationRead(config, found):
+                if config.log != self._config.log:
+                    self._do(ConfigureLogs(config.log.settings))
                 self._config = config
                 self._do(Log("info", "reloaded", {"models": len(config.models)}))
                 for name in needing_restart(self._first_config, config):

@@ -32,6 +32,7 @@ from batchyard.wire.arena import create_memfd
 from batchyard.wire.control import Kind
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.link import Link, LinkClosed
+from batchyard.wire.log import LogSettings
 
 # How long the broker may take to send its last answers before it is killed.
 _GOODBYE_S = 5.0
@@ -231,6 +232,8 @@ class Supervisor:
                 self._on_ready(shown, self._gateways.addresses)
             case events.Log(level, event, fields):
                 getattr(log, level)(event, **fields)
+            case events.ConfigureLogs(settings):
+                self._configure_logs(settings)
             case events.Fail(exit_code, message):
                 raise ServerFailed(exit_code, message)
             case events.Stop():
@@ -316,6 +319,16 @@ class Supervisor:
         if self._broker is not None:
             with contextlib.suppress(LinkClosed):
                 self._broker.link.send(packet, fds)
+
+    def _configure_logs(self, settings: LogSettings) -> None:
+        log.configure("supervisor", settings)
+        # For those who are started from now on.
+        os.environ.update(settings.to_environment())
+        packet = [Kind.LOG, *dataclasses.astuple(settings)]
+        self._tell_broker(packet)
+        for worker in self._workers.values():
+            with contextlib.suppress(LinkClosed):
+                worker.link.send(packet)
 
     def _end_children(self) -> None:
         if self._broker is not None:

@@ -49,6 +49,8 @@ class Kind(IntEnum):
     ANSWERING = 25
     # supervisor -> worker
     LINK = 31  # the broker was started anew; the link to it beside it
+    # supervisor -> broker, worker
+    LOG = 41  # the fields of ``log.LogSettings``, which have changed
 
 
 @dataclass(frozen=True, slots=True)
