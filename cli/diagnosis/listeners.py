@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +25,18 @@ def holder_of(port: int, root: Path = Path("/")) -> Holder | None:
     if not inodes:
         return None
     for folder in (root / "proc").glob("[0-9]*"):
-        try:
-            opened = {os.readlink(fd) for fd in (folder / "fd").iterdir()}
-        except OSError:  # another user's, or gone
-            continue
-        if opened & inodes:
+        if not inodes.isdisjoint(_opened(folder)):
             return Holder(int(folder.name), _command(folder))
     return None
+
+
+def _opened(folder: Path) -> Iterator[str]:
+    """What a process has open; nothing of another user's, or of one that is gone."""
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(folder / "fd"):
+            # It may be closed meanwhile, as is that of this very list.
+            with contextlib.suppress(FileNotFoundError):
+                yield os.readlink(folder / "fd" / fd)
 
 
 def _listening(port: int, root: Path) -> set[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batchyard.cli.diagnosis.finding import Finding, failure, ok, warning
 from batchyard.clients import Client
-from batchyard.wire.errors import BatchyardError, Unavailable
+from batchyard.wire.errors import BatchyardError
 
 _CHECK = "server"
 _CONNECT_TIMEOUT_S = 2.0
@@ -80,13 +81,29 @@ def reachable(bound: Sequence[str]) -> list[str]:
 
 
 def ask_server(endpoints: Sequence[str]) -> tuple[Mapping[str, Any] | None, str]:
-    """What the server at one of these endpoints says, or why there is none that says anything."""
-    if not endpoints:
+    """What the server at one of these endpoints says; or nothing, and why if somebody is there."""
+    listening = [endpoint for endpoint in endpoints if _accepts(endpoint)]
+    if not listening:
         return None, ""
     try:
-        with Client(list(endpoints), connect_timeout=_CONNECT_TIMEOUT_S) as client:
+        with Client(listening, connect_timeout=_CONNECT_TIMEOUT_S) as client:
             return client.stats(), ""
-    except Unavailable:
-        return None, ""
     except BatchyardError as error:
         return None, str(error)
+
+
+def _accepts(endpoint: str) -> bool:
+    """Whether somebody takes connections there."""
+    scheme, _, rest = endpoint.partition("://")
+    host, _, number = rest.rpartition(":")
+    try:
+        if scheme == "ipc":
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(_CONNECT_TIMEOUT_S)
+                probe.connect(rest)
+        else:
+            address = host.strip("[]"), int(number)
+            socket.create_connection(address, _CONNECT_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
