@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,7 @@ def read_driver() -> Driver:
 def _read_driver(nvml: Any) -> Driver:
     cuda = _ask(nvml.nvmlSystemGetCudaDriverVersion_v2) or 0
     count = _ask(nvml.nvmlDeviceGetCount) or 0
-    cards = [_ask(lambda index=index: _read_card(nvml, index)) for index in range(count)]
+    cards = [_ask(functools.partial(_read_card, nvml, index)) for index in range(count)]
     return Driver(
         version=_text(_ask(nvml.nvmlSystemGetDriverVersion) or ""),
         # 12080 is 12.8.

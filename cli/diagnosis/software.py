@@ -87,9 +87,10 @@ def _check_tensorflow(
 def python_needed() -> str | None:
     """The metadata's ``Requires-Python``; None where Batchyard is not installed."""
     try:
-        return metadata.metadata(PACKAGE).get("Requires-Python")
+        found = metadata.metadata(PACKAGE)
     except metadata.PackageNotFoundError:
         return None
+    return found["Requires-Python"] if "Requires-Python" in found else None
 
 
 def requirements() -> Sequence[str] | None:
