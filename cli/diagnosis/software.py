@@ -90,7 +90,7 @@ def python_needed() -> str | None:
         found = metadata.metadata(PACKAGE)
     except metadata.PackageNotFoundError:
         return None
-    return found["Requires-Python"] if "Requires-Python" in found else None
+    return found["Requires-Python"] if "Requires-Python" in found else None  # noqa: SIM401
 
 
 def requirements() -> Sequence[str] | None:
