@@ -138,7 +138,7 @@ def _memory(subject: Subject) -> list[Finding]:
     broker, pool = subject.broker, subject.pool
     needs = memory.MemoryNeeds(
         arena=pool.arena_mb * _MIB,
-        regions=broker.region_mb * broker.max_regions * _MIB,
+        clients=(broker.region_mb * broker.max_regions + broker.max_queue_mb) * _MIB,
         workers=len(subject.plan.workers) if subject.plan else 1,
     )
     return memory.check_memory(memory.read_memory(), read_limits(), needs)

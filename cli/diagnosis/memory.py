@@ -27,10 +27,13 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeeds:
-    """What a server takes, in bytes: the arena, all regions together, and how many workers."""
+    """What a server takes, in bytes, and how many workers it has.
+
+    ``clients`` is what they can make it take at the worst: all regions, and a full queue.
+    """
 
     arena: int
-    regions: int
+    clients: int
     workers: int
 
     @property
@@ -41,10 +44,11 @@ class MemoryNeeds:
 
 def check_memory(memory: Memory, limits: CgroupLimits, needs: MemoryNeeds) -> list[Finding]:
     """Whether all of it fits, and what happens to it when it does not."""
-    return [_check_room(memory, limits, needs), *_check_regions(memory, limits, needs)] + [
-        finding
-        for finding in (_check_swap(memory), _check_overcommit(memory, needs))
-        if finding is not None
+    return [
+        _check_room(memory, limits, needs),
+        _check_clients(memory, limits, needs),
+        _check_swap(memory),
+        *_check_overcommit(memory, needs),
     ]
 
 
@@ -56,7 +60,7 @@ def _check_room(memory: Memory, limits: CgroupLimits, needs: MemoryNeeds) -> Fin
             available, where = left, f"left of the control group's {mebibytes(limits.memory)}"
     found = (
         f"{mebibytes(available)} {where}; arena {mebibytes(needs.arena)}, "
-        f"{needs.workers} workers from {mebibytes(_WORKER_NBYTES)} each, and the models"
+        f"{mebibytes(_WORKER_NBYTES)} for each worker ({needs.workers}), and the models"
     )
     total = memory.total if limits.memory is None else min(memory.total, limits.memory)
     if needs.arena >= total:
@@ -68,22 +72,21 @@ def _check_room(memory: Memory, limits: CgroupLimits, needs: MemoryNeeds) -> Fin
     return ok("memory", found)
 
 
-def _check_regions(memory: Memory, limits: CgroupLimits, needs: MemoryNeeds) -> list[Finding]:
+def _check_clients(memory: Memory, limits: CgroupLimits, needs: MemoryNeeds) -> Finding:
+    check = "clients' memory"
     total = memory.total if limits.memory is None else min(memory.total, limits.memory)
-    if not needs.regions:
-        return []
-    found = f"clients on this machine may take {mebibytes(needs.regions)} together, as they use it"
-    if needs.start + needs.regions > total:
+    found = f"regions and queued tensors may take {mebibytes(needs.clients)}, as they are used"
+    if needs.start + needs.clients > total:
         found += f", of {mebibytes(total)} that there are"
         remedy = (
-            "If so many clients may come, lower region_mb or max_regions under [broker]: beyond "
-            "the memory the kernel kills processes."
+            "Lower region_mb, max_regions or max_queue_mb under [broker] if clients may come to "
+            "that: beyond its memory the kernel kills processes."
         )
-        return [warning("regions", found, remedy)]
-    return [ok("regions", found)]
+        return warning(check, found, remedy)
+    return ok(check, found)
 
 
-def _check_swap(memory: Memory) -> Finding | None:
+def _check_swap(memory: Memory) -> Finding:
     if not memory.swap:
         return ok("swap", "none")
     found = f"{mebibytes(memory.swap_used)} of {mebibytes(memory.swap)} in use"
@@ -96,15 +99,15 @@ def _check_swap(memory: Memory) -> Finding | None:
     return ok("swap", found)
 
 
-def _check_overcommit(memory: Memory, needs: MemoryNeeds) -> Finding | None:
+def _check_overcommit(memory: Memory, needs: MemoryNeeds) -> list[Finding]:
     if memory.overcommit != _OVERCOMMIT_NEVER:
-        return None
+        return []
     found = f"vm.overcommit_memory is 2, {mebibytes(memory.commit_left)} can still be promised"
     if memory.commit_left < needs.start:
         remedy = "sysctl vm.overcommit_memory=0, or raise vm.overcommit_ratio."
-        return failure("overcommit", found, remedy)
+        return [failure("overcommit", found, remedy)]
     remedy = "sysctl vm.overcommit_memory=0: TensorFlow and CUDA reserve far more than they use."
-    return warning("overcommit", found, remedy)
+    return [warning("overcommit", found, remedy)]
 
 
 def read_memory(root: Path = Path("/")) -> Memory:

@@ -56,7 +56,7 @@ def _check_threads(processors: Processors, threads: Sequence[int]) -> Finding | 
     if not threads:
         return None
     total = sum(count or processors.usable for count in threads)
-    found = f"{len(threads)} workers on CPUs with {total} threads, {processors.usable} processors"
+    found = f"{total} for {processors.usable} processors, workers on CPUs: {len(threads)}"
     if total > processors.usable:
         remedy = (
             "Have fewer workers, or lower tensorflow_intra_op_parallelism: threads that take turns "

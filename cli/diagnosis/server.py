@@ -27,10 +27,10 @@ def check_server(stats: Mapping[str, Any] | None, refusal: str) -> list[Finding]
 
 def _healthy(stats: Mapping[str, Any]) -> Finding:
     broker, workers, models = stats["broker"], stats["workers"], stats["models"]
-    up = f"runs since {broker['uptime_s']:.0f} s"
+    up = f"has run for {broker['uptime_s']:.0f} s"
     if broker.get("draining"):
         return warning(_CHECK, f"{up} and is stopping", "Wait, or start it again.")
-    return ok(_CHECK, f"{up}; {len(workers)} workers, {len(models)} models, all available")
+    return ok(_CHECK, f"{up}, workers: {len(workers)}, versions of models: {len(models)}")
 
 
 def _workers(workers: Sequence[Mapping[str, Any]]) -> list[Finding]:

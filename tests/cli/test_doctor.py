@@ -84,7 +84,7 @@ def test_a_configuration_that_does_not_work_fails(tmp_path: Path) -> None:
 def test_a_server_that_runs_is_found(server: Server, tmp_path: Path) -> None:
     number = server.endpoint.rpartition(":")[2]
     found = findings(config(tmp_path, int(number)))
-    assert found["server"]["found"].startswith("runs since ")
+    assert found["server"]["found"].startswith("has run for ")
     assert found[f"port {number}"]["found"].startswith("the server that runs has it")
 
 

@@ -46,7 +46,7 @@ def test_memory_is_read(tmp_path: Path) -> None:
 
 def test_memory_that_suffices() -> None:
     found = levels(memory.check_memory(ROOMY, NONE, USUAL))
-    assert found == {"memory": "ok", "regions": "ok", "swap": "ok"}
+    assert found == {"memory": "ok", "clients' memory": "ok", "swap": "ok"}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_memory_that_suffices() -> None:
         (ROOMY, NONE, MemoryNeeds(40 * GIB, 0, 1), "memory", "failure"),
         (ROOMY, NONE, MemoryNeeds(29 * GIB, 0, 4), "memory", "warning"),
         (ROOMY, CgroupLimits(GIB, GIB // 2), MemoryNeeds(GIB // 2, 0, 1), "memory", "warning"),
-        (ROOMY, CgroupLimits(8 * GIB, 0), USUAL, "regions", "warning"),
+        (ROOMY, CgroupLimits(8 * GIB, 0), USUAL, "clients' memory", "warning"),
         (Memory(32 * GIB, 30 * GIB, GIB, GIB // 2, 0, 0), NONE, USUAL, "swap", "warning"),
         (Memory(32 * GIB, 30 * GIB, 0, 0, 2, GIB), NONE, USUAL, "overcommit", "failure"),
         (Memory(32 * GIB, 30 * GIB, 0, 0, 2, 9 * GIB), NONE, USUAL, "overcommit", "warning"),
