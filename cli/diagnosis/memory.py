@@ -76,7 +76,7 @@ def _check_clients(memory: Memory, limits: CgroupLimits, needs: MemoryNeeds) -> 
     check = "clients' memory"
     total = memory.total if limits.memory is None else min(memory.total, limits.memory)
     found = f"regions and queued tensors may take {mebibytes(needs.clients)}, as they are used"
-    if needs.start + needs.clients > total:
+    if needs.start <= total < needs.start + needs.clients:
         found += f", of {mebibytes(total)} that there are"
         remedy = (
             "Lower region_mb, max_regions or max_queue_mb under [broker] if clients may come to "
