@@ -15,7 +15,8 @@ from batchyard.wire.errors import ConfigurationError
 def command(**options: Any) -> None:
     """Check a configuration against this machine: devices, models, endpoints.
 
-    Loads no model. Exits with 2 and says what is wrong when it cannot work.
+    Takes what `batchyard serve` takes, and tells what that would do. Loads no model. Exits with 2
+    and says all that is wrong when it cannot work.
     """
     try:
         server_plan, notes = plan(load_config(options))

@@ -13,6 +13,7 @@ _SUBCOMMANDS = {
     "status": "Show how a running server fares.",
     "tune": "Find a model's batching parameters by experiment.",
     "check": "Check a configuration against this machine.",
+    "doctor": "Look for what keeps a server from running well here.",
     "load": "Put load on a server and say how it fared.",
     "bench": "Measure, beside a reference in the same run.",
 }
@@ -45,9 +46,12 @@ def main() -> None:
             with formatter.section("Commands"):
                 formatter.write_dl(list(_SUBCOMMANDS.items()))
 
-    @click.group(cls=Subcommands)
+    @click.group(cls=Subcommands, context_settings={"max_content_width": 100})
     @click.version_option(package_name="batchyard")
     def batchyard() -> None:
-        """Serves TensorFlow SavedModels from a pool of processes, batching their requests."""
+        """Serves TensorFlow SavedModels from a pool of processes, batching their requests.
+
+        `batchyard demo` shows what that is. `batchyard COMMAND --help` says more of each command.
+        """
 
     batchyard()

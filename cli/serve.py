@@ -27,6 +27,12 @@ def command(**options: Any) -> None:
     Prints one line when every worker has loaded and warmed up every model. SIGTERM or Ctrl-C
     finishes what was accepted and stops; a second one stops at once. SIGHUP reads the
     configuration again.
+
+    Options for batching are for the models that --model adds. Those for workers make groups, one
+    for each --device, that replace the file's. All others replace what the file says.
+
+    Exits with 0 when it was stopped, 2 for a configuration that cannot work, 3 without TensorFlow
+    or the device, 4 when a model does not load, 1 for all else.
     """
     settings = log.configure("supervisor", early_log_settings(options))
     try:

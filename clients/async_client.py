@@ -26,9 +26,9 @@ from batchyard.clients.inputs import (
     readable_metadata,
 )
 from batchyard.clients.loop_io import LoopIo
+from batchyard.clients.loop_servers import LoopServers
 from batchyard.clients.placement import place
 from batchyard.clients.region import empty
-from batchyard.clients.servers import LoopServers
 from batchyard.clients.session import (
     CLOSED,
     RECONNECT_TIMEOUT_S,
