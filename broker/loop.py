@@ -192,7 +192,9 @@ class BrokerLoop:
             models = [control.ModelSettings(**model) for model in packet[1]]
             self._apply(events.ModelsChanged(served_models(models)))
         elif kind == control.Kind.PING:
-            self._tell_supervisor([control.Kind.PONG])
+            models = self.state.catalog.models.values()
+            queued_rows = sum(model.queued_rows for model in models)
+            self._tell_supervisor([control.Kind.PONG, queued_rows])
         elif kind == control.Kind.DRAIN:
             self._apply(events.DrainStarted())
             self._clients.tell_draining()

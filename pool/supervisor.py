@@ -24,7 +24,9 @@ from batchyard.pool.children import Child, describe_exit
 from batchyard.pool.config import Config
 from batchyard.pool.ipc_paths import claimed
 from batchyard.pool.plan import ServerPlan
-from batchyard.pool.state import Phase, ServerState
+from batchyard.pool.service_manager import ServiceManager
+from batchyard.pool.standing import Phase
+from batchyard.pool.state import ServerState
 from batchyard.pool.watch import Watch
 from batchyard.wire import control, log
 from batchyard.wire.arena import create_memfd
@@ -52,16 +54,19 @@ class Supervisor:
         plan: ServerPlan,
         on_ready: Callable[[Sequence[str]], None],
         reload: Callable[[], Config],
+        service_manager: ServiceManager | None = None,
     ) -> None:
         """``on_ready`` is called with the endpoints once every worker can take requests.
 
         ``reload`` reads the configuration again, on another thread; it may raise
-        ConfigurationError.
+        ConfigurationError. ``service_manager`` hears how the server fares.
         """
         self._plan = plan
         self._on_ready = on_ready
         beside = [worker.replaced_beside for worker in plan.workers]
-        self._state = ServerState(plan.config, plan.found, beside)
+        self._service_manager = service_manager or ServiceManager()
+        watchdog_s = self._service_manager.watchdog_s
+        self._state = ServerState(plan.config, plan.found, beside, watchdog_s)
         self._watch = Watch(plan.config, plan.found, reload)
         self._selector = selectors.DefaultSelector()
         self._arena = -1
@@ -138,7 +143,7 @@ class Supervisor:
                 self._reports[report["name"], report["version"]] = report
             self._happened(events.WorkerReady(packet[1]))
         elif kind == Kind.PONG:
-            self._happened(events.BrokerAnswered())
+            self._happened(events.BrokerAnswered(packet[1]))
         elif kind == Kind.SERVED:
             self._happened(events.WorkerServed(packet[1]))
         elif kind == Kind.RETIRED:
@@ -204,6 +209,8 @@ class Supervisor:
                 self._workers[id].link.shut_down()
             case events.ReportReady(endpoints):
                 self._on_ready(endpoints)
+            case events.TellServiceManager(variables):
+                self._service_manager.tell(variables)
             case events.Log(level, event, fields):
                 getattr(log, level)(event, **fields)
             case events.Fail(exit_code, message):
@@ -312,6 +319,7 @@ class Supervisor:
             if number in control.STOP_SIGNALS:
                 self._happened(events.StopRequested())
             elif number == signal.SIGHUP:
+                self._happened(events.ReloadRequested())
                 self._watch.ask_for_reload()
 
     @contextlib.contextmanager
