@@ -15,7 +15,12 @@ from support.waiting import wait_until
 PYTHON = "/opt/batchyard/bin/python"
 BATCHYARD = "/opt/batchyard/bin/batchyard"
 LOAD = "/opt/tests/service_load.py"
-_CLIENTS_GROUP = "batchyard-clients"
+
+
+def as_user(uid: int, group: str = "") -> list[str]:
+    """What to put before a command that a user runs, who is in a group or in none."""
+    of_group = f"--groups={group}" if group else "--clear-groups"
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", of_group]
 
 
 @dataclass
@@ -70,8 +75,7 @@ class Service:
         """What ``batchyard predict`` prints for one row, asked by a user."""
         words = [BATCHYARD, "predict", "--endpoint", endpoint, model, '{"x": [[1, 2, 3, 4]]}']
         if uid:
-            of_group = f"--groups={group}" if group else "--clear-groups"
-            words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", of_group, *words]
+            words = [*as_user(uid, group), *words]
         return self.container.run(*words, code=None)
 
     def wait_for_status(self, *texts: str) -> None:
@@ -82,9 +86,12 @@ class Service:
         )
 
     @contextlib.contextmanager
-    def load(self, model: str, *endpoints: str) -> Iterator[dict[str, Any]]:
+    def load(
+        self, model: str, *endpoints: str, reconnect_timeout_s: float = 10
+    ) -> Iterator[dict[str, Any]]:
         """Load while the block runs; what came of it is in the dictionary afterwards."""
-        process = self.container.start(PYTHON, LOAD, model, *endpoints)
+        words = [PYTHON, LOAD, model, str(reconnect_timeout_s), *endpoints]
+        process = self.container.start(*words)
         assert process.stdout is not None
         result: dict[str, Any] = {}
         try:

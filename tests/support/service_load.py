@@ -1,6 +1,6 @@
 """Load on a service, from within its container, until SIGTERM; then what came of it, as JSON.
 
-    python service_load.py MODEL ENDPOINT…
+    python service_load.py MODEL RECONNECT_TIMEOUT ENDPOINT…
 
 Says ``started`` once requests are answered. Outcomes are counted by the error's code, with the last
 message of each.
@@ -21,7 +21,7 @@ from batchyard.clients import Client, errors
 CALLERS = 4
 
 
-def main(model: str, endpoints: list[str]) -> None:
+def main(model: str, reconnect_timeout_s: float, endpoints: list[str]) -> None:
     over = threading.Event()
     started = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
@@ -42,7 +42,7 @@ def main(model: str, endpoints: list[str]) -> None:
                 outcomes[outcome] += 1
                 messages[outcome] = message
 
-    with Client(endpoints) as client:
+    with Client(endpoints, reconnect_timeout=reconnect_timeout_s) as client:
         callers = [threading.Thread(target=call, args=(client, n)) for n in range(CALLERS)]
         for caller in callers:
             caller.start()
@@ -53,4 +53,4 @@ def main(model: str, endpoints: list[str]) -> None:
     print(json.dumps({"outcomes": outcomes, "messages": messages}), flush=True)
 
 
-main(sys.argv[1], sys.argv[2:])
+main(sys.argv[1], float(sys.argv[2]), sys.argv[3:])
