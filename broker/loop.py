@@ -204,7 +204,9 @@ class BrokerLoop:
         elif kind == control.Kind.LOG:
             self.configure_logs(log.configure("broker", LogSettings(*packet[1:])))
         elif kind == control.Kind.PING:
-            self._tell_supervisor([control.Kind.PONG])
+            models = self.state.catalog.models.values()
+            queued_rows = sum(model.queued_rows for model in models)
+            self._tell_supervisor([control.Kind.PONG, queued_rows])
         elif kind == control.Kind.DRAIN:
             self._apply(events.DrainStarted())
             self._clients.tell_draining()

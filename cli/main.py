@@ -15,6 +15,7 @@ _SUBCOMMANDS = {
     "check": "Check a configuration against this machine.",
     "doctor": "Look for what keeps a server from running well here.",
     "load": "Put load on a server and say how it fared.",
+    "install-service": "Make it a service of systemd.",
     "bench": "Measure, beside a reference in the same run.",
 }
 
@@ -38,7 +39,7 @@ def main() -> None:
         def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
             if cmd_name not in _SUBCOMMANDS:
                 return None
-            module = importlib.import_module(f"batchyard.cli.{cmd_name}")
+            module = importlib.import_module(f"batchyard.cli.{cmd_name.replace('-', '_')}")
             command: click.Command = module.command
             return command
 

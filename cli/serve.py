@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from batchyard.cli.serving import early_log_settings, load_config, plan, serving_arguments
+from batchyard.pool.service_manager import ServiceManager
 from batchyard.pool.supervisor import ServerFailed, Supervisor
 from batchyard.wire import log
 from batchyard.wire.control import EXIT_CONFIGURATION, PARENT_SIGNALS
@@ -26,7 +28,7 @@ def command(**options: Any) -> None:
 
     Prints one line when every worker has loaded and warmed up every model. SIGTERM or Ctrl-C
     finishes what was accepted and stops; a second one stops at once. SIGHUP reads the
-    configuration again.
+    configuration again. systemd is told how it fares (Type=notify); see install-service.
 
     Options for batching are for the models that --model adds. Those for workers make groups, one
     for each --device, that replace the file's. All others replace what the file says.
@@ -35,9 +37,14 @@ def command(**options: Any) -> None:
     or the device, 4 when a model does not load, 1 for all else.
     """
     settings = log.configure("supervisor", early_log_settings(options))
+    # What children are started with must not have it.
+    service_manager = ServiceManager.from_environment()
+    # A watchdog ends a server that hangs by SIGABRT: the log then says where it hung.
+    faulthandler.enable()
     try:
         server_plan, notes = plan(load_config(options))
     except ConfigurationError as error:
+        service_manager.tell({"STATUS": f"Refused: {error}"})
         _end(EXIT_CONFIGURATION, str(error), settings)
     os.environ.update(settings.to_environment())
     for note in notes:
@@ -56,8 +63,9 @@ def command(**options: Any) -> None:
     try:
         # Taken while it runs; in the moments around that they must not end the process by default.
         signal.pthread_sigmask(signal.SIG_BLOCK, PARENT_SIGNALS)
-        Supervisor(server_plan, ready, lambda: load_config(options)).run()
+        Supervisor(server_plan, ready, lambda: load_config(options), service_manager).run()
     except ServerFailed as error:
+        service_manager.tell({"STATUS": f"Failed: {error}"})
         _end(error.exit_code, str(error), settings)
 
 

@@ -25,7 +25,9 @@ from batchyard.pool.config import Config
 from batchyard.pool.gateway_processes import Gateways
 from batchyard.pool.ipc_paths import claimed, private_endpoint
 from batchyard.pool.plan import ServerPlan
-from batchyard.pool.state import Phase, ServerState
+from batchyard.pool.service_manager import ServiceManager
+from batchyard.pool.standing import Phase
+from batchyard.pool.state import ServerState
 from batchyard.pool.watch import Watch
 from batchyard.wire import control, log
 from batchyard.wire.arena import create_memfd
@@ -54,17 +56,20 @@ class Supervisor:
         plan: ServerPlan,
         on_ready: Callable[[Sequence[str], Mapping[str, str]], None],
         reload: Callable[[], Config],
+        service_manager: ServiceManager | None = None,
     ) -> None:
         """``on_ready`` is called with the endpoints, and the addresses of gateways by their names,
         once every worker can take requests.
 
         ``reload`` reads the configuration again, on another thread; it may raise
-        ConfigurationError.
+        ConfigurationError. ``service_manager`` hears how the server fares.
         """
         self._plan = plan
         self._on_ready = on_ready
         beside = [worker.replaced_beside for worker in plan.workers]
-        self._state = ServerState(plan.config, plan.found, beside)
+        self._service_manager = service_manager or ServiceManager()
+        watchdog_s = self._service_manager.watchdog_s
+        self._state = ServerState(plan.config, plan.found, beside, watchdog_s)
         self._watch = Watch(plan.config, plan.found, reload)
         self._selector = selectors.DefaultSelector()
         self._gateways = Gateways(plan.gateways, self._selector)
@@ -163,7 +168,7 @@ class Supervisor:
                 self._reports[report["name"], report["version"]] = report
             self._happened(events.WorkerReady(packet[1]))
         elif kind == Kind.PONG:
-            self._happened(events.BrokerAnswered())
+            self._happened(events.BrokerAnswered(packet[1]))
         elif kind == Kind.SERVED:
             self._happened(events.WorkerServed(packet[1]))
         elif kind == Kind.RETIRED:
@@ -230,6 +235,8 @@ class Supervisor:
             case events.ReportReady(endpoints):
                 shown = endpoints[: len(self._plan.broker.bind)]
                 self._on_ready(shown, self._gateways.addresses)
+            case events.TellServiceManager(variables):
+                self._service_manager.tell(variables)
             case events.Log(level, event, fields):
                 getattr(log, level)(event, **fields)
             case events.ConfigureLogs(settings):
@@ -351,6 +358,7 @@ class Supervisor:
             if number in control.STOP_SIGNALS:
                 self._happened(events.StopRequested())
             elif number == signal.SIGHUP:
+                self._happened(events.ReloadRequested())
                 self._watch.ask_for_reload()
 
     @contextlib.contextmanager

@@ -42,7 +42,7 @@ class Kind(IntEnum):
     HUNG = 15  # worker_id, why: it is to be killed
     UNLOADED = 16  # name, version: a version that MODELS left out is gone from all workers
     SERVED = 17  # worker_id: it was given its first batch
-    PONG = 18
+    PONG = 18  # rows that wait in all queues
     # child -> supervisor
     FAILED = 21  # exit code, message, [model, version] or nil: why the child exits
     # gateway -> supervisor
