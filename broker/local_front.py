@@ -18,6 +18,7 @@ from batchyard.broker.front import LINGER_S
 from batchyard.broker.queue import Region
 from batchyard.broker.worker_link import WorkerLink
 from batchyard.wire import local, log
+from batchyard.wire.access import Access
 from batchyard.wire.arena import Mapping, create_memfd
 from batchyard.wire.endpoints import HIGH_WATER_MARK
 from batchyard.wire.errors import ConfigurationError
@@ -67,12 +68,12 @@ class LocalFront:
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._buffer = local.receive_buffer()
 
-    def listen(self, endpoints: Sequence[str], ipc_mode: int) -> None:
+    def listen(self, endpoints: Sequence[str], access: Access) -> None:
         """Listens beside each ipc endpoint, and at the abstract name. Raises ConfigurationError."""
         paths = [path for endpoint in endpoints if (path := local.socket_path(endpoint))]
         for address in [f"\0{self.name}", *paths]:
             try:
-                listener = local.listen(address, ipc_mode)
+                listener = local.listen(address, access)
             except OSError as error:
                 raise ConfigurationError(f"cannot bind {address}: {error.strerror}") from error
             self._listeners[listener.fileno()] = listener
@@ -97,7 +98,8 @@ class LocalFront:
         name = listener.getsockname()
         is_ours = client.socket.peer_uid() in (0, os.geteuid())
         if isinstance(name, bytes) and not is_ours:
-            # Unlike a path, an abstract name has no mode that says who may connect.
+            # Unlike a path, an abstract name has no mode that says who may connect: whoever has
+            # the name, which WELCOME tells also to clients by TCP, is no reason to let him in.
             client.socket.close()
             return None
         number = next(self._ids)

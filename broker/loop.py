@@ -191,6 +191,9 @@ class BrokerLoop:
         elif kind == control.Kind.MODELS:
             models = [control.ModelSettings(**model) for model in packet[1]]
             self._apply(events.ModelsChanged(served_models(models)))
+        elif kind == control.Kind.KEYS:
+            if self._front.gate is not None:
+                self._front.gate.reload()
         elif kind == control.Kind.PING:
             self._tell_supervisor([control.Kind.PONG])
         elif kind == control.Kind.DRAIN:

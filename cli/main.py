@@ -13,6 +13,7 @@ _SUBCOMMANDS = {
     "status": "Show how a running server fares.",
     "tune": "Find a model's batching parameters by experiment.",
     "check": "Check a configuration against this machine.",
+    "keys": "Make keys, and say who may connect to a server.",
     "load": "Put load on a server and say how it fared.",
     "bench": "Measure, beside a reference in the same run.",
 }

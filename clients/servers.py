@@ -16,6 +16,8 @@ from batchyard.clients.loop_io import LoopIo
 from batchyard.clients.region import ClientRegion
 from batchyard.clients.relay import Query
 from batchyard.clients.session import Session
+from batchyard.wire.errors import BatchyardError
+from batchyard.wire.keys import ClientCurve
 
 # Between two looks for servers that answer, when the client is made.
 _LOOK_S = 0.002
@@ -158,6 +160,12 @@ class Servers(Generic[D]):
         return any(driver.session.is_up for driver in self.drivers)
 
     @property
+    def refusal(self) -> BatchyardError | None:
+        """Why the first server does not let this client in, when none does."""
+        refusals = [driver.session.refusal for driver in self.drivers]
+        return refusals[0] if None not in refusals else None
+
+    @property
     def have_all_answered(self) -> bool:
         """Whether nothing is left to wait for."""
         return all(driver.session.is_up and driver.is_settled for driver in self.drivers)
@@ -173,16 +181,22 @@ class ThreadedServers(Servers[IoThread]):
     """Several servers for a synchronous client: a thread for each."""
 
     def __init__(
-        self, endpoints: Sequence[str], connect_timeout: float, reconnect_timeout: float
+        self,
+        endpoints: Sequence[str],
+        connect_timeout: float,
+        reconnect_timeout: float,
+        curve: ClientCurve | None = None,
     ) -> None:
         """Raises ConfigurationError, or Unavailable when none answers in time."""
         super().__init__()
         try:
             for endpoint in endpoints:
-                driver = IoThread([endpoint], connect_timeout, reconnect_timeout, self)
+                driver = IoThread([endpoint], connect_timeout, reconnect_timeout, self, curve)
                 self.drivers.append(driver)
             until = time.monotonic() + connect_timeout
             while not self.has_answered:
+                if (refusal := self.refusal) is not None:
+                    raise refusal
                 if time.monotonic() >= until:
                     raise nobody_answered(endpoints, connect_timeout)
                 time.sleep(_LOOK_S)
@@ -209,23 +223,31 @@ class LoopServers(Servers[LoopIo]):
     """Several servers for an asynchronous client."""
 
     def __init__(
-        self, endpoints: Sequence[str], connect_timeout: float, reconnect_timeout: float
+        self,
+        endpoints: Sequence[str],
+        connect_timeout: float,
+        reconnect_timeout: float,
+        curve: ClientCurve | None = None,
     ) -> None:
         """Not connected yet."""
         super().__init__()
         self._endpoints = endpoints
         self._connect_timeout = connect_timeout
         self._reconnect_timeout = reconnect_timeout
+        self._curve = curve
 
     async def connect(self) -> None:
         """Connects to all. Raises Unavailable when none answers in time."""
         try:
             for endpoint in self._endpoints:
-                driver = LoopIo([endpoint], self._connect_timeout, self._reconnect_timeout, self)
+                options = self._connect_timeout, self._reconnect_timeout, self, self._curve
+                driver = LoopIo([endpoint], *options)
                 self.drivers.append(driver)
                 await driver.connect()
             until = time.monotonic() + self._connect_timeout
             while not self.has_answered:
+                if (refusal := self.refusal) is not None:
+                    raise refusal
                 if time.monotonic() >= until:
                     raise nobody_answered(self._endpoints, self._connect_timeout)
                 await asyncio.sleep(_LOOK_S)

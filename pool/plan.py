@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from batchyard.pool import devices
+from batchyard.pool import access, devices
 from batchyard.pool.config import Config, WorkerGroup
 from batchyard.pool.inventory import Inventory
 from batchyard.pool.model_set import ModelSet, wanted_models
@@ -79,14 +79,18 @@ def make_plan(
     ]
     broker = BrokerSettings(
         bind=config.broker.bind,
-        ipc_mode=int(config.broker.ipc_mode, 8),
+        ipc_mode=config.broker.ipc_permissions,
         max_message_nbytes=config.broker.max_message_mb * _MIB,
         queue_nbytes_max=config.broker.max_queue_mb * _MIB,
         region_nbytes=config.broker.region_mb * _MIB,
         regions_max=config.broker.max_regions,
         in_flight_max=config.broker.max_in_flight_per_client,
         models=[served.settings for served in models.served.values()],
+        ipc_gid=access.group_id(config.broker.ipc_group),
+        curve_secret_key_file=access.place(config.broker.curve_secret_key_file, environ),
+        curve_clients=access.place(config.broker.curve_clients, environ),
     )
+    access.check_keys(broker)
     plan = ServerPlan(broker, workers, config.pool.arena_mb * _MIB, config, found)
     return plan, sorted({slot.note for slot in slots if slot.note})
 

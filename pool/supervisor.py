@@ -27,8 +27,9 @@ from batchyard.pool.plan import ServerPlan
 from batchyard.pool.state import Phase, ServerState
 from batchyard.pool.watch import Watch
 from batchyard.wire import control, log
+from batchyard.wire.access import Access
 from batchyard.wire.arena import create_memfd
-from batchyard.wire.control import Kind
+from batchyard.wire.control import BrokerSettings, Kind
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.link import Link, LinkClosed
 
@@ -78,7 +79,7 @@ class Supervisor:
         """Serves until a signal says stop. Raises ServerFailed; leaves nothing behind."""
         with self._signals(), contextlib.ExitStack() as cleanup:
             cleanup.callback(self._selector.close)
-            cleanup.enter_context(_claim(self._plan.broker.bind))
+            cleanup.enter_context(_claim(self._plan.broker))
             self._arena = create_memfd(self._plan.arena_nbytes, "batchyard-arena")
             cleanup.callback(os.close, self._arena)
             cleanup.callback(self._end_children)
@@ -339,9 +340,9 @@ class Supervisor:
 
 
 @contextlib.contextmanager
-def _claim(endpoints: Sequence[str]) -> Iterator[None]:
+def _claim(broker: BrokerSettings) -> Iterator[None]:
     try:
-        with claimed(endpoints):
+        with claimed(broker.bind, Access(broker.ipc_mode, broker.ipc_gid)):
             yield
     except ConfigurationError as error:
         raise ServerFailed(control.EXIT_CONFIGURATION, str(error)) from error
