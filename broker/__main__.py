@@ -52,7 +52,9 @@ def _serve(supervisor: Link) -> int:
         return _failed(supervisor, error)
     access = Access(settings.ipc_mode, settings.ipc_gid)
     epoll = select.epoll()
-    local_front = LocalFront(epoll, settings.region_nbytes, settings.regions_max)
+    local_front = LocalFront(
+        epoll, settings.region_nbytes, settings.regions_max, has_name=front.gate is None
+    )
     try:
         endpoints = front.bind(settings.bind, access)
         local_front.listen(settings.bind, access)

@@ -125,7 +125,7 @@ class Connection:
         body = protocol.decode(welcome)[1]
         beside = local.socket_path(self.endpoint)
         addresses = [beside] if beside else []
-        if len(body) > 2 and isinstance(body[2], str):
+        if len(body) > 2 and isinstance(body[2], str) and body[2]:
             addresses.append(f"\0{body[2]}")
         for address in addresses:
             self._leave_local()

@@ -62,16 +62,16 @@ def read_key_pair(path: str | Path) -> KeyPair:
     account is given a key of root's, and what a systemd credential's mode looks like.
     """
     mode = _mode(path)
-    if mode & 0o027:
-        raise ConfigurationError(
-            f"{path}: its mode {stat.S_IMODE(mode):04o} lets others at the secret key; "
-            f"chmod 600 {path}"
-        )
     public, secret = _read(path)
     if secret is None:
         raise ConfigurationError(
             f"{path}: has a public key only; the secret key is in the file that ends in "
             f"{SECRET_SUFFIX}"
+        )
+    if mode & 0o027:
+        raise ConfigurationError(
+            f"{path}: its mode {stat.S_IMODE(mode):04o} lets others at the secret key; "
+            f"chmod 600 {path}"
         )
     if zmq.curve_public(secret) != public:
         raise ConfigurationError(f"{path}: the public key is not that of the secret key")
