@@ -11,7 +11,7 @@ from typing import Any
 from batchyard.broker import events
 from batchyard.broker.admission import admit
 from batchyard.broker.delivery import Delivery
-from batchyard.broker.front import Front
+from batchyard.broker.front import REVOKED, Front
 from batchyard.broker.local_front import LocalClient, LocalFront
 from batchyard.broker.measures import count_refusal, count_turned_away
 from batchyard.broker.poller import Poller
@@ -23,6 +23,7 @@ from batchyard.wire.errors import (
     Internal,
     InvalidArgument,
     ResourceExhausted,
+    Unauthenticated,
     Unknown,
     shortened,
 )
@@ -33,6 +34,7 @@ from batchyard.wire.tensors import Buffer
 
 # Messages read from clients before workers get a turn.
 _DRAIN_MAX = 256
+_KEY_REVOKED = Unauthenticated("the server does not know this client's key any more")
 _DRAINING = protocol.encode(MessageType.DRAINING, [])
 # What a client cannot help.
 _OUR_FAULT = (Internal.number, Unknown.number)
@@ -71,6 +73,9 @@ class ClientService:
     def listen(self) -> None:
         """Has the poller call this when clients want something."""
         self._poller.handle(self._front.fileno(), lambda _: self._front.look_again())
+        gate = self._front.gate
+        if gate is not None:
+            self._poller.handle(gate.fileno(), lambda _: gate.serve())
         for fd in self._local_front.listener_filenos():
             self._poller.handle(fd, partial(self._accept_local, fd))
 
@@ -87,6 +92,9 @@ class ClientService:
             if message is None:
                 return
             client, header, frames = message
+            if header is REVOKED:
+                self._send_error(client, [], _KEY_REVOKED)
+                continue
             self._serve_message(client, None, header, frames)
 
     def _accept_local(self, fd: int, _: int) -> None:

@@ -203,9 +203,12 @@ class BrokerLoop:
             self._apply(events.ModelsChanged(served_models(models)))
         elif kind == control.Kind.LOG:
             self.configure_logs(log.configure("broker", LogSettings(*packet[1:])))
+        elif kind == control.Kind.KEYS:
+            if self._front.gate is not None:
+                self._front.gate.reload()
         elif kind == control.Kind.PING:
-            models = self.state.catalog.models.values()
-            queued_rows = sum(model.queued_rows for model in models)
+            served = self.state.catalog.models.values()
+            queued_rows = sum(model.queued_rows for model in served)
             self._tell_supervisor([control.Kind.PONG, queued_rows])
         elif kind == control.Kind.DRAIN:
             self._apply(events.DrainStarted())

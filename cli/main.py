@@ -14,6 +14,7 @@ _SUBCOMMANDS = {
     "tune": "Find a model's batching parameters by experiment.",
     "check": "Check a configuration against this machine.",
     "doctor": "Look for what keeps a server from running well here.",
+    "keys": "Make keys, and say who may connect to a server.",
     "load": "Put load on a server and say how it fared.",
     "install-service": "Make it a service of systemd.",
     "bench": "Measure, beside a reference in the same run.",

@@ -136,6 +136,10 @@ class ServerState:
             case VersionUnloaded(key):
                 self.offer.unloaded(key)
             case VersionsFound() | ConfigurationRead() | ConfigurationRefused():
+                # Also beside a configuration that is refused: a key that was revoked is not to
+                # stay for what is wrong elsewhere.
+                if not isinstance(event, VersionsFound) and self._first_config.broker.has_keys:
+                    self._do(TellBroker([Kind.KEYS]))
                 self._offered(event, now)
             case ReloadRequested():
                 # Who reads it says when it did.

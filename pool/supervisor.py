@@ -30,6 +30,7 @@ from batchyard.pool.standing import Phase
 from batchyard.pool.state import ServerState
 from batchyard.pool.watch import Watch
 from batchyard.wire import control, log
+from batchyard.wire.access import Access
 from batchyard.wire.arena import create_memfd
 from batchyard.wire.control import Kind
 from batchyard.wire.errors import ConfigurationError
@@ -110,7 +111,8 @@ class Supervisor:
                     # TCP may need keys.
                     for_gateways = claims.enter_context(private_endpoint())
                     self._bind.append(for_gateways)
-                claims.enter_context(claimed(self._bind))
+                access = Access(self._plan.broker.ipc_mode, self._plan.broker.ipc_gid)
+                claims.enter_context(claimed(self._bind, access))
                 claims.enter_context(self._gateways.bound(for_gateways))
                 yield
         except ConfigurationError as error:
