@@ -95,7 +95,7 @@ def count_answers(
     """A batch was answered just now; those ``failed`` replies gave errors instead."""
     batch = deliver.batch
     measures, model = batch.lane.measures, batch.lane.model
-    parts: Iterable[Part] = (part for part, _ in deliver.parts)
+    parts: Iterable[tuple[Part, int]] = deliver.parts
     if failed:
         for reply, error in failed:
             measures.codes[error.code] += sum(count for _, _, count in reply.segments)
@@ -106,7 +106,7 @@ def count_answers(
     dispatched_at = batch.dispatched_at
     answered = 0
     arrived_s = 0.0
-    for part in parts:
+    for part, _ in parts:
         group, count = part.group, part.count
         if group.split and part.first in group.split:
             # Of a large request the last piece counts.
@@ -127,7 +127,9 @@ def count_answers(
     measures.codes[OK] += answered
 
 
-def _without(parts: Iterable[Part], failed: Iterable[Reply]) -> Iterable[Part]:
+def _without(
+    parts: Iterable[tuple[Part, int]], failed: Iterable[Reply]
+) -> Iterable[tuple[Part, int]]:
     """The parts without the requests that were answered with an error."""
     failures = {
         (reply.client, message_id, request)
@@ -135,11 +137,11 @@ def _without(parts: Iterable[Part], failed: Iterable[Reply]) -> Iterable[Part]:
         for message_id, first, count in reply.segments
         for request in range(first, first + count)
     }
-    for part in parts:
+    for part, row in parts:
         group = part.group
         requests = range(part.first, part.first + part.count)
         bad = {r for r in requests if (group.client, group.message_id, r) in failures}
-        yield from part.divide(bad)[0]
+        yield from ((run, row) for run in part.divide(bad)[0])
 
 
 def count_turned_away(catalog: Catalog, predict: Predict, error: BatchyardError) -> None:
