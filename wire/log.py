@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
-from batchyard.wire.log_format import Fields, as_json, as_text, timestamp
+from batchyard.wire.log_format import Fields, as_json, as_text, plain, timestamp
 from batchyard.wire.log_limit import EventLimit
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -124,22 +124,22 @@ def is_debug() -> bool:
 
 def debug(event: str, /, **fields: object) -> None:
     """What only matters to somebody who looks for a fault."""
-    _logger.debug(_Event(event, fields))
+    _write(logging.DEBUG, event, fields)
 
 
 def info(event: str, /, **fields: object) -> None:
     """Something went as it should."""
-    _logger.info(_Event(event, fields))
+    _write(logging.INFO, event, fields)
 
 
 def warning(event: str, /, **fields: object) -> None:
     """Something needs a look."""
-    _logger.warning(_Event(event, fields))
+    _write(logging.WARNING, event, fields)
 
 
 def error(event: str, /, **fields: object) -> None:
     """Something failed."""
-    _logger.error(_Event(event, fields))
+    _write(logging.ERROR, event, fields)
 
 
 _limit = EventLimit()
@@ -158,7 +158,13 @@ def limited(level: str, event: str, /, **fields: object) -> None:
         return
     if left_out:
         fields["left_out"] = left_out
-    _logger.log(number, _Event(event, fields))
+    _write(number, event, fields)
+
+
+def _write(level: int, event: str, fields: Fields) -> None:
+    if _logger.isEnabledFor(level):
+        # Not the values themselves: an exception keeps alive what its frames had.
+        _logger.log(level, _Event(event, {key: plain(value) for key, value in fields.items()}))
 
 
 def crashed(exception: BaseException) -> None:

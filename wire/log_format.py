@@ -26,7 +26,7 @@ def as_text(fields: Fields) -> str:
 
 def as_json(fields: Fields) -> str:
     """A JSON object, in ASCII. Numbers, truth values and null keep their types."""
-    return json.dumps({key: _plain(value) for key, value in fields.items()})
+    return json.dumps({key: plain(value) for key, value in fields.items()})
 
 
 def timestamp(seconds: float) -> str:
@@ -34,14 +34,15 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """What is written of a value: a number, a truth value, null, text, or a list of such."""
     if isinstance(value, float):
         # JSON has no word for what is no number.
         return round(value, 6) if math.isfinite(value) else str(value)
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return _text(value)
 
 
