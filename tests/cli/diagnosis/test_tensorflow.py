@@ -35,7 +35,6 @@ CUDA = Sight(
     [
         (None, "", "", "failure", "no answer within 5 s"),
         (-4, "", "", "failure", "SIGILL"),
-        (1, "", "ModuleNotFoundError: No module named 'tensorflow'", "warning", "not installed"),
         (1, "", "Traceback\n  x\nImportError: libfoo.so", "failure", "ImportError: libfoo.so"),
         (0, "", "", "failure", "it said nothing"),
         (0, "hello\n", "", "failure", "it said nothing"),
