@@ -8,6 +8,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -69,7 +70,9 @@ def _examine(config: Path | None, tensorflow_timeout: float | None) -> Iterator[
         remedy = "pip install 'batchyard[cpu]' or 'batchyard[gpu]'."
         yield failure("packages", str(error), remedy)
         return
-    looking = Looking() if tensorflow_timeout is not None else None
+    # That it is not installed, the packages tell.
+    wants = tensorflow_timeout is not None and find_spec("tensorflow") is not None
+    looking = Looking() if wants else None
     try:
         yield from examine(read_subject(config), looking, tensorflow_timeout or 0.0)
     finally:

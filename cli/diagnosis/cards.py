@@ -15,13 +15,15 @@ _CONTAINER = "in a container it takes the NVIDIA container toolkit and --gpus al
 class Card:
     """One card's state, as NVML says; None where it does not.
 
-    ``compute_mode`` is NVML's: 0 lets any number of processes share the card. ``slowed_by`` is why
-    the hardware has slowed down.
+    ``users`` are processes that compute on it. ``compute_mode`` is NVML's: 0 lets any number of
+    them share the card. ``slowed_by`` is why the hardware has slowed down.
     """
 
     index: int
     name: str
     free: int
+    total: int
+    users: tuple[int, ...] = ()
     compute_mode: int | None = None
     uncorrected_errors: int | None = None
     retirement_pending: bool | None = None
@@ -131,7 +133,9 @@ def _check_health(card: Card) -> list[Finding]:
     if card.slowed_by:
         remedy = "Look at its cooling and power (nvidia-smi -q -d TEMPERATURE,POWER)."
         findings.append(warning(check, f"the hardware has slowed down: {card.slowed_by}", remedy))
-    return findings or [ok(check, f"{card.name}, {mebibytes(card.free)} free, healthy")]
+    memory = f"{mebibytes(card.free)} of {mebibytes(card.total)} free"
+    users = f", used by process {', '.join(map(str, card.users))}" if card.users else ""
+    return findings or [ok(check, f"{card.name}, healthy, {memory}{users}")]
 
 
 def check_cuda(driver: Driver, tensorflow_cuda: str | None) -> list[Finding]:

@@ -50,6 +50,7 @@ def _read_driver(nvml: Any) -> Driver:
 
 def _read_card(nvml: Any, index: int) -> Card:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     # Named nvmlClocksThrottleReason… before driver 535.
     reasons = _ask(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)) or 0
     slowdowns = {
@@ -59,7 +60,12 @@ def _read_card(nvml: Any, index: int) -> Card:
     return Card(
         index=index,
         name=_text(nvml.nvmlDeviceGetName(handle)),
-        free=int(nvml.nvmlDeviceGetMemoryInfo(handle).free),
+        free=int(memory.free),
+        total=int(memory.total),
+        users=tuple(
+            process.pid
+            for process in _ask(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
+        ),
         compute_mode=_ask(lambda: int(nvml.nvmlDeviceGetComputeMode(handle))),
         uncorrected_errors=_ask(
             lambda: int(

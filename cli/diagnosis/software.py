@@ -34,7 +34,8 @@ def check_packages(
     """
     if requirements is None:
         remedy = "Install it (pip install 'batchyard[cpu]'), so that versions can be compared."
-        return [warning("packages", "Batchyard runs from files that are not installed", remedy)]
+        finding = warning("packages", "Batchyard runs from files that are not installed", remedy)
+        return [finding, *_check_tensorflow([], installed)]
     parsed = [Requirement(line) for line in requirements]
     wanted = [need for need in parsed if need.name != PACKAGE and _is_of_server(need)]
     findings = [_check_package(need, installed(need.name)) for need in wanted]

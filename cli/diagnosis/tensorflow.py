@@ -48,9 +48,6 @@ def check_tensorflow(sight: Sight) -> Finding:
     if not sight.error:
         build = f"with CUDA {sight.cuda_version}" if sight.is_cuda_build else "for CPUs"
         return ok(_CHECK, f"{sight.version}, built {build}, imports")
-    if "No module named 'tensorflow'" in sight.log:
-        found = "does not import: it is not installed (only python models can be served)"
-        return warning(_CHECK, found, f"{_PIP}.")
     if "SIGILL" in sight.error:
         remedy = "This processor lacks AVX, which TensorFlow's wheels need; use another machine."
         return failure(_CHECK, f"does not import: {sight.error}", remedy)

@@ -23,7 +23,7 @@ from batchyard.pool.inventory import Gpu, Inventory
 
 TWO = Inventory((Gpu(0, "GPU-a", "A100", 40960), Gpu(1, "GPU-b", "A100", 40960)))
 FILES = DeviceFiles(2, ("/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"))
-DRIVER = Driver("570.86", (12, 8), (Card(0, "A100", 1 << 34, 0, 0, False),))
+DRIVER = Driver("570.86", (12, 8), (Card(0, "A100", 1 << 34, 40 << 30, (7,), 0, 0, False),))
 
 
 def test_two_cards_that_are_well() -> None:
@@ -91,7 +91,7 @@ def test_files_that_are_refused_or_missing() -> None:
     ],
 )
 def test_a_card_that_is_not_well(state: dict[str, Any], says: str) -> None:
-    driver = Driver("570.86", (12, 8), (Card(0, "A100", 1, **state),))
+    driver = Driver("570.86", (12, 8), (Card(0, "A100", 1, 2, **state),))
     assert says in only(check_cards(TWO, driver, FILES, {}, wants_gpu=False)).found
 
 
@@ -145,7 +145,8 @@ class FakeNvml:
             "nvmlDeviceGetCount": 1,
             "nvmlDeviceGetHandleByIndex": object(),
             "nvmlDeviceGetName": b"T4",
-            "nvmlDeviceGetMemoryInfo": SimpleNamespace(free=5),
+            "nvmlDeviceGetMemoryInfo": SimpleNamespace(free=5, total=9),
+            "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=12)],
             "nvmlDeviceGetCurrentClocksThrottleReasons": 0x40,
             "nvmlDeviceGetComputeMode": 0,
             "nvmlDeviceGetTotalEccErrors": 3,
@@ -157,6 +158,8 @@ class FakeNvml:
 
 def test_nvml_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
-    assert read_driver() == Driver("535.1", (12, 2), (Card(0, "T4", 5, 0, 3, None, "too hot"),))
+    assert read_driver() == Driver(
+        "535.1", (12, 2), (Card(0, "T4", 5, 9, (12,), 0, 3, None, "too hot"),)
+    )
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert read_driver() == Driver()

@@ -35,7 +35,6 @@ CUDA = Sight(
     [
         (None, "", "", "failure", "no answer within 5 s"),
         (-4, "", "", "failure", "SIGILL"),
-        (1, "", "ModuleNotFoundError: No module named 'tensorflow'", "warning", "not installed"),
         (1, "", "Traceback\n  x\nImportError: libfoo.so", "failure", "ImportError: libfoo.so"),
         (0, "", "", "failure", "it said nothing"),
         (0, "hello\n", "", "failure", "it said nothing"),
@@ -103,9 +102,41 @@ def _fields(sight: Sight) -> dict[str, object]:
     return {name: getattr(sight, name) for name in Sight.__slots__}
 
 
+GPU_TENSORFLOW = """
+from types import SimpleNamespace as N
+
+print("noise of a library")
+__version__ = "2.21.0"
+build = {
+    "is_cuda_build": True, "cuda_version": "12.5.1", "cudnn_version": "9",
+    "cuda_compute_capabilities": ["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"],
+}
+details = {"device_name": "NVIDIA A100", "compute_capability": (8, 0)}
+sysconfig = N(get_build_info=lambda: build)
+config = N(
+    list_physical_devices=lambda kind: [N(name="/physical_device:GPU:0")],
+    experimental=N(get_device_details=lambda device: details),
+)
+"""
+
+
+def looking(folder: Path, source: str) -> Looking:
+    """At a module that stands for TensorFlow."""
+    (folder / "tensorflow.py").write_text(source)
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    return Looking({**os.environ, "PYTHONPATH": path})
+
+
+def test_a_process_that_sees_a_gpu(tmp_path: Path) -> None:
+    assert looking(tmp_path, GPU_TENSORFLOW).result(60) == CUDA
+
+
 def test_a_process_that_does_not_end_is_ended(tmp_path: Path) -> None:
-    """A module of that name that sleeps stands for a TensorFlow that hangs."""
-    (tmp_path / "tensorflow.py").write_text("import time; time.sleep(60)\n")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    looking = Looking({**os.environ, "PYTHONPATH": path})
-    assert looking.result(0.2).error == "no answer within 0.2 s"
+    looked = looking(tmp_path, "import time; time.sleep(60)\n")
+    assert looked.result(0.2).error == "no answer within 0.2 s"
+
+
+def test_a_process_that_dies(tmp_path: Path) -> None:
+    source = "import os, signal; os.kill(os.getpid(), signal.SIGILL)\n"
+    sight = looking(tmp_path, source).result(60)
+    assert "AVX" in only([check_tensorflow(sight)]).remedy
