@@ -192,8 +192,7 @@ class BrokerLoop:
             models = [control.ModelSettings(**model) for model in packet[1]]
             self._apply(events.ModelsChanged(served_models(models)))
         elif kind == control.Kind.PING:
-            models = self.state.catalog.models.values()
-            queued_rows = sum(model.queued_rows for model in models)
+            queued_rows = sum(m.queued_rows for m in self.state.catalog.models.values())
             self._tell_supervisor([control.Kind.PONG, queued_rows])
         elif kind == control.Kind.DRAIN:
             self._apply(events.DrainStarted())
