@@ -1,7 +1,7 @@
 """How a server stands, and what of it a service manager is told when. Pure.
 
-The names are those of sd_notify(3). WATCHDOG=1 follows the broker's signs of life, and nothing else:
-a server whose broker hangs and is not replaced is of no use, whoever else is alive.
+The names are those of sd_notify(3). WATCHDOG=1 follows the signs of life of the broker, and nothing
+else: a server whose broker hangs and is not replaced is of no use, whoever else is alive.
 """
 
 from __future__ import annotations
