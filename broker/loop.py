@@ -207,8 +207,7 @@ class BrokerLoop:
             if self._front.gate is not None:
                 self._front.gate.reload()
         elif kind == control.Kind.PING:
-            served = self.state.catalog.models.values()
-            queued_rows = sum(model.queued_rows for model in served)
+            queued_rows = sum(m.queued_rows for m in self.state.catalog.models.values())
             self._tell_supervisor([control.Kind.PONG, queued_rows])
         elif kind == control.Kind.DRAIN:
             self._apply(events.DrainStarted())

@@ -20,6 +20,10 @@ from batchyard.wire.control import EXIT_CONFIGURATION, EXIT_FAILURE
 _UNITS = Path("etc/systemd/system")
 _SYSUSERS = Path("etc/sysusers.d/batchyard.conf")
 _CONFIGURATION = Path("etc/batchyard")
+_ADVICE = (
+    "warning: the service will not start; install Batchyard where everybody may read it: "
+    "python3 -m venv /opt/batchyard && /opt/batchyard/bin/pip install 'batchyard[cpu]'"
+)
 
 
 @click.command()
@@ -62,8 +66,11 @@ def command(
         _SYSUSERS: service_files.shipped(SYSUSERS),
         **{_UNITS / unit: service_files.unit(unit, words, user) for unit in (UNIT, TEMPLATE)},
     }
-    for obstacle in service_files.obstacles(words, reader):
+    obstacles = service_files.obstacles(words, reader)
+    for obstacle in obstacles:
         click.echo(f"warning: {obstacle}", err=True)
+    if obstacles:
+        click.echo(_ADVICE, err=True)
     if dry_run:
         for path, text in files.items():
             click.echo(f"# {(root or Path('/')) / path}\n{text}")

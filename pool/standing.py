@@ -1,7 +1,7 @@
 """How a server stands, and what of it a service manager is told when. Pure.
 
-The names are those of sd_notify(3). WATCHDOG=1 follows each sign of life that the broker gives, and
-nothing else: a server whose broker hangs and is not replaced is of no use, whoever else is alive.
+The names are those of sd_notify(3). WATCHDOG=1 follows the signs of life of the broker, and nothing
+else: a server whose broker hangs and is not replaced is of no use, whoever else is alive.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class Standing:
         self._refusal = ""
         self._queued_rows = 0
         self._is_broker_up = False
+        # Since the one before it ended.
+        self._has_answered = False
 
     def news(
         self, event: Event, now: float, phase: Phase, offer: Offer, workers: Workers
@@ -66,7 +68,7 @@ class Standing:
                 told["STOPPING"] = 1
             self._phase = phase
         told |= self._of_reload(event, now, offer)
-        if isinstance(event, BrokerAnswered | BrokerListening):
+        if self._is_sign_of_life(event):
             if self._is_watched:
                 told["WATCHDOG"] = 1
             if phase is not Phase.SERVING or self._is_reloading:
@@ -75,6 +77,18 @@ class Standing:
         if status != self._status:
             told["STATUS"] = self._status = status
         return told
+
+    def _is_sign_of_life(self, event: Event) -> bool:
+        """Whether the broker is alive, or what was left of it was cleared away.
+
+        The next one has as long to answer as any. One after the other that never answers is none.
+        """
+        if isinstance(event, BrokerEnded):
+            had_answered, self._has_answered = self._has_answered, False
+            return had_answered
+        if isinstance(event, BrokerAnswered):
+            self._has_answered = True
+        return isinstance(event, BrokerAnswered | BrokerListening)
 
     def _note(self, event: Event) -> None:
         match event:

@@ -120,6 +120,19 @@ def test_each_sign_of_life_of_the_broker_feeds_the_watchdog_and_nothing_else_doe
     assert not told(VirtualServer(), "WATCHDOG")
 
 
+def test_a_broker_that_takes_the_place_of_one_that_hung_has_time_to_start() -> None:
+    server = VirtualServer(watchdog_s=WATCHDOG_S)
+    server.passes(60 / 33)
+    server.happens(events.BrokerAnswered(0))
+    server.notices.clear()
+    server.broker_dies()
+    assert told(server, "WATCHDOG") == [1]
+    # But not if none ever answers.
+    server.passes(20)
+    server.broker_dies()
+    assert told(server, "WATCHDOG") == [1]
+
+
 @pytest.mark.parametrize("watchdog_s", [0.5, 3.0, 30.0, 33.0, 1000.0, float("inf")])
 def test_a_broker_that_hangs_is_killed_with_a_third_of_the_watchdogs_time_left(
     watchdog_s: float,

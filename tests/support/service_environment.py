@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 _HIDDEN = ("/root", "/home", "/run/user", "/tmp", "/var/tmp")
-_PYTHON, _PACKAGES = "/opt/python", "/opt/packages"
+_PYTHON, PACKAGES = "/opt/python", "/opt/packages"
 
 
 def python_home() -> str:
@@ -24,7 +24,7 @@ def python_home() -> str:
 
 def binds() -> dict[str, Path]:
     """What an environment needs of the tests' own, by its place in the container."""
-    needed = {_PACKAGES: Path(sysconfig.get_path("purelib"))}
+    needed = {PACKAGES: Path(sysconfig.get_path("purelib"))}
     if python_home() == _PYTHON:
         needed[_PYTHON] = Path(sys.base_prefix)
     return needed
@@ -51,7 +51,7 @@ def make(folder: Path, place: str, version: str) -> Path:
     for package, source in packages.items():
         if package.count(".") == 1:
             shutil.copytree(ROOT / source, site.joinpath(*package.split(".")))
-    (site / "packages.pth").write_text(f"{_PACKAGES}\n")
+    (site / "packages.pth").write_text(f"{PACKAGES}\n")
     metadata = site / f"batchyard-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: batchyard\nVersion: {version}\n")

@@ -222,7 +222,7 @@ def watched(container: Container) -> Iterator[Service]:
     )
     container.write("/etc/batchyard/second.toml", ours)
     drop_in = "/etc/systemd/system/batchyard@second.service.d/test.conf"
-    container.write(drop_in, "[Service]\nWatchdogSec=3\nRestartSec=100ms\n")
+    container.write(drop_in, "[Service]\nWatchdogSec=5\nRestartSec=100ms\n")
     container.run(BATCHYARD, "install-service", "second", "--start")
     service = Service(container, "batchyard@second")
     yield service
@@ -245,6 +245,7 @@ def test_a_broker_that_hangs_is_replaced_by_the_server_with_the_models_kept(
     (broker,) = watched.children(BROKER)
     watched.signal(signal.SIGSTOP, broker)
     wait_until(lambda: watched.children(BROKER) not in ([], [broker]), watched.journal)
+    wait_until(lambda: "event=broker_restarted" in watched.journal(), watched.journal)
     assert watched.predict("double", watched.ipc) == ANSWER
     assert (watched.pid(), watched.children(WORKER)) == (supervisor, workers)
     assert "event=broker_hung" in watched.journal()
