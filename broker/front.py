@@ -19,7 +19,9 @@ _POLLIN = int(zmq.POLLIN)
 # What was answered still goes out when the broker stops, to those who read.
 LINGER_S = 2.0
 # Who has connected but not said who it is within this time has to go: it holds a descriptor.
-HANDSHAKE_MS = 10_000
+HANDSHAKE_MS = 5_000
+# Connections that the kernel may hold for us: those of strangers are not to fill it at once.
+_BACKLOG = 1024
 # Stands for the header of a message whose sender is not let in any more.
 REVOKED = b"revoked"
 
@@ -49,6 +51,7 @@ class Front:
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        socket.setsockopt(zmq.BACKLOG, _BACKLOG)
         # Whether there was nothing when last asked, and the socket was left alone since.
         self._looked = False
         socket.setsockopt(zmq.LINGER, int(LINGER_S * 1000))

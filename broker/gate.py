@@ -33,11 +33,9 @@ class Gate:
     """Made, used and closed by one thread."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: str) -> None:
-        """Lets in the public keys of ``folder``. Raises ConfigurationError when there are none."""
+        """Lets in the public keys of ``folder``. Raises ConfigurationError when there is none."""
         self._folder = folder
         self._names, complaints = read_folder(folder)
-        if not self._names:
-            raise ConfigurationError("\n".join([*complaints, nobody_allowed(folder)]))
         # Keys that were let in once, by their names, and those of them that are not known any more.
         self._let_in: set[bytes] = set()
         self.revoked: frozenset[bytes] = frozenset()
@@ -59,13 +57,14 @@ class Gate:
         self._tell(complaints)
         for key in before.keys() - names.keys():
             log.info("key_revoked", name=before[key], key=fingerprint(key))
-        if not names:
-            log.warning("no_keys", reason=nobody_allowed(self._folder))
 
     def _tell(self, complaints: list[str]) -> None:
         for complaint in complaints:
             log.warning("key_not_read", reason=complaint)
         log.info("keys_read", folder=self._folder, keys=len(self._names))
+        if not self._names:
+            # No error: who revokes the last key is to be able to reload, and to start again.
+            log.warning("no_keys", reason=nobody_allowed(self._folder))
 
     def fileno(self) -> int:
         """Becomes readable when libzmq asks; then ``serve`` is to be called."""

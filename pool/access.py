@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from batchyard.wire.control import BrokerSettings
 from batchyard.wire.errors import ConfigurationError
-from batchyard.wire.keys import nobody_allowed, read_folder, read_key_pair
+from batchyard.wire.keys import read_folder, read_key_pair
 
 _CREDENTIALS = "CREDENTIALS_DIRECTORY"
 _GROUP_ID_MAX = (1 << 32) - 2
@@ -50,9 +50,7 @@ def check_keys(settings: BrokerSettings) -> None:
     if not settings.curve_secret_key_file:
         return
     server = read_key_pair(settings.curve_secret_key_file)
-    keys, complaints = read_folder(settings.curve_clients)
-    if not keys:
-        raise ConfigurationError("\n".join([*complaints, nobody_allowed(settings.curve_clients)]))
+    keys, _ = read_folder(settings.curve_clients)
     if server.public in keys:
         name = keys[server.public]
         raise ConfigurationError(

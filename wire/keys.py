@@ -118,7 +118,7 @@ def read_folder(folder: str | Path) -> tuple[dict[bytes, str], list[str]]:
 def nobody_allowed(folder: str) -> str:
     """What to do about a folder without a client's key."""
     return (
-        f"{folder}: holds no client's public key (*.key), so nobody could connect by TCP; "
+        f"{folder}: holds no client's public key (*.key), so nobody can connect by TCP; "
         "allow one: batchyard keys allow FILE"
     )
 

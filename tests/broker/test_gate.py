@@ -20,7 +20,6 @@ from batchyard.broker.front import REVOKED, Front
 from batchyard.broker.gate import Gate, QuietLog
 from batchyard.wire import log
 from batchyard.wire.access import Access
-from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.keys import ClientCurve, fingerprint
 
 Socket = zmq.Socket[bytes]
@@ -211,12 +210,19 @@ def test_what_cannot_be_read_changes_nothing_and_none_is_none(
     door.failure(monitor, zmq.EVENT_HANDSHAKE_FAILED_AUTH)
 
 
-def test_an_empty_list_is_refused_at_the_start(ring: Keyring) -> None:
+def test_an_empty_list_lets_nobody_in(
+    ring: Keyring, tmp_path: Path, lines: list[tuple[str, dict[str, object]]]
+) -> None:
+    """No reason not to start: the last key may have been revoked."""
     for name in ("alice", "bob"):
         ring.revoke(name)
     (ring.clients / "broken.key").write_text("")
-    with pytest.raises(ConfigurationError, match=r"broken\.key: (.|\n)*batchyard keys allow"):
-        Front(1 << 20, ring.pair("server"), str(ring.clients))
+    with ExitStack() as stack:
+        door = Door(ring, tmp_path, stack)
+        assert [event for event, _ in lines] == ["key_not_read", "keys_read", "no_keys"]
+        assert "batchyard keys allow" in str(lines[-1][1]["reason"])
+        _, monitor = door.client(door.tcp, door.curve("alice"))
+        assert door.failure(monitor, zmq.EVENT_HANDSHAKE_FAILED_AUTH) == 400
 
 
 REQUEST = [b"1.0", b"7", gate.ZAP_DOMAIN, b"127.0.0.1", b"", b"CURVE"]
