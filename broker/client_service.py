@@ -13,6 +13,7 @@ from batchyard.broker.admission import admit
 from batchyard.broker.delivery import Delivery
 from batchyard.broker.front import Front
 from batchyard.broker.local_front import LocalClient, LocalFront
+from batchyard.broker.measures import count_refusal, count_turned_away
 from batchyard.broker.poller import Poller
 from batchyard.broker.queue import Region
 from batchyard.broker.state import BrokerState
@@ -154,7 +155,11 @@ class ClientService:
             now = time.monotonic()
             if self._state.draining:
                 self._delivery.send(client, _DRAINING, [])
-            group = admit(self._state.catalog, client, region, predict, frames, now)
+            try:
+                group = admit(self._state.catalog, client, region, predict, frames, now)
+            except BatchyardError as error:
+                count_turned_away(self._state.catalog, predict, error)
+                raise
             self._apply(events.RequestsArrived(group, predict.resent))
         elif type_ is MessageType.HELLO:
             self._delivery.send(client, self._welcome(), [])
@@ -182,6 +187,7 @@ class ClientService:
 
     def refuse(self, refuse: events.Refuse) -> None:
         """Answers requests with an error."""
+        count_refusal(refuse)
         message_id = refuse.group.message_id
         segments = [(message_id, first, count) for first, count in refuse.requests]
         self._send_error(refuse.group.client, segments, refuse.error)

@@ -122,8 +122,7 @@ class LocalFront:
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def _make_region(self, client: LocalClient, number: int, is_ours: bool) -> None:
-        regions = sum(other.region is not None for other in self._clients.values())
-        if not self._region_nbytes or regions >= self._regions_max:
+        if not self._region_nbytes or self._regions_used() >= self._regions_max:
             return
         try:
             fd = create_memfd(self._region_nbytes, "batchyard-region")
@@ -146,6 +145,17 @@ class LocalFront:
     def clients(self) -> list[bytes]:
         """The keys of all clients."""
         return list(self._clients)
+
+    def regions(self) -> dict[str, int]:
+        """How many clients have a region, how many may, and the bytes of each."""
+        return {
+            "used": self._regions_used(),
+            "max": self._regions_max,
+            "bytes": self._region_nbytes,
+        }
+
+    def _regions_used(self) -> int:
+        return sum(client.region is not None for client in self._clients.values())
 
     def find(self, key: bytes) -> LocalClient | None:
         """The client of that key, if it is still there."""

@@ -60,6 +60,7 @@ class BrokerLoop:
         self.epoch = time.time_ns()
         self.started_at = time.monotonic()
         self.delivery = Delivery(front, local_front, state.allocator)
+        self.local_front = local_front
         self._front = front
         self._supervisor = supervisor
         self._poller = poller = Poller(epoll)

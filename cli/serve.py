@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -36,10 +36,11 @@ def command(**options: Any) -> None:
     models = ",".join(f"{model.name}:{model.version}" for model in server_plan.broker.models)
     devices = Counter(worker.settings.device for worker in server_plan.workers)
 
-    def ready(endpoints: Sequence[str]) -> None:
+    def ready(endpoints: Sequence[str], gateways: Mapping[str, str]) -> None:
         where = ",".join(f"{device}x{count}" for device, count in sorted(devices.items()))
         print(
             f"event=ready endpoints={','.join(endpoints)} models={models} devices={where}",
+            *(f"{name}={address}" for name, address in gateways.items()),
             flush=True,
         )
 

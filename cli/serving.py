@@ -11,7 +11,16 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from batchyard.cli.options import given, options_for
-from batchyard.pool.config import Batching, Broker, Config, Pool, WorkerGroup, read_toml, validate
+from batchyard.pool.config import (
+    Batching,
+    Broker,
+    Config,
+    Metrics,
+    Pool,
+    WorkerGroup,
+    read_toml,
+    validate,
+)
 from batchyard.pool.inventory import read_inventory
 from batchyard.pool.plan import ServerPlan, make_plan, usable_cpus
 from batchyard.wire.control import EXIT_CONFIGURATION
@@ -24,6 +33,8 @@ _WORKER = [name for name in WorkerGroup.model_fields if name not in ("device", "
 _WORKER.remove("cpu_affinity")
 _POOL = [name for name in Pool.model_fields if name != "workers"]
 _BROKER = [name for name in Broker.model_fields if name != "bind"]
+_METRICS = list(Metrics.model_fields)
+_METRICS_PREFIX = "metrics_"
 
 
 def serving_arguments(function: F) -> F:
@@ -56,6 +67,7 @@ def serving_arguments(function: F) -> F:
             options_for(Batching, _BATCHING),
             options_for(Pool, _POOL),
             options_for(Broker, _BROKER),
+            options_for(Metrics, _METRICS, _METRICS_PREFIX),
         ]
     ):
         function = decorate(function)
@@ -86,7 +98,8 @@ def load_config(options: dict[str, Any]) -> Config:
     broker = given(options, _BROKER)
     if options["bind"]:
         broker["bind"] = list(options["bind"])
-    for section, values in (("pool", pool), ("broker", broker)):
+    metrics = given(options, _METRICS, _METRICS_PREFIX)
+    for section, values in (("pool", pool), ("broker", broker), ("metrics", metrics)):
         if values:
             tables[section] = _merged(tables.get(section), values)
     return validate(tables, str(path or "command line"))

@@ -166,6 +166,12 @@ class AsyncClient:
         answer: dict[str, Any] = await self._query("stats", {}, None)
         return answer
 
+    async def metrics(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """See ``Client.metrics``. Raises DeadlineExceeded when the server does not answer in
+        ``timeout`` seconds."""
+        answer: dict[str, Any] = await self._query("metrics", {}, timeout)
+        return answer
+
     async def close(self) -> None:
         """Ends what still runs with CANCELLED and closes the connection. Idempotent."""
         async with self._connecting:

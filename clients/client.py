@@ -296,6 +296,12 @@ class Client:
         answer: dict[str, Any] = self._query("stats", {})
         return answer
 
+    def metrics(self) -> dict[str, Any]:
+        """What ``stats`` says, and all that the server counts: answers by code, latencies, missed
+        deadlines. See docs/protocol.md."""
+        answer: dict[str, Any] = self._query("metrics", {})
+        return answer
+
     def close(self) -> None:
         """Ends what still runs with CANCELLED and closes the connection. Idempotent."""
         self._io.close()

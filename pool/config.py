@@ -323,11 +323,28 @@ class Broker(_Section):
         return self
 
 
+class Metrics(_Section):
+    """``[metrics]``: where the server tells by HTTP how it fares."""
+
+    port: Annotated[int, Field(ge=0, le=65_535)] | None = Field(
+        None,
+        description="Prometheus reads http://HOST:PORT/metrics, load balancers /healthz and "
+        "/readyz, people /. 0: a free port. Default: off. See docs/metrics.md.",
+    )
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="The address that it listens at. Who reaches it may read, without a key; "
+        "nobody can change anything there.",
+    )
+
+
 class Config(_Section):
     """A whole configuration file."""
 
     broker: Broker = Field(default_factory=Broker, description="See [broker].")
     pool: Pool = Field(default=Pool(), description="See [pool].")
+    metrics: Metrics = Field(default=Metrics(), description="See [metrics].")
     models: list[Model] = Field(min_length=1, description="See [[models]].")
 
     @field_validator("models")

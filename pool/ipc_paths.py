@@ -10,9 +10,11 @@ import contextlib
 import fcntl
 import os
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from batchyard.wire.endpoints import check
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.local import LOCAL_SUFFIX
 
@@ -28,6 +30,23 @@ def claimed(endpoints: Sequence[str]) -> Iterator[None]:
             if endpoint.startswith("ipc://"):
                 claims.enter_context(_claimed(Path(endpoint.removeprefix("ipc://"))))
         yield
+
+
+@contextlib.contextmanager
+def private_endpoint() -> Iterator[str]:
+    """An ipc endpoint that nobody else knows, in a folder that nobody else may enter.
+
+    Raises ConfigurationError when there is no room for one.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="batchyard-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"no temporary folder for a socket: {error.strerror}; set TMPDIR, or bind an ipc:// "
+            "endpoint"
+        ) from error
+    with folder as path:
+        yield check(f"ipc://{path}/broker", binding=True)
 
 
 @contextlib.contextmanager

@@ -256,6 +256,7 @@ def needing_restart(first: Config, new: Config) -> list[str]:
         for section, old_section, new_section in (
             ("broker", first.broker, new.broker),
             ("pool", first.pool, new.pool),
+            ("metrics", first.metrics, new.metrics),
         )
         for name in type(new_section).model_fields
         if name not in live and getattr(old_section, name) != getattr(new_section, name)

@@ -27,6 +27,7 @@ TENSORFLOW = ("pool/runtimes/*.py", "benchmarks/tensorflow_*.py", "benchmarks/pe
 CORE = [
     *(f"broker/{name}.py" for name in ("policy", "queue", "catalog", "layout", "events", "state")),
     "broker/admission.py",
+    "broker/measures.py",
     "wire/blocks.py",
 ]
 IMPURE = {"zmq", "time", "threading", "socket", "select", "asyncio", "os"}

@@ -45,6 +45,8 @@ class Kind(IntEnum):
     PONG = 18
     # child -> supervisor
     FAILED = 21  # exit code, message, [model, version] or nil: why the child exits
+    # gateway -> supervisor
+    ANSWERING = 25
     # supervisor -> worker
     LINK = 31  # the broker was started anew; the link to it beside it
 
@@ -150,6 +152,27 @@ class WorkerSettings:
     def from_wire(cls, body: dict[str, Any]) -> WorkerSettings:
         """The settings that ``to_wire`` wrote."""
         return cls(**{**body, "models": [ModelSource(**model) for model in body["models"]]})
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """What a gateway needs; the socket that it listens at comes beside it.
+
+    ``endpoint`` is the broker's. ``devices`` has a name, such as ``gpu:0``, and the UUID of each
+    GPU that workers may use.
+    """
+
+    endpoint: str
+    devices: list[tuple[str, str]]
+
+    def to_wire(self) -> dict[str, Any]:
+        """A map of plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, body: dict[str, Any]) -> GatewaySettings:
+        """The settings that ``to_wire`` wrote."""
+        return cls(body["endpoint"], [(name, uuid) for name, uuid in body["devices"]])
 
 
 # A service manager may signal every process of a service; only the supervisor acts on these.

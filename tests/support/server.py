@@ -42,6 +42,7 @@ _COMMAND = [
 ]
 _CALLABLES = Path(__file__).parent / "callables.py"
 BROKER, WORKER = "batchyard.broker", "batchyard.pool.worker"
+METRICS = "batchyard.clients.gateways.metrics"
 
 
 def callable_path(name: str) -> str:
@@ -112,6 +113,8 @@ class Server:
         self.gates = Gates(self.folder / "gates")
         self.ipc_path = self.runtime_folder / "batchyard" / "broker"
         self.endpoints: list[str] = []
+        # Where the metrics gateway listens, if there is one.
+        self.metrics_url = ""
         self._wait = wait
         self._environment = environment or {}
         self._arguments = list(arguments)
@@ -182,6 +185,7 @@ class Server:
         if fields.get("event") != "ready":
             raise AssertionError(f"the server is not ready but says {line!r}\n{self.log_tail}")
         self.endpoints = fields["endpoints"].split(",")
+        self.metrics_url = fields.get("metrics", "")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Asks it to end and asserts that it does, with 0, leaving nothing behind."""
