@@ -141,7 +141,8 @@ class Chromium:
     def _read(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             left = deadline - time.monotonic()
-            assert left > 0 and select.select([self._reader], [], [], left)[0], "Chromium is silent"
+            is_there = left > 0 and select.select([self._reader], [], [], left)[0]
+            assert is_there, "Chromium is silent"
             read = os.read(self._reader, 1 << 20)
             assert read, f"Chromium ended: {(self._folder / 'chromium.log').read_text()[-2000:]}"
             self._buffer += read
