@@ -25,7 +25,8 @@ _EVENTS = 3
 _NOTHING = "–"
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*%#"
 _BAR, _ASCII_BAR = ("█", "░"), ("#", ".")
-_BAR_WIDTH = 20
+# A bar is as wide as what is beside it leaves.
+_BAR_LEAST, _BAR_MOST, _BESIDE_BAR = 4, 20, 60
 # A model's columns with their widths; where there is no room, the last of this order go first.
 _COLUMNS = {
     "req/s": 8,
@@ -84,8 +85,9 @@ class TopView:
         interval = self._interval
         if interval is None:
             return [*head, *events][:height]
-        workers = [Text(""), *self._workers(interval)]
-        devices = [*self._devices(interval)]
+        bar = max(_BAR_LEAST, min(_BAR_MOST, width - _BESIDE_BAR))
+        workers = [Text(""), *self._workers(interval, bar)]
+        devices = [*self._devices(interval, bar)]
         room = height - len(head) - len(workers) - len(devices) - len(events) - 3
         models = self._models(interval, width, max(3, room))
         tail = [Text(""), *events] if events else []
@@ -94,7 +96,8 @@ class TopView:
     # The parts
 
     def _head(self) -> Iterator[Text]:
-        yield Text.assemble(("batchyard top", "bold"), f"  {self._where}  ", self._state())
+        # Where it is comes last: it may be too long for the terminal.
+        yield Text.assemble(("batchyard top", "bold"), "  ", self._state(), f"  {self._where}")
         interval = self._interval
         if interval is None or self._stats is None:
             return
@@ -183,12 +186,10 @@ class TopView:
             lines.append(Text(f"  {model.state} {_printable(model.error)}", "red"))
         if model.batches:
             lines.append(self._batches(model))
-        what = [f"{code} {_rate(count, seconds)}/s" for code, count in model.errors.items()]
-        misses = [f"{why} {_rate(n, seconds)}/s" for why, n in model.misses.items() if n]
-        if misses:
-            what.append(f"deadline missed: {', '.join(misses)}")
-        if what:
-            lines.append(Text(f"  {'; '.join(what)}", "red"))
+        for what, counts in (("errors", model.errors), ("deadline missed", model.misses)):
+            each = [f"{name} {_rate(n, seconds)}/s" for name, n in counts.items() if n]
+            if each:
+                lines.append(Text(f"  {what}: {', '.join(each)}", "red"))
         return lines
 
     def _batches(self, model: ModelInterval) -> Text:
@@ -220,42 +221,42 @@ class TopView:
         )
         return min(batch_rows), max(batch_rows), spark
 
-    def _workers(self, interval: Interval) -> Iterator[Text]:
+    def _workers(self, interval: Interval, bar: int) -> Iterator[Text]:
         yield Text(
-            f"{'WORKER':<7}{'DEVICE':<10}{'STATE':<9}{'BUSY':<{_BAR_WIDTH + 6}}"
+            f"{'WORKER':<7}{'DEVICE':<10}{'STATE':<9}{'BUSY':<{bar + 6}}"
             f"{'BATCHES/S':>9}{'RESTARTS':>9}{'PID':>9}",
             "dim",
         )
         for worker in interval.workers:
-            yield self._worker(worker, interval.seconds)
+            yield self._worker(worker, interval.seconds, bar)
 
-    def _worker(self, worker: WorkerInterval, seconds: float) -> Text:
+    def _worker(self, worker: WorkerInterval, seconds: float, bar: int) -> Text:
         state = "red" if worker.state in ("FAILED", "STOPPING") else ""
         return Text.assemble(
             f"{worker.id:<7}{_cut(worker.device, 9):<10}",
             (f"{worker.state:<9}", state),
-            *self._share(worker.busy),
+            *self._share(worker.busy, bar),
             f"{_rate(worker.batches, seconds):>9}",
             (f"{worker.restarts:>9}", "yellow" * bool(worker.restarts)),
             f"{worker.pid:>9}",
         )
 
-    def _devices(self, interval: Interval) -> Iterator[Text]:
+    def _devices(self, interval: Interval, bar: int) -> Iterator[Text]:
         for device in interval.devices:
             used, memory = device["memory_used_bytes"], device["memory_bytes"]
             yield Text.assemble(
                 f"{_cut(device['device'], 16):<17}",
                 ("GPU      ", "dim"),
-                *self._share(device["utilization"]),
+                *self._share(device["utilization"], bar),
                 f"  {used / 2**30:.1f} of {memory / 2**30:.1f} GiB  {device['name']}",
             )
 
-    def _share(self, share: float | None) -> list[tuple[str, str]]:
+    def _share(self, share: float | None, bar: int) -> list[tuple[str, str]]:
         """A bar and a number."""
         full, empty = _ASCII_BAR if self._ascii else _BAR
-        filled = round(_BAR_WIDTH * (share or 0.0))
+        filled = round(bar * (share or 0.0))
         text = _NOTHING if share is None else f"{share:.0%}"
-        return [(full * filled, "cyan"), (empty * (_BAR_WIDTH - filled), "dim"), (f"{text:>6}", "")]
+        return [(full * filled, "cyan"), (empty * (bar - filled), "dim"), (f"{text:>6}", "")]
 
 
 def _columns_for(width: int) -> list[str]:
