@@ -66,10 +66,10 @@ def _into_environment(
 
 
 @contextlib.contextmanager
-def connected(endpoints: tuple[str, ...]) -> Iterator[Client]:
+def connected(endpoints: tuple[str, ...], **options: Any) -> Iterator[Client]:
     """A client; errors end the process with a line that says what went wrong."""
     try:
-        with Client(list(endpoints) or None) as client:
+        with Client(list(endpoints) or None, **options) as client:
             yield client
     except ConfigurationError as error:
         print(f"batchyard: {error}", file=sys.stderr)

@@ -11,6 +11,7 @@ _SUBCOMMANDS = {
     "demo": "Make a small model, serve it, send traffic, show the result.",
     "predict": "Run one request; prints JSON.",
     "status": "Show how a running server fares.",
+    "top": "Show it live.",
     "tune": "Find a model's batching parameters by experiment.",
     "check": "Check a configuration against this machine.",
     "doctor": "Look for what keeps a server from running well here.",
