@@ -90,7 +90,7 @@ def make_plan(
         curve_secret_key_file=access.place(config.broker.curve_secret_key_file, environ),
         curve_clients=access.place(config.broker.curve_clients, environ),
     )
-    access.check_keys(broker)
+    access.check_keys(broker, environ)
     plan = ServerPlan(broker, workers, config.pool.arena_mb * _MIB, config, found)
     return plan, sorted({slot.note for slot in slots if slot.note})
 
