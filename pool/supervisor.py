@@ -25,13 +25,17 @@ from batchyard.pool.config import Config
 from batchyard.pool.gateway_processes import Gateways
 from batchyard.pool.ipc_paths import claimed, private_endpoint
 from batchyard.pool.plan import ServerPlan
-from batchyard.pool.state import Phase, ServerState
+from batchyard.pool.service_manager import ServiceManager
+from batchyard.pool.standing import Phase
+from batchyard.pool.state import ServerState
 from batchyard.pool.watch import Watch
 from batchyard.wire import control, log
+from batchyard.wire.access import Access
 from batchyard.wire.arena import create_memfd
 from batchyard.wire.control import Kind
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.link import Link, LinkClosed
+from batchyard.wire.log import LogSettings
 
 # How long the broker may take to send its last answers before it is killed.
 _GOODBYE_S = 5.0
@@ -53,17 +57,20 @@ class Supervisor:
         plan: ServerPlan,
         on_ready: Callable[[Sequence[str], Mapping[str, str]], None],
         reload: Callable[[], Config],
+        service_manager: ServiceManager | None = None,
     ) -> None:
         """``on_ready`` is called with the endpoints, and the addresses of gateways by their names,
         once every worker can take requests.
 
         ``reload`` reads the configuration again, on another thread; it may raise
-        ConfigurationError.
+        ConfigurationError. ``service_manager`` hears how the server fares.
         """
         self._plan = plan
         self._on_ready = on_ready
         beside = [worker.replaced_beside for worker in plan.workers]
-        self._state = ServerState(plan.config, plan.found, beside)
+        self._service_manager = service_manager or ServiceManager()
+        watchdog_s = self._service_manager.watchdog_s
+        self._state = ServerState(plan.config, plan.found, beside, watchdog_s)
         self._watch = Watch(plan.config, plan.found, reload)
         self._selector = selectors.DefaultSelector()
         self._gateways = Gateways(plan.gateways, self._selector)
@@ -104,7 +111,8 @@ class Supervisor:
                     # TCP may need keys.
                     for_gateways = claims.enter_context(private_endpoint())
                     self._bind.append(for_gateways)
-                claims.enter_context(claimed(self._bind))
+                access = Access(self._plan.broker.ipc_mode, self._plan.broker.ipc_gid)
+                claims.enter_context(claimed(self._bind, access))
                 claims.enter_context(self._gateways.bound(for_gateways))
                 yield
         except ConfigurationError as error:
@@ -162,7 +170,7 @@ class Supervisor:
                 self._reports[report["name"], report["version"]] = report
             self._happened(events.WorkerReady(packet[1]))
         elif kind == Kind.PONG:
-            self._happened(events.BrokerAnswered())
+            self._happened(events.BrokerAnswered(packet[1]))
         elif kind == Kind.SERVED:
             self._happened(events.WorkerServed(packet[1]))
         elif kind == Kind.RETIRED:
@@ -229,8 +237,12 @@ class Supervisor:
             case events.ReportReady(endpoints):
                 shown = endpoints[: len(self._plan.broker.bind)]
                 self._on_ready(shown, self._gateways.addresses)
+            case events.TellServiceManager(variables):
+                self._service_manager.tell(variables)
             case events.Log(level, event, fields):
                 getattr(log, level)(event, **fields)
+            case events.ConfigureLogs(settings):
+                self._configure_logs(settings)
             case events.Fail(exit_code, message):
                 raise ServerFailed(exit_code, message)
             case events.Stop():
@@ -317,6 +329,16 @@ class Supervisor:
             with contextlib.suppress(LinkClosed):
                 self._broker.link.send(packet, fds)
 
+    def _configure_logs(self, settings: LogSettings) -> None:
+        log.configure("supervisor", settings)
+        # For those who are started from now on.
+        os.environ.update(settings.to_environment())
+        packet = [Kind.LOG, *dataclasses.astuple(settings)]
+        self._tell_broker(packet)
+        for worker in self._workers.values():
+            with contextlib.suppress(LinkClosed):
+                worker.link.send(packet)
+
     def _end_children(self) -> None:
         if self._broker is not None:
             # It ends when its link closes, if it has not by itself, and removes its sockets.
@@ -338,6 +360,7 @@ class Supervisor:
             if number in control.STOP_SIGNALS:
                 self._happened(events.StopRequested())
             elif number == signal.SIGHUP:
+                self._happened(events.ReloadRequested())
                 self._watch.ask_for_reload()
 
     @contextlib.contextmanager
