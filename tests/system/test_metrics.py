@@ -64,7 +64,7 @@ def test_requests_are_counted_where_prometheus_sees_them(server: Server) -> None
         held = client.submit("gated", {"gate": np.array([1])})
         server.gates.wait_until_reached(1)
         # The worker is given one ahead, which runs too late; another waits until it is too late.
-        late = [client.submit("gated", NO_GATE, timeout=0.1) for _ in range(2)]
+        late = [client.submit("gated", NO_GATE, timeout=0.5) for _ in range(2)]
         for future in late:
             with pytest.raises(DeadlineExceeded):
                 future.result(15)
