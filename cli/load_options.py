@@ -23,6 +23,7 @@ from batchyard.benchmarks.load.plan import (
     Steps,
     Trace,
 )
+from batchyard.cli.connecting import key_options
 from batchyard.cli.outputs import writable
 from batchyard.wire.errors import ConfigurationError
 
@@ -201,7 +202,7 @@ def load_options(function: Any) -> Any:
     options: list[Callable[[Any], Any]] = [*_WHEN, *_WHAT, *_HOW]
     for option in reversed(options):
         function = option(function)
-    return function
+    return key_options(function)
 
 
 def make_plan(

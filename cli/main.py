@@ -11,10 +11,13 @@ _SUBCOMMANDS = {
     "demo": "Make a small model, serve it, send traffic, show the result.",
     "predict": "Run one request; prints JSON.",
     "status": "Show how a running server fares.",
+    "top": "Show it live.",
     "tune": "Find a model's batching parameters by experiment.",
     "check": "Check a configuration against this machine.",
     "doctor": "Look for what keeps a server from running well here.",
+    "keys": "Make keys, and say who may connect to a server.",
     "load": "Put load on a server and say how it fared.",
+    "install-service": "Make it a service of systemd.",
     "bench": "Measure, beside a reference in the same run.",
 }
 
@@ -38,7 +41,7 @@ def main() -> None:
         def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
             if cmd_name not in _SUBCOMMANDS:
                 return None
-            module = importlib.import_module(f"batchyard.cli.{cmd_name}")
+            module = importlib.import_module(f"batchyard.cli.{cmd_name.replace('-', '_')}")
             command: click.Command = module.command
             return command
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from batchyard.clients.inputs import Array, Route
 from batchyard.clients.placement import Placement
+from batchyard.clients.tracing import Label
 from batchyard.wire.arena import align
 from batchyard.wire.dtypes import to_numpy
 from batchyard.wire.errors import BatchyardError
@@ -108,6 +109,7 @@ class Call:
         "first",
         "input_dtypes",
         "keeper",
+        "label",
         "message_id",
         "outputs",
         "placement",
@@ -130,6 +132,7 @@ class Call:
         deadline: float,
         promise: Promise,
         placement: Placement | None = None,
+        label: Label | None = None,
     ) -> None:
         self.route = route
         self.target = target
@@ -141,6 +144,7 @@ class Call:
         self.total_rows = total_rows
         self.deadline = deadline
         self.promise = promise
+        self.label = label
         self.cancelled = False
         # Whether a server of several did not take it, and another got it.
         self.was_refused = False
@@ -162,6 +166,7 @@ class Call:
         """What stands for this call in a message that it is in no more: nobody waits for it."""
         ghost = copy.copy(self)
         ghost.promise = _NOBODY
+        ghost.label = None
         ghost.outputs = []
         return ghost
 
@@ -311,11 +316,18 @@ def resolve(promise: Promise, result: Any) -> None:
             pass
 
 
-def reject(promise: Promise, error: BatchyardError) -> None:
+def fail(call: Call, error: BatchyardError) -> None:
+    """Ends a call with an error."""
+    reject(call.promise, error, None if call.label is None else call.label.request_id)
+
+
+def reject(promise: Promise, error: BatchyardError, request_id: str | None = None) -> None:
     if not promise.done():
         # One exception object must not be raised in several places: each adds to its traceback.
+        own = type(error)(error.message)
+        own.request_id = request_id
         try:
-            promise.set_exception(type(error)(error.message))
+            promise.set_exception(own)
         except _settled_errors():
             pass
 

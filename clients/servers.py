@@ -14,6 +14,8 @@ from batchyard.clients.io_thread import IoThread
 from batchyard.clients.region import ClientRegion
 from batchyard.clients.relay import Query
 from batchyard.clients.session import Session
+from batchyard.wire.errors import BatchyardError
+from batchyard.wire.keys import ClientCurve
 
 # Between two looks for servers that answer, when the client is made.
 LOOK_S = 0.002
@@ -156,6 +158,12 @@ class Servers(Generic[D]):
         return any(driver.session.is_up for driver in self.drivers)
 
     @property
+    def refusal(self) -> BatchyardError | None:
+        """Why the first server does not let this client in, when none does."""
+        refusals = [driver.session.refusal for driver in self.drivers]
+        return refusals[0] if None not in refusals else None
+
+    @property
     def have_all_answered(self) -> bool:
         """Whether nothing is left to wait for."""
         return all(driver.session.is_up and driver.is_settled for driver in self.drivers)
@@ -171,16 +179,22 @@ class ThreadedServers(Servers[IoThread]):
     """Several servers for a synchronous client: a thread for each."""
 
     def __init__(
-        self, endpoints: Sequence[str], connect_timeout: float, reconnect_timeout: float
+        self,
+        endpoints: Sequence[str],
+        connect_timeout: float,
+        reconnect_timeout: float,
+        curve: ClientCurve | None = None,
     ) -> None:
         """Raises ConfigurationError, or Unavailable when none answers in time."""
         super().__init__()
         try:
             for endpoint in endpoints:
-                driver = IoThread([endpoint], connect_timeout, reconnect_timeout, self)
+                driver = IoThread([endpoint], connect_timeout, reconnect_timeout, self, curve)
                 self.drivers.append(driver)
             until = time.monotonic() + connect_timeout
             while not self.has_answered:
+                if (refusal := self.refusal) is not None:
+                    raise refusal
                 if time.monotonic() >= until:
                     raise nobody_answered(endpoints, connect_timeout)
                 time.sleep(LOOK_S)
