@@ -24,7 +24,7 @@ from batchyard.cli.diagnosis import (
 from batchyard.cli.diagnosis.cgroups import read_limits
 from batchyard.cli.diagnosis.finding import Finding, failure, ok, warning
 from batchyard.cli.serving import plan
-from batchyard.pool.config import Broker, Config, Pool, read_toml, validate
+from batchyard.pool.config import Broker, Config, Metrics, Pool, read_toml, validate
 from batchyard.pool.inventory import read_inventory, visible_devices
 from batchyard.pool.plan import ServerPlan
 from batchyard.wire.endpoints import default_endpoints
@@ -188,7 +188,14 @@ def _server(subject: Subject) -> list[Finding]:
             findings.append(places.check_ipc(places.look_at_ipc(rest), os.geteuid()))
             continue
         host, _, number = rest.rpartition(":")
-        if number.isdecimal() and int(number):
-            port = places.look_at_port(host, int(number))
-            findings.append(places.check_port(port, endpoint, is_ours=stats is not None))
-    return findings
+        if number.isdecimal():
+            findings += _port(host, int(number), endpoint, stats is not None)
+    metrics = subject.config.metrics if subject.config else Metrics()
+    return [*findings, *_port(metrics.host, metrics.port or 0, "[metrics]", stats is not None)]
+
+
+def _port(host: str, number: int, what: str, server_runs: bool) -> list[Finding]:
+    """Whether it is free; nothing for port 0, which stands for any."""
+    if not number:
+        return []
+    return [places.check_port(places.look_at_port(host, number), what, is_ours=server_runs)]
