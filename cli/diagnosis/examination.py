@@ -28,7 +28,7 @@ from batchyard.pool.config import Broker, Config, Metrics, Pool, read_toml, vali
 from batchyard.pool.inventory import read_inventory, visible_devices
 from batchyard.pool.plan import ServerPlan
 from batchyard.wire.endpoints import default_endpoints
-from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.errors import ConfigurationError, Unauthenticated
 
 _MIB = 1 << 20
 
@@ -181,6 +181,8 @@ def _server(subject: Subject) -> list[Finding]:
     endpoints = subject.broker.bind
     asked = server.reachable(endpoints) if subject.config else default_endpoints()
     stats, refusal = server.ask_server(asked)
+    # What does not know us is a server all the same.
+    runs = stats is not None or isinstance(refusal, Unauthenticated)
     findings = [*server.check_server(stats, refusal), *places.check_no_ipc(endpoints, os.environ)]
     for endpoint in endpoints:
         scheme, _, rest = endpoint.partition("://")
@@ -189,9 +191,9 @@ def _server(subject: Subject) -> list[Finding]:
             continue
         host, _, number = rest.rpartition(":")
         if number.isdecimal():
-            findings += _port(host, int(number), endpoint, stats is not None)
+            findings += _port(host, int(number), endpoint, runs)
     metrics = subject.config.metrics if subject.config else Metrics()
-    return [*findings, *_port(metrics.host, metrics.port or 0, "[metrics]", stats is not None)]
+    return [*findings, *_port(metrics.host, metrics.port or 0, "[metrics]", runs)]
 
 
 def _port(host: str, number: int, what: str, server_runs: bool) -> list[Finding]:
