@@ -187,7 +187,7 @@ def _server(subject: Subject) -> list[Finding]:
     for endpoint in endpoints:
         scheme, _, rest = endpoint.partition("://")
         if scheme == "ipc":
-            findings.append(places.check_ipc(places.look_at_ipc(rest), os.geteuid()))
+            findings.append(places.check_ipc(places.look_at_ipc(rest), os.geteuid(), runs))
             continue
         host, _, number = rest.rpartition(":")
         if number.isdecimal():
