@@ -16,6 +16,7 @@ from support.waiting import wait_until
 SUPPORT = Path(__file__).parent.parent / "support"
 TCP = "tcp://127.0.0.1:8600"
 BROKER, WORKER = "batchyard.broker", "batchyard.pool.worker"
+KEYS = "/etc/batchyard/keys"
 CONFIGURATION = "/etc/batchyard/batchyard.toml"
 ANSWER = '{"y": [[2.0, 4.0, 6.0, 8.0]]}\n'
 CLIENT = 65534
@@ -146,6 +147,36 @@ def test_a_configuration_that_cannot_work_is_refused_at_reload_with_its_reason(
         service.container.write(CONFIGURATION, before)
     service.systemctl("reload")
     assert "refused" not in service.shown("StatusText")
+
+
+def test_keys_are_a_credential_and_who_is_revoked_stays_out_after_a_reload(
+    service: Service,
+) -> None:
+    container, before = service.container, service.container.run("cat", CONFIGURATION)
+    for words in (("new", "server"), ("new", "laptop"), ("allow", "laptop")):
+        container.run(BATCHYARD, "keys", *words)
+    secret, credential = f"{KEYS}/server.key_secret", "/etc/credstore/batchyard.key_secret"
+    container.run("install", "-D", "--mode=600", secret, credential)
+    curve = (
+        'curve_secret_key_file = "${CREDENTIALS_DIRECTORY}/batchyard.key_secret"\n'
+        f'curve_clients = "{KEYS}/clients"'
+    )
+    keys = {"SERVER_KEY": f"{KEYS}/server.key", "SECRET_KEY_FILE": f"{KEYS}/laptop.key_secret"}
+    words = [BATCHYARD, "predict", "--endpoint", TCP, "double", '{"x": [[1, 2, 3, 4]]}']
+    with_keys = ["env", *(f"BATCHYARD_{name}={path}" for name, path in keys.items()), *words]
+    try:
+        container.write(CONFIGURATION, configuration(model("double"), broker=curve))
+        service.systemctl("restart")
+        assert container.run(*with_keys) == ANSWER
+        assert "asks for keys" in service.predict("double", TCP)
+        assert service.predict("double", service.ipc) == ANSWER
+        container.run(BATCHYARD, "keys", "revoke", "laptop")
+        service.systemctl("reload")
+        wait_until(lambda: "event=key_revoked" in service.journal(), service.journal)
+        assert "does not know this client's key" in container.run(*with_keys, code=1)
+    finally:
+        container.write(CONFIGURATION, before)
+        service.systemctl("restart")
 
 
 @pytest.mark.parametrize("module", [WORKER, BROKER])
