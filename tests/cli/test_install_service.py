@@ -109,6 +109,7 @@ def test_dry_run_prints_and_writes_nothing(tmp_path: Path) -> None:
     [
         (["Bad.Name"], "NAME 'Bad.Name' must be"),
         (["x" * 22], "must be at most 21"),
+        (["--start", "--root", "/image"], "cannot go with --root"),
         (["--user", "nobody-of-this-name"], "there is no such user"),
     ],
 )

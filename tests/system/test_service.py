@@ -68,7 +68,10 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
         for path, target in service_environment.links():
             container.run("ln", "-sfn", target, path)
         container.write("/srv/models.py", CODE)
-        container.write("/etc/batchyard/batchyard.toml", configuration(model("double")))
+        container.run(BATCHYARD, "install-service", "--start")
+        container.write(CONFIGURATION, configuration(model("double")))
+        drop_in = "/etc/systemd/system/batchyard.service.d/test.conf"
+        container.write(drop_in, "[Service]\nRestartSec=100ms\n")
         yield container
 
 
@@ -94,7 +97,7 @@ def test_it_is_installed_and_verified_and_installing_again_changes_nothing(
 
 
 def test_it_is_ready_when_every_model_is_and_says_so(service: Service) -> None:
-    status = "Serving 1 model on 2 of 2 workers, 0 rows wait"
+    status = "Serving 1 model on 2 of 2 workers, rows waiting: 0"
     assert status in service.systemctl("status")
     assert "event=ready" in service.journal()
     uid = service.container.run("stat", "-c", "%u %U", f"/proc/{service.pid()}").split()
@@ -160,7 +163,7 @@ def test_a_process_that_is_killed_is_replaced_without_a_lost_request(
             lambda: len(set(service.children(module)) - {before[0]}) == len(before),
             lambda: f"another {module}\n{service.journal()}",
         )
-        service.wait_for_status("2 of 2 workers", "0 rows wait")
+        service.wait_for_status("2 of 2 workers", "rows waiting: 0")
     assert set(result["outcomes"]) == {"OK"}, result
     assert service.shown("NRestarts") == restarts
 
