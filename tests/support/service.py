@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,10 @@ class Service:
     def shown(self, name: str) -> str:
         """A property of the unit."""
         return self.systemctl("show", "--value", f"--property={name}").strip()
+
+    def age_s(self) -> float:
+        """How long it has been active, or was."""
+        return time.monotonic() - int(self.shown("ActiveEnterTimestampMonotonic")) / 1e6
 
     def pid(self) -> int:
         """The supervisor's, as the container numbers it."""

@@ -19,6 +19,7 @@ BROKER, WORKER = "batchyard.broker", "batchyard.pool.worker"
 CONFIGURATION = "/etc/batchyard/batchyard.toml"
 ANSWER = '{"y": [[2.0, 4.0, 6.0, 8.0]]}\n'
 CLIENT = 65534
+WATCHDOG_S = 5
 CODE = """
 import time
 def double(inputs):
@@ -36,12 +37,21 @@ path = "/srv/models.py:slow"
 """
 
 
-def model(name: str) -> str:
+# Its loading takes long enough for a reload that does not wait to be found out.
+LATE = """
+import time
+time.sleep(0.5)
+def double(inputs):
+    return {"y": inputs["x"] * 2}
+"""
+
+
+def model(name: str, path: str = "/srv/models.py") -> str:
     return f"""
 [[models]]
 name = "{name}"
 runtime = "python"
-path = "/srv/models.py:double"
+path = "{path}:double"
 [models.signature]
 inputs = {{ x = {{ dtype = "float32", shape = [-1, 4] }} }}
 outputs = {{ y = {{ dtype = "float32", shape = [-1, 4] }} }}
@@ -68,6 +78,7 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
         for path, target in service_environment.links():
             container.run("ln", "-sfn", target, path)
         container.write("/srv/models.py", CODE)
+        container.write("/srv/late.py", LATE)
         container.run(BATCHYARD, "install-service", "--start")
         container.write(CONFIGURATION, configuration(model("double")))
         drop_in = "/etc/systemd/system/batchyard.service.d/test.conf"
@@ -124,7 +135,8 @@ def test_other_users_predict_by_tcp_and_by_the_socket_if_they_are_in_its_group(
 def test_a_reload_under_load_waits_for_the_new_model_and_fails_no_request(
     service: Service,
 ) -> None:
-    service.container.write(CONFIGURATION, configuration(model("double"), model("new")))
+    models = [model("double"), model("new", "/srv/late.py")]
+    service.container.write(CONFIGURATION, configuration(*models))
     with service.load("double", service.ipc, TCP) as result:
         service.systemctl("reload")
         assert service.predict("new", TCP) == ANSWER
@@ -225,7 +237,7 @@ def watched(container: Container) -> Iterator[Service]:
     )
     container.write("/etc/batchyard/second.toml", ours)
     drop_in = "/etc/systemd/system/batchyard@second.service.d/test.conf"
-    container.write(drop_in, "[Service]\nWatchdogSec=5\nRestartSec=100ms\n")
+    container.write(drop_in, f"[Service]\nWatchdogSec={WATCHDOG_S}\nRestartSec=100ms\n")
     container.run(BATCHYARD, "install-service", "second", "--start")
     service = Service(container, "batchyard@second")
     yield service
@@ -256,6 +268,9 @@ def test_a_broker_that_hangs_is_replaced_by_the_server_with_the_models_kept(
 
 def test_systemd_restarts_a_supervisor_that_hangs(watched: Service) -> None:
     supervisor = watched.pid()
+    # The watchdog is fed while all is well.
+    wait_until(lambda: watched.age_s() > WATCHDOG_S + 1, "it is older than its watchdog bears")
+    assert "Watchdog timeout" not in watched.journal()
     watched.signal(signal.SIGSTOP, supervisor)
     wait_until(lambda: watched.pid() not in (0, supervisor), watched.journal)
     wait_until(lambda: watched.shown("ActiveState") == "active", watched.journal)
