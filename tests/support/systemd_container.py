@@ -94,9 +94,10 @@ class Container:
             self._process.wait()
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        """Starts a command in it."""
+        """Starts a command in it, which dies with the process that is returned."""
+        enter = ["nsenter", "--target", str(self._leader), "--all"]
         return subprocess.Popen(
-            ["nsenter", "--target", str(self._leader), "--all", "env", "--chdir=/", *words],
+            [*enter, "setpriv", "--pdeathsig", "KILL", "env", "--chdir=/", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
