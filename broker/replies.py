@@ -18,6 +18,7 @@ from batchyard.wire.protocol import (
     encode_result,
     reply_offsets,
 )
+from batchyard.wire.tags import Timing, tags_of
 from batchyard.wire.tensors import Buffer, element_count, join_strings, slice_frame
 
 
@@ -35,12 +36,18 @@ class Output:
 @dataclass(slots=True)
 class Reply:
     """A message to a client, the answer to ``segments``; ``frames`` may be views of the batch's
-    outputs."""
+    outputs. ``error`` is what it says if it has none."""
 
     client: bytes
     segments: list[Segment]
     header: bytes
     frames: list[Buffer]
+    error: BatchyardError | None = None
+
+
+def refusal(client: bytes, segments: list[Segment], error: BatchyardError) -> Reply:
+    """The message that answers requests with an error."""
+    return Reply(client, segments, encode_error(segments, error), [], error)
 
 
 def reply_places(batch: Batch) -> list[tuple[int, int, int, int, int]]:
@@ -90,15 +97,37 @@ def replies(deliver: Deliver, outputs: list[Output]) -> Iterator[Reply]:
     for client, placed in by_client.items():
         segments = _segments(placed)
         if error is not None:
-            yield Reply(client, segments, encode_error(segments, error), [])
+            yield refusal(client, segments, error)
             continue
         headers, frames = _cut(deliver, placed, outputs)
-        result = Result(segments, version, headers, False, batch.lane.model.queued_rows)
+        queued_rows = batch.lane.model.queued_rows
+        timings = () if batch.times is None else timings_of(batch, placed)
+        result = Result(segments, version, headers, False, queued_rows, timings)
         yield Reply(client, segments, encode_result(result), frames)
 
 
 def _segments(placed: list[tuple[Part, int]]) -> list[Segment]:
     return [(part.group.message_id, part.first, part.count) for part, _ in placed]
+
+
+def timings_of(batch: Batch, placed: list[tuple[Part, int]]) -> list[Timing]:
+    """Of the segments with requests that are traced, where their time went."""
+    if batch.times is None:
+        return []
+    timings = []
+    for segment, (part, _) in enumerate(placed):
+        if any(tag.is_traced for tag in tags_of(part.group.tags, part.first, part.count)):
+            spent = batch.times.spent(part.group.arrived_at)
+            seconds = (spent.queue_s, spent.gather_s, spent.wait_s, spent.execute_s)
+            queue_us, gather_us, wait_us, execute_us = (int(s * 1e6) for s in seconds)
+            rows, padded_rows = batch.rows, batch.layout.padded_rows
+            timings.append(
+                Timing(
+                    *(segment, queue_us, gather_us, wait_us, execute_us),
+                    *(rows, padded_rows, batch.worker_id),
+                )
+            )
+    return timings
 
 
 def _add(
@@ -140,7 +169,8 @@ def _written_header(
         headers = [(name, dtype, (rows, *shape[1:])) for name, dtype, shape in headers]
     version = deliver.batch.lane.model.version
     queued_rows = deliver.batch.lane.model.queued_rows
-    return encode_result(Result(segments, version, headers, True, queued_rows))
+    timings = timings_of(deliver.batch, placed)
+    return encode_result(Result(segments, version, headers, True, queued_rows, timings))
 
 
 def objection(batch: Batch, outputs: list[Output]) -> BatchyardError | None:
@@ -206,7 +236,7 @@ def failures(deliver: Deliver, error: BatchyardError) -> Iterator[Reply]:
                 continue
             split.failed = True
         segment = (group.message_id, part.first, part.count)
-        yield Reply(group.client, [segment], encode_error([segment], error), [])
+        yield refusal(group.client, [segment], error)
 
 
 def _piece_replies(
@@ -222,7 +252,7 @@ def _piece_replies(
         if error is not None:
             split.failed = True
             segment = (part.group.message_id, part.first, 1)
-            yield Reply(part.group.client, [segment], encode_error([segment], error), [])
+            yield refusal(part.group.client, [segment], error)
             continue
         headers, frames = _cut(deliver, [(part, row)], outputs)
         # The block goes back when this batch is delivered: what is kept is a copy.
@@ -230,7 +260,7 @@ def _piece_replies(
         requests[id(part.group), part.first] = part
     for part in requests.values():
         if part.group.split[part.first].is_complete:
-            yield _assemble(part, deliver.batch.lane.model.version)
+            yield _assemble(part, deliver.batch)
 
 
 def _differs(deliver: Deliver, split: SplitRequest, outputs: list[Output]) -> BatchyardError | None:
@@ -252,7 +282,7 @@ def _listed(outputs: list[tuple[str, str, tuple[int, ...]]]) -> str:
     return ", ".join(f"{name!r} {dtype} {shape}" for name, dtype, shape in outputs) or "no output"
 
 
-def _assemble(part: Part, version: int) -> Reply:
+def _assemble(part: Part, batch: Batch) -> Reply:
     """The whole answer of a large request."""
     split = part.group.split[part.first]
     pieces = [split.pieces[start] for start in sorted(split.pieces)]
@@ -268,6 +298,8 @@ def _assemble(part: Part, version: int) -> Reply:
         else:
             frames.append(b"".join(runs))
     segment = (part.group.message_id, part.first, 1)
-    queued_rows = part.group.lane.model.queued_rows
-    result = Result([segment], version, headers, False, queued_rows)
+    model = batch.lane.model
+    # Those of its last piece.
+    timings = timings_of(batch, [(part, 0)])
+    result = Result([segment], model.version, headers, False, model.queued_rows, timings)
     return Reply(part.group.client, [segment], encode_result(result), frames)

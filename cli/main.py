@@ -11,8 +11,11 @@ _SUBCOMMANDS = {
     "demo": "Make a small model, serve it, send traffic, show the result.",
     "predict": "Run one request; prints JSON.",
     "status": "Show how a running server fares.",
+    "top": "Show it live.",
     "tune": "Find a model's batching parameters by experiment.",
     "check": "Check a configuration against this machine.",
+    "doctor": "Look for what keeps a server from running well here.",
+    "keys": "Make keys, and say who may connect to a server.",
     "load": "Put load on a server and say how it fared.",
     "install-service": "Make it a service of systemd.",
     "bench": "Measure, beside a reference in the same run.",
@@ -46,9 +49,12 @@ def main() -> None:
             with formatter.section("Commands"):
                 formatter.write_dl(list(_SUBCOMMANDS.items()))
 
-    @click.group(cls=Subcommands)
+    @click.group(cls=Subcommands, context_settings={"max_content_width": 100})
     @click.version_option(package_name="batchyard")
     def batchyard() -> None:
-        """Serves TensorFlow SavedModels from a pool of processes, batching their requests."""
+        """Serves TensorFlow SavedModels from a pool of processes, batching their requests.
+
+        `batchyard demo` shows what that is. `batchyard COMMAND --help` says more of each command.
+        """
 
     batchyard()

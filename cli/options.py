@@ -14,23 +14,28 @@ from pydantic.fields import FieldInfo
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def options_for(section: type[BaseModel], names: Iterable[str]) -> Callable[[F], F]:
+def options_for(
+    section: type[BaseModel], names: Iterable[str], prefix: str = ""
+) -> Callable[[F], F]:
     """A decorator that adds an option for each named field, with the field's description.
 
-    An option that is not given is None: the field then keeps what it has.
+    An option that is not given is None: the field then keeps what it has. Its name is the field's,
+    behind ``prefix``.
     """
 
     def decorate(function: F) -> F:
         for name in reversed(list(names)):
-            function = _option(name, section.model_fields[name])(function)
+            function = _option(prefix + name, section.model_fields[name])(function)
         return function
 
     return decorate
 
 
-def given(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Those of the named options that were given."""
-    return {name: options[name] for name in names if options.get(name) is not None}
+def given(options: dict[str, Any], names: Iterable[str], prefix: str = "") -> dict[str, Any]:
+    """Those of the named fields' options that were given."""
+    return {
+        name: options[prefix + name] for name in names if options.get(prefix + name) is not None
+    }
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[F], F]:
@@ -38,6 +43,9 @@ def _option(name: str, field: FieldInfo) -> Callable[[F], F]:
     base = _base_type(field.annotation)
     if base is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=field.description)
+    if base is typing.Literal:
+        choice = click.Choice([str(value) for value in typing.get_args(field.annotation)])
+        return click.option(flag, name, type=choice, default=None, help=field.description)
     if base is list:
         return click.option(flag, name, type=_IntegerList(), default=None, help=field.description)
     return click.option(flag, name, type=base, default=None, help=field.description)

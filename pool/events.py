@@ -10,6 +10,7 @@ from batchyard.pool.model_set import Key
 from batchyard.pool.versions import Found
 from batchyard.wire import control
 from batchyard.wire.control import ModelSettings, ModelSource
+from batchyard.wire.log import LogSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +251,13 @@ class Fail:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigureLogs:
+    """Write logs in another way from now on, in all processes."""
+
+    settings: LogSettings
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Write a line to the log."""
 
@@ -270,5 +278,6 @@ Action = (
     | TellServiceManager
     | Stop
     | Fail
+    | ConfigureLogs
     | Log
 )

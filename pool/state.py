@@ -13,6 +13,7 @@ from batchyard.pool.events import (
     BrokerListening,
     ConfigurationRead,
     ConfigurationRefused,
+    ConfigureLogs,
     Death,
     Event,
     Fail,
@@ -135,6 +136,10 @@ class ServerState:
             case VersionUnloaded(key):
                 self.offer.unloaded(key)
             case VersionsFound() | ConfigurationRead() | ConfigurationRefused():
+                # Also beside a configuration that is refused: a key that was revoked is not to
+                # stay for what is wrong elsewhere.
+                if not isinstance(event, VersionsFound) and self._first_config.broker.has_keys:
+                    self._do(TellBroker([Kind.KEYS]))
                 self._offered(event, now)
             case ReloadRequested():
                 # Who reads it says when it did.
@@ -223,6 +228,8 @@ class ServerState:
                 self.offer.find(found)
                 self.workers.try_failed(now)
             case ConfigurationRead(config, found):
+                if config.log != self._config.log:
+                    self._do(ConfigureLogs(config.log.settings))
                 self._config = config
                 self._do(Log("info", "reloaded", {"models": len(config.models)}))
                 for name in needing_restart(self._first_config, config):
@@ -267,6 +274,7 @@ def needing_restart(first: Config, new: Config) -> list[str]:
         for section, old_section, new_section in (
             ("broker", first.broker, new.broker),
             ("pool", first.pool, new.pool),
+            ("metrics", first.metrics, new.metrics),
         )
         for name in type(new_section).model_fields
         if name not in live and getattr(old_section, name) != getattr(new_section, name)
