@@ -50,7 +50,6 @@ def test_the_sample_is_valid_with_all_of_it_uncommented() -> None:
     # Group and keys are of the machine that it is for.
     for key in ("curve_secret_key_file", "curve_clients"):
         tables["broker"].pop(key)
-    tables.pop("metrics")
     validate(tables, "sample")
 
 

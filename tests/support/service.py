@@ -76,9 +76,12 @@ class Service:
         stats: dict[str, Any] = json.loads(self.container.run(*words))
         return stats
 
-    def predict(self, model: str, endpoint: str, *, uid: int = 0, group: str = "") -> str:
+    def predict(
+        self, model: str, endpoint: str, *options: str, uid: int = 0, group: str = ""
+    ) -> str:
         """What ``batchyard predict`` prints for one row, asked by a user."""
-        words = [BATCHYARD, "predict", "--endpoint", endpoint, model, '{"x": [[1, 2, 3, 4]]}']
+        row = '{"x": [[1, 2, 3, 4]]}'
+        words = [BATCHYARD, "predict", "--endpoint", endpoint, *options, model, row]
         if uid:
             words = [*as_user(uid, group), *words]
         return self.container.run(*words, code=None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import service_environment
-from support.service import BATCHYARD, Service, as_user
+from support.service import BATCHYARD, PYTHON, Service, as_user
 from support.systemd_container import Container, skip_without_systemd
 from support.waiting import wait_until
 
@@ -20,6 +20,16 @@ CONFIGURATION = "/etc/batchyard/batchyard.toml"
 ANSWER = '{"y": [[2.0, 4.0, 6.0, 8.0]]}\n'
 CLIENT = 65534
 WATCHDOG_S = 5
+METRICS = 9090
+KEYS = "/etc/batchyard/keys"
+# The second pool: the same machine, other ports, and keys.
+SECOND_TCP = "tcp://127.0.0.1:8601"
+SECOND_BROKER = f"""
+[broker]
+bind = ["{SECOND_TCP}", "ipc:///run/batchyard-second/broker"]
+curve_secret_key_file = "${{CREDENTIALS_DIRECTORY}}/batchyard-second.key_secret"
+curve_clients = "{KEYS}/clients"
+"""
 CODE = """
 import time
 def double(inputs):
@@ -58,9 +68,9 @@ outputs = {{ y = {{ dtype = "float32", shape = [-1, 4] }} }}
 """
 
 
-def configuration(*models: str, broker: str = "") -> str:
+def configuration(*models: str, head: str = f"[metrics]\nport = {METRICS}\n[broker]\n") -> str:
     return (
-        f'[broker]\nipc_mode = "0660"\n{broker}\n'
+        f'{head}ipc_group = "batchyard-clients"\n'
         + "".join(models)
         + '[[pool.workers]]\ndevice = "cpu"\ncount = 2\n'
     )
@@ -111,6 +121,9 @@ def test_it_is_ready_when_every_model_is_and_says_so(service: Service) -> None:
     status = "Serving 1 model on 2 of 2 workers, rows waiting: 0"
     assert status in service.systemctl("status")
     assert "event=ready" in service.journal()
+    url = f"http://127.0.0.1:{METRICS}/readyz"
+    fetch = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).status)"
+    assert service.container.run(PYTHON, "-c", fetch, url) == "200\n"
     uid = service.container.run("stat", "-c", "%u %U", f"/proc/{service.pid()}").split()
     assert int(uid[0]) >= 61184, "not a dynamic user"
     # Nobody but the supervisor may speak to systemd.
@@ -230,12 +243,14 @@ def test_another_environment_takes_over_at_the_upgrade(service: Service) -> None
 
 @pytest.fixture(scope="module")
 def watched(container: Container) -> Iterator[Service]:
-    """A second pool, whose watchdog is impatient."""
-    ours = configuration(
-        model("double"),
-        broker='bind = ["tcp://127.0.0.1:8601", "ipc:///run/batchyard-second/broker"]',
+    """A second pool, with keys, whose watchdog is impatient."""
+    container.write(
+        "/etc/batchyard/second.toml", configuration(model("double"), head=SECOND_BROKER)
     )
-    container.write("/etc/batchyard/second.toml", ours)
+    for words in (("new", "server"), ("new", "laptop"), ("allow", "laptop")):
+        container.run(BATCHYARD, "keys", "--dir", KEYS, *words)
+    secret = "/etc/credstore/batchyard-second.key_secret"
+    container.run("install", "-D", "--mode=600", f"{KEYS}/server.key_secret", secret)
     drop_in = "/etc/systemd/system/batchyard@second.service.d/test.conf"
     container.write(drop_in, f"[Service]\nWatchdogSec={WATCHDOG_S}\nRestartSec=100ms\n")
     container.run(BATCHYARD, "install-service", "second", "--start")
@@ -247,7 +262,8 @@ def watched(container: Container) -> Iterator[Service]:
 def test_a_second_pool_runs_beside_the_first(service: Service, watched: Service) -> None:
     service.systemctl("start")
     assert watched.predict("double", watched.ipc) == ANSWER
-    assert watched.predict("double", "tcp://127.0.0.1:8601") == ANSWER
+    keys = ["--server-key", f"{KEYS}/server.key", "--secret-key-file", f"{KEYS}/laptop.key_secret"]
+    assert watched.predict("double", SECOND_TCP, *keys) == ANSWER
     watched.systemctl("stop")
     assert service.predict("double", service.ipc) == ANSWER
     watched.systemctl("start")
