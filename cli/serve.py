@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from batchyard.cli.serving import load_config, plan, refuse, serving_arguments
+from batchyard.cli.startup_line import StartupLine
 from batchyard.pool.supervisor import ServerFailed, Supervisor
 from batchyard.wire import log
 from batchyard.wire.control import PARENT_SIGNALS
@@ -36,7 +37,10 @@ def command(**options: Any) -> None:
     models = ",".join(f"{model.name}:{model.version}" for model in server_plan.broker.models)
     devices = Counter(worker.settings.device for worker in server_plan.workers)
 
+    progress = StartupLine()
+
     def ready(endpoints: Sequence[str], gateways: Mapping[str, str]) -> None:
+        progress.end()
         where = ",".join(f"{device}x{count}" for device, count in sorted(devices.items()))
         print(
             f"event=ready endpoints={','.join(endpoints)} models={models} devices={where}",
@@ -47,7 +51,8 @@ def command(**options: Any) -> None:
     try:
         # Taken while it runs; in the moments around that they must not end the process by default.
         signal.pthread_sigmask(signal.SIG_BLOCK, PARENT_SIGNALS)
-        Supervisor(server_plan, ready, lambda: load_config(options)).run()
+        with progress:
+            Supervisor(server_plan, ready, lambda: load_config(options), progress).run()
     except ServerFailed as error:
         for line in str(error).splitlines():
             print(f"batchyard: {line}", file=sys.stderr)

@@ -25,6 +25,7 @@ from batchyard.pool.config import Config
 from batchyard.pool.gateway_processes import Gateways
 from batchyard.pool.ipc_paths import claimed, private_endpoint
 from batchyard.pool.plan import ServerPlan
+from batchyard.pool.startup import Startup
 from batchyard.pool.state import Phase, ServerState
 from batchyard.pool.watch import Watch
 from batchyard.wire import control, log
@@ -53,15 +54,17 @@ class Supervisor:
         plan: ServerPlan,
         on_ready: Callable[[Sequence[str], Mapping[str, str]], None],
         reload: Callable[[], Config],
+        on_startup: Callable[[Startup], None] = lambda startup: None,
     ) -> None:
         """``on_ready`` is called with the endpoints, and the addresses of gateways by their names,
         once every worker can take requests.
 
         ``reload`` reads the configuration again, on another thread; it may raise
-        ConfigurationError.
+        ConfigurationError. ``on_startup`` hears how far the start has come, until it is ready.
         """
         self._plan = plan
         self._on_ready = on_ready
+        self._startup = Startup(len(plan.workers), on_startup)
         beside = [worker.replaced_beside for worker in plan.workers]
         self._state = ServerState(plan.config, plan.found, beside)
         self._watch = Watch(plan.config, plan.found, reload)
@@ -160,7 +163,10 @@ class Supervisor:
         elif kind == Kind.READY:
             for report in packet[2]:
                 self._reports[report["name"], report["version"]] = report
+            self._startup.ready(packet[1])
             self._happened(events.WorkerReady(packet[1]))
+        elif kind == Kind.LOADING and id is not None:
+            self._startup.loading(id, packet[1], packet[2])
         elif kind == Kind.PONG:
             self._happened(events.BrokerAnswered())
         elif kind == Kind.SERVED:
