@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from support.server import Server, callable_path, model_table
+from support.server import Server, model_table
 from support.terminal import Terminal, as_text
 
 from batchyard.cli.startup_line import StartupLine, text
@@ -54,7 +54,7 @@ def test_a_server_that_starts_in_a_terminal(tmp_path: Path) -> None:
         assert "workers ready" not in as_text(terminal.output.rpartition("event=ready")[2])
 
 
-def test_a_log_has_nothing_of_it() -> None:
-    with Server(config=model_table("echo", callable_path("echo"))) as server:
-        assert "\r" not in server.log
-        assert "workers ready" not in server.log
+def test_a_log_has_nothing_of_it(server: Server) -> None:
+    assert "event=model_loaded" in server.log
+    assert "\r" not in server.log
+    assert "workers ready" not in server.log
