@@ -95,37 +95,41 @@ def count_answers(
     """A batch was answered just now; those ``failed`` replies gave errors instead."""
     batch = deliver.batch
     measures, model = batch.lane.measures, batch.lane.model
-    parts: Iterable[Part] = (part for part, _ in deliver.parts)
+    parts: Iterable[tuple[Part, int]] = deliver.parts
     if failed:
         for reply, error in failed:
             measures.codes[error.code] += sum(count for _, _, count in reply.segments)
         parts = _without(parts, [reply for reply, _ in failed])
     complete: set[tuple[RequestGroup, int]] = set()
-    request, queue = measures.request, measures.queue
+    # As ``Histogram.add`` does, without two calls for each message.
+    request, queue = measures.request.counts, measures.queue.counts
+    dispatched_at = batch.dispatched_at
     answered = 0
-    for part in parts:
+    arrived_s = 0.0
+    for part, _ in parts:
         group, count = part.group, part.count
-        split = group.split.get(part.first) if group.split else None
-        if split is not None:
+        if group.split and part.first in group.split:
             # Of a large request the last piece counts.
-            piece = group, part.first
+            split, piece = group.split[part.first], (group, part.first)
             if split.rows_left or split.failed or piece in complete:
                 continue
             complete.add(piece)
+        arrived_at = group.arrived_at
         answered += count
-        # As ``add`` does, without two calls for each message.
-        took_s = now - group.arrived_at
-        request.counts[bisect_left(BOUNDS_S, took_s)] += count
-        request.sum_s += took_s * count
-        waited_s = batch.dispatched_at - group.arrived_at
-        queue.counts[bisect_left(BOUNDS_S, waited_s)] += count
-        queue.sum_s += waited_s * count
+        arrived_s += arrived_at * count
+        request[bisect_left(BOUNDS_S, now - arrived_at)] += count
+        queue[bisect_left(BOUNDS_S, dispatched_at - arrived_at)] += count
         if group.earliest_deadline < now:
             model.misses[LATE] += len(part.late_requests(now))
+    # Rounding must not have them shrink: to Prometheus they would have begun anew.
+    measures.request.sum_s += max(now * answered - arrived_s, 0.0)
+    measures.queue.sum_s += max(dispatched_at * answered - arrived_s, 0.0)
     measures.codes[OK] += answered
 
 
-def _without(parts: Iterable[Part], failed: Iterable[Reply]) -> Iterable[Part]:
+def _without(
+    parts: Iterable[tuple[Part, int]], failed: Iterable[Reply]
+) -> Iterable[tuple[Part, int]]:
     """The parts without the requests that were answered with an error."""
     failures = {
         (reply.client, message_id, request)
@@ -133,11 +137,11 @@ def _without(parts: Iterable[Part], failed: Iterable[Reply]) -> Iterable[Part]:
         for message_id, first, count in reply.segments
         for request in range(first, first + count)
     }
-    for part in parts:
+    for part, row in parts:
         group = part.group
         requests = range(part.first, part.first + part.count)
         bad = {r for r in requests if (group.client, group.message_id, r) in failures}
-        yield from part.divide(bad)[0]
+        yield from ((run, row) for run in part.divide(bad)[0])
 
 
 def count_turned_away(catalog: Catalog, predict: Predict, error: BatchyardError) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from support.debian import promtool
 from support.http_get import Answer, get
 from support.prometheus_text import Scraped
 from support.server import BROKER, METRICS, WORKER, Server, callable_path, model_table
@@ -93,6 +94,10 @@ def test_the_other_paths(server: Server) -> None:
         "# EOF\n"
     )
     assert server.endpoints == [server.endpoint], "its own endpoint is nobody else's"
+
+
+def test_promtool_finds_nothing_wrong(server: Server) -> None:
+    assert not promtool("check", "metrics", stdin=get(server.metrics_url, "/metrics").text)
 
 
 def test_a_gateway_that_dies_is_replaced_and_nobody_notices(server: Server) -> None:
