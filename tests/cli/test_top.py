@@ -30,7 +30,7 @@ latency p50 6.03 ms  p95 14.0 ms  p99 19.6 ms  waited p50 0.70 ms
 
 MODEL                   req/s   err/s missed/s  queue      p50      p95      p99
 double 1                1,440    30.0     43.0     12  6.03 ms  14.0 ms  19.6 ms
-  batches 16▂█32 rows, mean 28.8, 4% padding; run 5.00 ms, predicted within 4%
+  batches 16▂█32 rows, mean 28.8, 4% padding; run 6.85 ms, predicted within 4%
   errors: UNAVAILABLE 27.0/s, DEADLINE_EXCEEDED 3.00/s
   deadline missed: refused 1.50/s, dropped 1.00/s, expired 0.50/s, late 40.0/s
 <script>alert(1)</s…        0       0        0      0        –        –        –
