@@ -20,6 +20,7 @@ from batchyard.cli import top_devices
 from batchyard.cli.top import command
 from batchyard.cli.top_devices import LocalDevices
 from batchyard.cli.top_view import TopView
+from batchyard.pool.inventory import Gpu, Inventory
 
 EXPECTED = """\
 batchyard top  ready  tcp://127.0.0.1:8600
@@ -136,9 +137,17 @@ def test_gpus_of_a_server_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> No
     assert "gpu:0            GPU      ░░░░░░░░░░░░░░░░░░░░     –  1.0 of 80.0 GiB" in text
 
 
-def test_gpus_are_numbered_as_the_server_was_told(server: Server) -> None:
+def test_gpus_are_numbered_as_the_server_was_told(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broker = server.stats()["broker"]["pid"]
     assert top_devices._environment(broker) is not None
+    cards = tuple(Gpu(i, f"GPU-{i}", "NVIDIA H100", 81_559) for i in range(4))
+    monkeypatch.setattr(top_devices, "read_inventory", lambda: Inventory(cards))
+    told = {"CUDA_VISIBLE_DEVICES": "2,3"}
+    monkeypatch.setattr(top_devices, "_environment", lambda pid: told)
+    assert top_devices._named({"gpu:1"}, broker) == [("gpu:1", "GPU-3")]
+    monkeypatch.undo()
     # Another machine's process, or none.
     assert top_devices._environment(os.getpid()) is None
 
