@@ -61,6 +61,8 @@ def admit(
     if predict.region is not None:
         group.region = region
         group.replies = predict.region.replies
+    if predict.tags:
+        group.tags = predict.tags
     _set_deadlines(group, predict.timeouts_us, now)
     return group
 

@@ -11,7 +11,7 @@ from typing import Any
 from batchyard.broker import events
 from batchyard.broker.admission import admit
 from batchyard.broker.delivery import Delivery
-from batchyard.broker.front import Front
+from batchyard.broker.front import REVOKED, Front
 from batchyard.broker.local_front import LocalClient, LocalFront
 from batchyard.broker.measures import count_refusal, count_turned_away
 from batchyard.broker.poller import Poller
@@ -20,17 +20,24 @@ from batchyard.broker.state import BrokerState
 from batchyard.wire import log, protocol
 from batchyard.wire.errors import (
     BatchyardError,
+    Internal,
     InvalidArgument,
     ResourceExhausted,
+    Unauthenticated,
+    Unknown,
     shortened,
 )
 from batchyard.wire.local import LocalClosed
-from batchyard.wire.protocol import MessageType
+from batchyard.wire.protocol import FEATURES, MessageType
+from batchyard.wire.tags import tags_of
 from batchyard.wire.tensors import Buffer
 
 # Messages read from clients before workers get a turn.
 _DRAIN_MAX = 256
+_KEY_REVOKED = Unauthenticated("the server does not know this client's key any more")
 _DRAINING = protocol.encode(MessageType.DRAINING, [])
+# What a client cannot help.
+_OUR_FAULT = (Internal.number, Unknown.number)
 
 
 class ClientService:
@@ -66,6 +73,9 @@ class ClientService:
     def listen(self) -> None:
         """Has the poller call this when clients want something."""
         self._poller.handle(self._front.fileno(), lambda _: self._front.look_again())
+        gate = self._front.gate
+        if gate is not None:
+            self._poller.handle(gate.fileno(), lambda _: gate.serve())
         for fd in self._local_front.listener_filenos():
             self._poller.handle(fd, partial(self._accept_local, fd))
 
@@ -82,6 +92,9 @@ class ClientService:
             if message is None:
                 return
             client, header, frames = message
+            if header is REVOKED:
+                self._send_error(client, [], _KEY_REVOKED)
+                continue
             self._serve_message(client, None, header, frames)
 
     def _accept_local(self, fd: int, _: int) -> None:
@@ -105,7 +118,8 @@ class ClientService:
         while self._delivery.stuck:
             client = self._local_front.find(self._delivery.stuck.pop())
             if client is not None:
-                log.warning("client_dropped", reason="it could not be given an answer")
+                reason = "it could not be given an answer"
+                log.limited("warning", "client_dropped", reason=reason)
                 self._lose_local(client)
 
     def _lose_local(self, client: LocalClient) -> None:
@@ -121,11 +135,13 @@ class ClientService:
         try:
             type_, body = protocol.decode(header)
         except BatchyardError as error:
+            log.limited("debug", "message_refused", code=error.code, reason=error.message)
             self._send_error(client, [], error)
             return
         try:
             self._serve_decoded(client, region, type_, body, frames)
         except BatchyardError as error:
+            log.limited("debug", "message_refused", code=error.code, reason=error.message)
             # Of other messages the first field is no id to blame.
             names_id = type_ in (MessageType.PREDICT, MessageType.QUERY)
             message_id = protocol.message_id_of(body) if names_id else None
@@ -177,7 +193,7 @@ class ClientService:
             raise InvalidArgument(f"{type_.name} is for clients, not for the broker")
 
     def _welcome(self) -> bytes:
-        welcome = [self._epoch, self._max_message_nbytes, self._local_front.name]
+        welcome = [self._epoch, self._max_message_nbytes, self._local_front.name, FEATURES]
         return protocol.encode(MessageType.WELCOME, welcome)
 
     def _send_error(
@@ -188,6 +204,28 @@ class ClientService:
     def refuse(self, refuse: events.Refuse) -> None:
         """Answers requests with an error."""
         count_refusal(refuse)
+        if refuse.error.number in _OUR_FAULT or log.is_debug():
+            _tell_of(refuse)
         message_id = refuse.group.message_id
         segments = [(message_id, first, count) for first, count in refuse.requests]
         self._send_error(refuse.group.client, segments, refuse.error)
+
+
+def _tell_of(refuse: events.Refuse) -> None:
+    group = refuse.group
+    ids = [
+        tag.request_id
+        for first, count in refuse.requests
+        for tag in tags_of(group.tags, first, count)
+        if tag.request_id is not None
+    ]
+    log.limited(
+        "warning" if refuse.error.number in _OUR_FAULT else "debug",
+        "request_failed" if refuse.error.number in _OUR_FAULT else "request_refused",
+        model=group.lane.model.name,
+        version=group.lane.model.version,
+        code=refuse.error.code,
+        requests=sum(count for _, count in refuse.requests),
+        **({"request_id": ",".join(ids)} if ids else {}),
+        reason=refuse.error.message,
+    )

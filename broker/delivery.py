@@ -127,8 +127,8 @@ class Delivery:
         except zmq.Again:
             # It did not read its last 10,000 messages, and must not make the others wait.
             self.dropped += 1
-            if self.dropped % 1000 == 1:
-                log.warning("reply_dropped", reason="client does not read", dropped=self.dropped)
+            reason = "client does not read"
+            log.limited("warning", "reply_dropped", reason=reason, dropped=self.dropped)
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
@@ -163,5 +163,6 @@ def as_typed(error: Exception) -> BatchyardError:
         return error
     if isinstance(error, MemoryError):
         return ResourceExhausted("the broker has no memory left for this")
-    log.error("answer_not_made", reason=f"{type(error).__name__}: {error}")
+    reason = f"{type(error).__name__}: {error}"
+    log.limited("error", "answer_not_made", reason=reason)
     return Internal(f"the outputs cannot be given back: {type(error).__name__}: {error}")

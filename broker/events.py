@@ -14,6 +14,7 @@ from batchyard.broker.layout import BatchLayout
 from batchyard.broker.policy import NEVER
 from batchyard.broker.queue import Part, RequestGroup
 from batchyard.broker.retries import Retry
+from batchyard.broker.times import BatchTimes
 from batchyard.wire.blocks import Block
 from batchyard.wire.errors import BatchyardError
 from batchyard.wire.protocol import Segment
@@ -52,6 +53,8 @@ class Batch:
     expected_s: float | None = None
     is_steady: bool = False
     was_idle: bool = False
+    # When it was where, if anybody wants to know.
+    times: BatchTimes | None = None
 
     def __post_init__(self) -> None:
         part = self.parts[0]

@@ -18,12 +18,14 @@ from batchyard.broker.local_front import LocalFront
 from batchyard.broker.poller import Poller
 from batchyard.broker.queries import answer
 from batchyard.broker.settings import served_models
+from batchyard.broker.slow_requests import SlowRequests
 from batchyard.broker.state import BrokerState
 from batchyard.broker.worker_link import WorkerLink
 from batchyard.broker.worker_service import WorkerService
-from batchyard.wire import control
+from batchyard.wire import control, log
 from batchyard.wire.arena import Mapping
 from batchyard.wire.link import Link, LinkClosed
+from batchyard.wire.log import LogSettings
 
 # Looks at all descriptors before batches are formed of what they brought.
 _ROUNDS_MAX = 8
@@ -79,12 +81,19 @@ class BrokerLoop:
             max_message_nbytes,
             self.epoch,
         )
+        self._slow_requests: SlowRequests | None = None
         self._idle_turns = 0
         self._running = True
         # Until it is known what workers of a broker before this one still run for them.
         self._clients.is_open = not state.awaited
         # When their clients have had time to come back.
         self._settled_at = self.started_at + _COME_BACK_S if is_restarted else self.started_at
+
+    def configure_logs(self, settings: LogSettings) -> None:
+        """What is looked at for the log from now on."""
+        is_on = settings.slow_request_ms > 0
+        self._slow_requests = SlowRequests(settings.slow_request_ms / 1e3) if is_on else None
+        self._workers.notes_times = is_on
 
     @property
     def workers(self) -> dict[int, WorkerLink]:
@@ -192,8 +201,14 @@ class BrokerLoop:
         elif kind == control.Kind.MODELS:
             models = [control.ModelSettings(**model) for model in packet[1]]
             self._apply(events.ModelsChanged(served_models(models)))
+        elif kind == control.Kind.LOG:
+            self.configure_logs(log.configure("broker", LogSettings(*packet[1:])))
+        elif kind == control.Kind.KEYS:
+            if self._front.gate is not None:
+                self._front.gate.reload()
         elif kind == control.Kind.PING:
-            self._tell_supervisor([control.Kind.PONG])
+            queued_rows = sum(m.queued_rows for m in self.state.catalog.models.values())
+            self._tell_supervisor([control.Kind.PONG, queued_rows])
         elif kind == control.Kind.DRAIN:
             self._apply(events.DrainStarted())
             self._clients.tell_draining()
@@ -215,8 +230,12 @@ class BrokerLoop:
             elif isinstance(action, events.Deliver):
                 if self.delivery.deliver(action):
                     self._apply(events.BatchDelivered(action.batch.id))
+                if self._slow_requests is not None:
+                    self._slow_requests.delivered(action, time.monotonic())
             elif isinstance(action, events.Refuse):
                 self._clients.refuse(action)
+                if self._slow_requests is not None:
+                    self._slow_requests.refused(action, time.monotonic())
             elif isinstance(action, events.Kill):
                 self._workers.kill(action.worker_id, action.why)
             elif isinstance(action, events.Retired):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchyard.broker.policy import NEVER
 from batchyard.wire.protocol import OutputHeader
+from batchyard.wire.tags import Tag
 from batchyard.wire.tensors import Buffer
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class RequestGroup:
     arrived_at: float
     region: Region | None = None
     replies: list[tuple[int, int]] | None = None
+    tags: tuple[Tag, ...] = ()
     earliest_deadline: float = NEVER
     deadlines: list[float] | None = None
     # How the group fares: requests without an answer, and rows that still wait in the lane.

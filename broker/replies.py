@@ -18,6 +18,7 @@ from batchyard.wire.protocol import (
     encode_result,
     reply_offsets,
 )
+from batchyard.wire.tags import Timing, tags_of
 from batchyard.wire.tensors import Buffer, element_count, join_strings, slice_frame
 
 
@@ -99,12 +100,34 @@ def replies(deliver: Deliver, outputs: list[Output]) -> Iterator[Reply]:
             yield refusal(client, segments, error)
             continue
         headers, frames = _cut(deliver, placed, outputs)
-        result = Result(segments, version, headers, False, batch.lane.model.queued_rows)
+        queued_rows = batch.lane.model.queued_rows
+        timings = () if batch.times is None else timings_of(batch, placed)
+        result = Result(segments, version, headers, False, queued_rows, timings)
         yield Reply(client, segments, encode_result(result), frames)
 
 
 def _segments(placed: list[tuple[Part, int]]) -> list[Segment]:
     return [(part.group.message_id, part.first, part.count) for part, _ in placed]
+
+
+def timings_of(batch: Batch, placed: list[tuple[Part, int]]) -> list[Timing]:
+    """Of the segments with requests that are traced, where their time went."""
+    if batch.times is None:
+        return []
+    timings = []
+    for segment, (part, _) in enumerate(placed):
+        if any(tag.is_traced for tag in tags_of(part.group.tags, part.first, part.count)):
+            spent = batch.times.spent(part.group.arrived_at)
+            seconds = (spent.queue_s, spent.gather_s, spent.wait_s, spent.execute_s)
+            queue_us, gather_us, wait_us, execute_us = (int(s * 1e6) for s in seconds)
+            rows, padded_rows = batch.rows, batch.layout.padded_rows
+            timings.append(
+                Timing(
+                    *(segment, queue_us, gather_us, wait_us, execute_us),
+                    *(rows, padded_rows, batch.worker_id),
+                )
+            )
+    return timings
 
 
 def _add(
@@ -146,7 +169,8 @@ def _written_header(
         headers = [(name, dtype, (rows, *shape[1:])) for name, dtype, shape in headers]
     version = deliver.batch.lane.model.version
     queued_rows = deliver.batch.lane.model.queued_rows
-    return encode_result(Result(segments, version, headers, True, queued_rows))
+    timings = timings_of(deliver.batch, placed)
+    return encode_result(Result(segments, version, headers, True, queued_rows, timings))
 
 
 def objection(batch: Batch, outputs: list[Output]) -> BatchyardError | None:
@@ -236,7 +260,7 @@ def _piece_replies(
         requests[id(part.group), part.first] = part
     for part in requests.values():
         if part.group.split[part.first].is_complete:
-            yield _assemble(part, deliver.batch.lane.model.version)
+            yield _assemble(part, deliver.batch)
 
 
 def _differs(deliver: Deliver, split: SplitRequest, outputs: list[Output]) -> BatchyardError | None:
@@ -258,7 +282,7 @@ def _listed(outputs: list[tuple[str, str, tuple[int, ...]]]) -> str:
     return ", ".join(f"{name!r} {dtype} {shape}" for name, dtype, shape in outputs) or "no output"
 
 
-def _assemble(part: Part, version: int) -> Reply:
+def _assemble(part: Part, batch: Batch) -> Reply:
     """The whole answer of a large request."""
     split = part.group.split[part.first]
     pieces = [split.pieces[start] for start in sorted(split.pieces)]
@@ -274,6 +298,8 @@ def _assemble(part: Part, version: int) -> Reply:
         else:
             frames.append(b"".join(runs))
     segment = (part.group.message_id, part.first, 1)
-    queued_rows = part.group.lane.model.queued_rows
-    result = Result([segment], version, headers, False, queued_rows)
+    model = batch.lane.model
+    # Those of its last piece.
+    timings = timings_of(batch, [(part, 0)])
+    result = Result([segment], model.version, headers, False, model.queued_rows, timings)
     return Reply(part.group.client, [segment], encode_result(result), frames)

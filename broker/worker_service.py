@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,11 +17,13 @@ from batchyard.broker.local_front import LocalFront
 from batchyard.broker.poller import Poller
 from batchyard.broker.replies import Output, objection, reply_places
 from batchyard.broker.state import BrokerState
+from batchyard.broker.times import BatchTimes
 from batchyard.broker.worker_link import WorkerLink
 from batchyard.wire import control, work
 from batchyard.wire.arena import Mapping
 from batchyard.wire.errors import BatchyardError, Internal, ResourceExhausted, from_wire
 from batchyard.wire.link import Link, LinkClosed
+from batchyard.wire.tags import tags_of
 
 
 class WorkerService:
@@ -40,6 +43,8 @@ class WorkerService:
         tell_supervisor: Callable[[list[Any]], None],
     ) -> None:
         self.links: dict[int, WorkerLink] = {}
+        # Whether it is noted when each batch was where, also when nobody traces its requests.
+        self.notes_times = False
         self._state = state
         self._arena = arena
         self._local_front = local_front
@@ -155,6 +160,8 @@ class WorkerService:
             for name, dtype, shape, offset, nbytes in done.outputs
         ]
         batch = self._state.batches.get(done.batch_id)
+        if batch is not None and batch.times is not None:
+            batch.times.finished(time.monotonic(), done.gather_s, done.execution_s)
         wrong = None if batch is None else objection(batch, outputs)
         if wrong is not None:
             self._apply(events.BatchFailed(done.batch_id, wrong, done.kept))
@@ -208,6 +215,12 @@ class WorkerService:
         """Copies a batch's rows into its block and hands it to its worker."""
         worker = self.links[batch.worker_id]
         layout = batch.layout
+        tags = [
+            tag
+            for part in batch.parts
+            if part.group.tags
+            for tag in tags_of(part.group.tags, part.first, part.count)
+        ]
         try:
             gathered = gather(self._arena.memory, batch)
         except (BatchyardError, MemoryError) as error:
@@ -231,7 +244,10 @@ class WorkerService:
                 (part.group.message_id, part.first, part.count, part.row_start, part.rows)
                 for part in batch.parts
             ],
+            request_ids=[tag.request_id for tag in tags if tag.request_id is not None],
         )
+        if self.notes_times or any(tag.is_traced for tag in tags):
+            batch.times = BatchTimes(batch.dispatched_at, time.monotonic())
         try:
             for part in batch.parts:
                 if part.group.region is not None:

@@ -20,6 +20,7 @@ _SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("[pool]", config.Pool),
     ("[[pool.workers]]", config.WorkerGroup),
     ("[metrics]", config.Metrics),
+    ("[log]", config.Log),
     ("[[models]]", config.Model),
     ("[models.batching]", config.Batching),
     ("[models.signature]", config.Signature),

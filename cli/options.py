@@ -43,6 +43,9 @@ def _option(name: str, field: FieldInfo) -> Callable[[F], F]:
     base = _base_type(field.annotation)
     if base is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=field.description)
+    if base is typing.Literal:
+        choice = click.Choice([str(value) for value in typing.get_args(field.annotation)])
+        return click.option(flag, name, type=choice, default=None, help=field.description)
     if base is list:
         return click.option(flag, name, type=_IntegerList(), default=None, help=field.description)
     return click.option(flag, name, type=base, default=None, help=field.description)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
+from pydantic import ValidationError
 
 from batchyard.cli.options import given, options_for
 from batchyard.pool.config import (
     Batching,
     Broker,
     Config,
+    Log,
     Metrics,
     Pool,
     WorkerGroup,
@@ -25,6 +28,7 @@ from batchyard.pool.inventory import read_inventory
 from batchyard.pool.plan import ServerPlan, make_plan, usable_cpus
 from batchyard.wire.control import EXIT_CONFIGURATION
 from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.log import LogSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,6 +39,9 @@ _POOL = [name for name in Pool.model_fields if name != "workers"]
 _BROKER = [name for name in Broker.model_fields if name != "bind"]
 _METRICS = list(Metrics.model_fields)
 _METRICS_PREFIX = "metrics_"
+_LOG_PREFIX = "log_"
+_LOG_PREFIXED = ["format", "level"]
+_LOG = [name for name in Log.model_fields if name not in _LOG_PREFIXED]
 
 
 def serving_arguments(function: F) -> F:
@@ -68,6 +75,8 @@ def serving_arguments(function: F) -> F:
             options_for(Pool, _POOL),
             options_for(Broker, _BROKER),
             options_for(Metrics, _METRICS, _METRICS_PREFIX),
+            options_for(Log, _LOG_PREFIXED, _LOG_PREFIX),
+            options_for(Log, _LOG),
         ]
     ):
         function = decorate(function)
@@ -99,10 +108,25 @@ def load_config(options: dict[str, Any]) -> Config:
     if options["bind"]:
         broker["bind"] = list(options["bind"])
     metrics = given(options, _METRICS, _METRICS_PREFIX)
-    for section, values in (("pool", pool), ("broker", broker), ("metrics", metrics)):
+    sections = {"pool": pool, "broker": broker, "metrics": metrics, "log": _log(options)}
+    for section, values in sections.items():
         if values:
             tables[section] = _merged(tables.get(section), values)
     return validate(tables, str(path or "command line"))
+
+
+def early_log_settings(options: dict[str, Any]) -> LogSettings:
+    """How to say what is wrong with a configuration: as it says itself, as far as that is right."""
+    with contextlib.suppress(ConfigurationError, ValidationError, AttributeError):
+        table = read_toml(options["config"]).get("log", {}) if options["config"] else {}
+        return Log.model_validate(_merged(table, _log(options))).settings
+    with contextlib.suppress(ValidationError):
+        return Log.model_validate(_log(options)).settings
+    return LogSettings()
+
+
+def _log(options: dict[str, Any]) -> dict[str, Any]:
+    return {**given(options, _LOG_PREFIXED, _LOG_PREFIX), **given(options, _LOG)}
 
 
 def _merged(value: Any, more: Any) -> Any:

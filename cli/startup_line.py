@@ -26,11 +26,11 @@ class StartupLine:
     stays at its beginning: what they write stands over it, and it is drawn again below.
     """
 
-    def __init__(self, stream: IO[str] | None = None) -> None:
-        """Nothing is drawn yet."""
+    def __init__(self, stream: IO[str] | None = None, *, is_wanted: bool = True) -> None:
+        """Nothing is drawn yet; nor ever, unless ``is_wanted``, as beside JSON it is not."""
         self._stream = stream or sys.stderr
         is_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._is_drawn = is_terminal
+        self._is_drawn = is_terminal and is_wanted
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._text = "starting …"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -26,15 +27,17 @@ from batchyard.clients.inputs import (
     readable_metadata,
 )
 from batchyard.clients.loop_io import LoopIo
+from batchyard.clients.loop_servers import LoopServers
 from batchyard.clients.placement import place
 from batchyard.clients.region import empty
-from batchyard.clients.servers import LoopServers
 from batchyard.clients.session import (
     CLOSED,
     RECONNECT_TIMEOUT_S,
 )
+from batchyard.clients.tracing import Label, find_tracing, make_label
 from batchyard.wire.endpoints import check, default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
+from batchyard.wire.keys import client_curve
 
 
 class AsyncClient:
@@ -49,19 +52,24 @@ class AsyncClient:
         *,
         connect_timeout: float = CONNECT_TIMEOUT_S,
         reconnect_timeout: float = RECONNECT_TIMEOUT_S,
+        server_key: str | None = None,
+        secret_key_file: str | os.PathLike[str] | None = None,
     ) -> None:
         """Remembers where to connect; ``connect``, or entering the context, does it.
 
-        See ``Client`` for several endpoints, and for how long calls wait when a connection is lost.
+        See ``Client`` for several endpoints, for keys, and for how long calls wait when a
+        connection is lost.
         """
         if isinstance(endpoints, str):
             endpoints = [endpoints]
         checked = [check(endpoint) for endpoint in endpoints or default_endpoints()]
         options = checked, connect_timeout, deadline_after(reconnect_timeout, 0.0)
+        curve = client_curve(server_key, secret_key_file)
         # None when there may be several servers.
-        self._only = None if endpoints and len(checked) > 1 else LoopIo(*options)
-        self._io = self._only or LoopServers(*options)
+        self._only = None if endpoints and len(checked) > 1 else LoopIo(*options, curve=curve)
+        self._io = self._only or LoopServers(*options, curve=curve)
         self._routes: dict[tuple[Any, ...], Route] = {}
+        self._tracing = find_tracing()
         self._connecting = asyncio.Lock()
         self._is_connected = False
         self._closed = False
@@ -93,26 +101,38 @@ class AsyncClient:
         label: str | None = None,
         signature: str = DEFAULT_SIGNATURE,
         priority: int = 0,
+        request_id: str | None = None,
     ) -> Outputs:
         """Runs one request; see ``Client.predict``. Cancelling the task cancels the request."""
         deadline = deadline_after(timeout, time.monotonic())
-        # Looked up here, not in ``_route``: a coroutine less for each request.
-        route = self._routes.get((model, version, label, signature, priority))
-        if route is None or route.connection != self._io.connections:
-            route = await self._find_route(model, version, label, signature, priority, timeout)
-        arrays, target, rows = route.arrays(inputs)
-        promise: asyncio.Future[Outputs] = self._loop.create_future()
-        io = self._only or self._io.pick()
-        placement = place(io.session.region, route, arrays, rows)
-        call = Call(
-            route, target, arrays, [rows] if rows else None, rows, deadline, promise, placement
-        )
-        io.add(call)
+        named: Label | None = None
+        if request_id is not None or self._tracing is not None:
+            named = make_label(self._tracing, model, signature, "predict", request_id)
+        call: Call | None = None
         try:
-            return await promise
-        except asyncio.CancelledError:
-            self._io.cancel(call)
+            # Looked up here, not in ``_route``: a coroutine less for each request.
+            route = self._routes.get((model, version, label, signature, priority))
+            if route is None or route.connection != self._io.connections:
+                route = await self._find_route(model, version, label, signature, priority, timeout)
+            arrays, target, rows = route.arrays(inputs)
+            promise: asyncio.Future[Outputs] = self._loop.create_future()
+            io = self._only or self._io.pick()
+            placement = place(io.session.region, route, arrays, rows)
+            each = [rows] if rows else None
+            call = Call(route, target, arrays, each, rows, deadline, promise, placement, named)
+            if named is not None and named.span is not None:
+                named.span.sent_to(io.endpoint)
+            io.add(call)
+            outputs = await promise
+        except BaseException as error:
+            if call is not None and isinstance(error, asyncio.CancelledError):
+                self._io.cancel(call)
+            if named is not None:
+                named.end(error)
             raise
+        if named is not None:
+            named.end()
+        return outputs
 
     async def predict_many(
         self,
@@ -124,8 +144,12 @@ class AsyncClient:
         label: str | None = None,
         signature: str = DEFAULT_SIGNATURE,
         priority: int = 0,
+        request_id: str | None = None,
     ) -> list[Outputs]:
-        """Runs many requests in one round trip: the outputs of each, in order."""
+        """Runs many requests in one round trip: the outputs of each, in order.
+
+        ``request_id`` names all of them.
+        """
         deadline = deadline_after(timeout, time.monotonic())
         if not inputs:
             return []
@@ -143,6 +167,7 @@ class AsyncClient:
                     label=label,
                     signature=signature,
                     priority=priority,
+                    request_id=request_id,
                 )
                 for item in inputs[start : start + step]
             ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
-import contextlib
 import copy
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,6 +12,7 @@ import numpy as np
 
 from batchyard.clients.inputs import Array, Route
 from batchyard.clients.placement import Placement
+from batchyard.clients.tracing import Label
 from batchyard.wire.arena import align
 from batchyard.wire.dtypes import to_numpy
 from batchyard.wire.errors import BatchyardError
@@ -23,7 +22,6 @@ NEVER = float("inf")
 # Requests that travel as one message. Enough to make the cost of a message small beside them;
 # more would only make the first of them wait for the last.
 _REQUESTS_PER_MESSAGE = 1024
-_SETTLED = (concurrent.futures.InvalidStateError, asyncio.InvalidStateError)
 
 Outputs = dict[str, Array]
 
@@ -111,6 +109,7 @@ class Call:
         "first",
         "input_dtypes",
         "keeper",
+        "label",
         "message_id",
         "outputs",
         "placement",
@@ -133,6 +132,7 @@ class Call:
         deadline: float,
         promise: Promise,
         placement: Placement | None = None,
+        label: Label | None = None,
     ) -> None:
         self.route = route
         self.target = target
@@ -144,6 +144,7 @@ class Call:
         self.total_rows = total_rows
         self.deadline = deadline
         self.promise = promise
+        self.label = label
         self.cancelled = False
         # Whether a server of several did not take it, and another got it.
         self.was_refused = False
@@ -165,6 +166,7 @@ class Call:
         """What stands for this call in a message that it is in no more: nobody waits for it."""
         ghost = copy.copy(self)
         ghost.promise = _NOBODY
+        ghost.label = None
         ghost.outputs = []
         return ghost
 
@@ -307,15 +309,34 @@ def collect(call: Call, request: int, outputs: Outputs) -> None:
 
 def resolve(promise: Promise, result: Any) -> None:
     if not promise.done():
-        try:  # noqa: SIM105 - for every answer, and suppress() costs more than all the rest
+        try:
             promise.set_result(result)
-        except _SETTLED:
+        except _settled_errors():
             # Another thread cancelled it at this very moment.
             pass
 
 
-def reject(promise: Promise, error: BatchyardError) -> None:
+def fail(call: Call, error: BatchyardError) -> None:
+    """Ends a call with an error."""
+    reject(call.promise, error, None if call.label is None else call.label.request_id)
+
+
+def reject(promise: Promise, error: BatchyardError, request_id: str | None = None) -> None:
     if not promise.done():
         # One exception object must not be raised in several places: each adds to its traceback.
-        with contextlib.suppress(*_SETTLED):
-            promise.set_exception(type(error)(error.message))
+        own = type(error)(error.message)
+        own.request_id = request_id
+        try:
+            promise.set_exception(own)
+        except _settled_errors():
+            pass
+
+
+def _settled_errors() -> tuple[type[Exception], ...]:
+    """What a promise raises that was kept already; asked for when one has raised something.
+
+    Importing asyncio takes 20 ms, and many programs do without.
+    """
+    import asyncio
+
+    return concurrent.futures.InvalidStateError, asyncio.InvalidStateError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -30,8 +31,10 @@ from batchyard.clients.placement import place
 from batchyard.clients.region import empty
 from batchyard.clients.servers import ThreadedServers
 from batchyard.clients.session import RECONNECT_TIMEOUT_S
+from batchyard.clients.tracing import Label, find_tracing, make_label
 from batchyard.wire.endpoints import default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
+from batchyard.wire.keys import client_curve
 from batchyard.wire.protocol import LARGE_FRAME_NBYTES
 
 # ``predict_many`` sends at most so many requests as one message.
@@ -52,14 +55,23 @@ class Client:
         *,
         connect_timeout: float = CONNECT_TIMEOUT_S,
         reconnect_timeout: float = RECONNECT_TIMEOUT_S,
+        server_key: str | None = None,
+        secret_key_file: str | os.PathLike[str] | None = None,
     ) -> None:
         """Connects; by default to the local server, at the first endpoint that answers.
 
         Several endpoints may lead to several servers with the same models: each call goes to the
         one with the least waiting. Those that do not answer now are used when they are there.
 
-        Raises Unavailable when none answers within ``connect_timeout`` seconds, and
-        ConfigurationError for what is no endpoint.
+        A server that has keys (docs/security.md) is reached by TCP only with keys too:
+        ``server_key`` is its public key, 40 characters of Z85 or the file that holds it;
+        ``secret_key_file`` is the client's own file, as `batchyard keys new` makes it. What is not
+        given is taken from BATCHYARD_SERVER_KEY and BATCHYARD_SECRET_KEY_FILE, if they are set.
+        By ipc they are not used: there the socket's file says who may connect.
+
+        Raises Unavailable when none answers within ``connect_timeout`` seconds, Unauthenticated
+        when a server does not know the client's key, and ConfigurationError for what is no
+        endpoint, and for keys that cannot be read.
 
         When the connection is lost the client connects again, and sends again what was not
         answered, or sends it to another server. Calls wait for one, within their deadlines, for
@@ -73,11 +85,13 @@ class Client:
             connect_timeout,
             deadline_after(reconnect_timeout, 0.0),
         )
+        curve = client_curve(server_key, secret_key_file)
         several = endpoints is not None and len(endpoints) > 1
         # None when there may be several servers.
-        self._only = None if several else IoThread(*options)
-        self._io = self._only or ThreadedServers(*options)
+        self._only = None if several else IoThread(*options, curve=curve)
+        self._io = self._only or ThreadedServers(*options, curve=curve)
         self._routes: dict[tuple[Any, ...], Route] = {}
+        self._tracing = find_tracing()
         # A client that nobody closed is closed when nobody has it any more.
         weakref.finalize(self, self._io.close)
 
@@ -91,20 +105,38 @@ class Client:
         label: str | None = None,
         signature: str = DEFAULT_SIGNATURE,
         priority: int = 0,
+        request_id: str | None = None,
     ) -> Outputs:
         """Runs one request and waits for its outputs.
 
         ``inputs`` are arrays by input name, whose first dimension counts rows; a model with one
-        input also takes the bare array. ``timeout`` is the deadline in seconds. Raises a
-        ``BatchyardError``.
+        input also takes the bare array. ``timeout`` is the deadline in seconds. ``request_id`` (up
+        to 128 printable ASCII characters) names the request in the server's logs and in traces.
+        Raises a ``BatchyardError``.
         """
         self._check_may_wait()
         deadline = NEVER if timeout is None else deadline_after(timeout, time.monotonic())
-        route = self._route(model, version, label, signature, priority, timeout)
-        answer = Answer()
-        io = self._only or self._io.pick()
-        outputs: Outputs = self._run(io, self._call(io, route, inputs, deadline, answer), answer)
+        named = self._named(model, signature, "predict", request_id)
+        try:
+            route = self._route(model, version, label, signature, priority, timeout)
+            answer = Answer()
+            io = self._only or self._io.pick()
+            call = self._call(io, route, inputs, deadline, answer, named)
+            outputs: Outputs = self._run(io, call, answer)
+        except BaseException as error:
+            if named is not None:
+                named.end(error)
+            raise
+        if named is not None:
+            named.end()
         return outputs
+
+    def _named(
+        self, model: str, signature: str, method: str, request_id: str | None
+    ) -> Label | None:
+        if request_id is None and self._tracing is None:
+            return None
+        return make_label(self._tracing, model, signature, method, request_id)
 
     def _run(self, io: IoThread, call: Call, answer: Answer) -> Any:
         """Sends a call and waits for its answer on this thread."""
@@ -128,6 +160,7 @@ class Client:
         label: str | None = None,
         signature: str = DEFAULT_SIGNATURE,
         priority: int = 0,
+        request_id: str | None = None,
     ) -> PredictFuture:
         """Sends one request; the future gets its outputs or a ``BatchyardError``.
 
@@ -136,20 +169,36 @@ class Client:
         I/O thread: they must be quick, and must not wait for this client.
         """
         deadline = NEVER if timeout is None else deadline_after(timeout, time.monotonic())
-        route = self._route(model, version, label, signature, priority, timeout)
-        future = PredictFuture(self)
-        io = self._only or self._io.pick()
-        future.call = self._call(io, route, inputs, deadline, future)
+        named = self._named(model, signature, "submit", request_id)
+        try:
+            route = self._route(model, version, label, signature, priority, timeout)
+            future = PredictFuture(self)
+            io = self._only or self._io.pick()
+            future.call = self._call(io, route, inputs, deadline, future, named)
+        except BaseException as error:
+            if named is not None:
+                named.end(error)
+            raise
+        if named is not None and named.span is not None:
+            future.add_done_callback(named.end_with)
         io.add(future.call)
         return future
 
     def _call(
-        self, io: IoThread, route: Route, inputs: Inputs, deadline: float, promise: Promise
+        self,
+        io: IoThread,
+        route: Route,
+        inputs: Inputs,
+        deadline: float,
+        promise: Promise,
+        named: Label | None,
     ) -> Call:
         arrays, target, rows = route.arrays(inputs)
         placement = place(io.region, route, arrays, rows)
         each = [rows] if rows else None
-        return Call(route, target, arrays, each, rows, deadline, promise, placement)
+        if named is not None and named.span is not None:
+            named.span.sent_to(io.endpoint)
+        return Call(route, target, arrays, each, rows, deadline, promise, placement, named)
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32) -> Array:
         """An array to be filled with an input, in memory that is shared with the server.
@@ -171,20 +220,36 @@ class Client:
         label: str | None = None,
         signature: str = DEFAULT_SIGNATURE,
         priority: int = 0,
+        request_id: str | None = None,
     ) -> list[Outputs]:
         """Runs many requests in one round trip: the outputs of each, in order.
 
-        Each is a request of its own to the server. Raises the first error, when any fails.
+        Each is a request of its own to the server; ``request_id`` names all of them. Raises the
+        first error, when any fails.
         """
         self._check_may_wait()
         deadline = deadline_after(timeout, time.monotonic())
         if not inputs:
             return []
-        route = self._route(model, version, label, signature, priority, timeout)
+        named = self._named(model, signature, "predict_many", request_id)
+        try:
+            route = self._route(model, version, label, signature, priority, timeout)
+            results = self._run_many(route, inputs, deadline, named)
+        except BaseException as error:
+            if named is not None:
+                named.end(error)
+            raise
+        if named is not None:
+            named.end()
+        return results
+
+    def _run_many(
+        self, route: Route, inputs: Sequence[Inputs], deadline: float, named: Label | None
+    ) -> list[Outputs]:
         if len(inputs) <= MANY_REQUESTS_PER_MESSAGE:
             alike = route.joined(inputs)
             if alike is not None:
-                return self._run_alike(route, *alike, len(inputs), deadline)
+                return self._run_alike(route, *alike, len(inputs), deadline, named)
         results: list[Outputs] = [{}] * len(inputs)
         waiting: deque[tuple[list[int], Answer]] = deque()
 
@@ -200,7 +265,7 @@ class Client:
         under_way = 0
         for start in range(0, len(inputs), step):
             for places, answer in self._send_many(
-                route, inputs[start : start + step], start, deadline
+                route, inputs[start : start + step], start, deadline, named
             ):
                 waiting.append((places, answer))
                 under_way += len(places)
@@ -212,19 +277,32 @@ class Client:
         return results
 
     def _run_alike(
-        self, route: Route, array: Array, target: bytes, rows: int, count: int, deadline: float
+        self,
+        route: Route,
+        array: Array,
+        target: bytes,
+        rows: int,
+        count: int,
+        deadline: float,
+        named: Label | None,
     ) -> list[Outputs]:
         """Runs requests of ``rows`` rows each, which fit into one message and into the queue."""
         answer = Answer()
         each = [rows] * count
         io = self._only or self._io.pick()
-        answers = self._run(
-            io, Call(route, target, [array], each, len(array), deadline, answer), answer
-        )
+        call = Call(route, target, [array], each, len(array), deadline, answer, None, named)
+        if named is not None and named.span is not None:
+            named.span.sent_to(io.endpoint)
+        answers = self._run(io, call, answer)
         return [answers] if count == 1 else answers
 
     def _send_many(
-        self, route: Route, inputs: Sequence[Inputs], start: int, deadline: float
+        self,
+        route: Route,
+        inputs: Sequence[Inputs],
+        start: int,
+        deadline: float,
+        named: Label | None,
     ) -> list[tuple[list[int], Answer]]:
         """Sends requests numbered from ``start``; which of them each answer stands for."""
         prepared = [route.arrays(item) for item in inputs]
@@ -244,13 +322,18 @@ class Client:
         return [
             (
                 [start + i for i in places],
-                self._send(route, target, [prepared[i] for i in places], deadline),
+                self._send(route, target, [prepared[i] for i in places], deadline, named),
             )
             for target, places in groups
         ]
 
     def _send(
-        self, route: Route, target: bytes, prepared: Sequence[Any], deadline: float
+        self,
+        route: Route,
+        target: bytes,
+        prepared: Sequence[Any],
+        deadline: float,
+        named: Label | None,
     ) -> Answer:
         answer = Answer()
         columns = [[arrays[i] for arrays, _, _ in prepared] for i in range(len(prepared[0][0]))]
@@ -260,6 +343,8 @@ class Client:
         io = self._only or self._io.pick()
         if len(prepared) == 1:
             placement = place(io.region, route, arrays, rows[0])
+        if named is not None and named.span is not None:
+            named.span.sent_to(io.endpoint)
         io.add(
             Call(
                 route,
@@ -270,6 +355,7 @@ class Client:
                 deadline,
                 answer,
                 placement,
+                named,
             )
         )
         return answer

@@ -4,18 +4,20 @@ the server's own machine, the short way to it (``wire.local``)."""
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
+from batchyard.clients import handshakes
 from batchyard.clients.region import ClientRegion
 from batchyard.clients.session import Via
 from batchyard.wire import local, protocol
 from batchyard.wire.endpoints import HEARTBEAT_MS, HIGH_WATER_MARK, check
 from batchyard.wire.errors import BatchyardError, Unavailable
+from batchyard.wire.keys import ClientCurve
 from batchyard.wire.local import INLINE_NBYTES, LocalClosed, LocalSocket
 from batchyard.wire.protocol import LARGE_FRAME_NBYTES, MessageType
 from batchyard.wire.tensors import Buffer
@@ -25,8 +27,13 @@ CONNECT_TIMEOUT_S = 5.0
 JOIN_TIMEOUT_S = 1.0
 # Between two tries to connect anew when there are no descriptors.
 RESET_PAUSE_S = 0.1
+# Between two tries to get in where this client's keys were refused: they may be allowed again.
+REFUSED_PAUSE_S = 1.0
 # How long closing may take to send what was given to the socket: a goodbye.
 _LINGER_MS = 200
+# The monitor's first frame: the event, and a value. pyzmq has a function that reads it, and imports
+# asyncio with that, which takes 20 ms.
+_EVENT = struct.Struct("=hi")
 # Once one endpoint has answered, how long the others may still take.
 PREFERENCE_S = 0.1
 
@@ -34,9 +41,23 @@ PREFERENCE_S = 0.1
 class Connection:
     """Made, used and closed by one thread."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
-        """Connects in the background. Raises ConfigurationError for what is no endpoint."""
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        curve: ClientCurve | None = None,
+    ) -> None:
+        """Connects in the background, by TCP with the keys of ``curve``, if there are any.
+
+        Raises ConfigurationError for what is no endpoint.
+        """
         self.endpoint = check(endpoint)
+        # Why a server that is there does not let this client in, as long as both have the keys that
+        # they have; or None.
+        self.refusal: BatchyardError | None
+        # What may be the reason that no server answers; or empty.
+        self.doubt = ""
+        self._curve = curve if endpoint.startswith("tcp://") else None
         # The memory that the broker shares with this client, if it does.
         self.region: ClientRegion | None = None
         # Whether the local socket was full when last asked.
@@ -55,6 +76,8 @@ class Connection:
         except BaseException:
             socket.close(0)
             raise
+        self.refusal = None
+        self._was_up = False
         # The two ways end together: what was sent by either will not be answered.
         self._is_lost = False
         # Whether nothing more can be read from the local socket. When it can no longer be written
@@ -74,8 +97,10 @@ class Connection:
         # Calls wait for a server that was started anew: it should not be missed for long.
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
         socket.setsockopt(zmq.IPV6, int("[" in self.endpoint))
+        if self._curve is not None:
+            self._curve.apply(socket)
         self._monitor = socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | handshakes.FAILED
         )
         socket.connect(self.endpoint)
 
@@ -103,7 +128,7 @@ class Connection:
         body = protocol.decode(welcome)[1]
         beside = local.socket_path(self.endpoint)
         addresses = [beside] if beside else []
-        if len(body) > 2 and isinstance(body[2], str):
+        if len(body) > 2 and isinstance(body[2], str) and body[2]:
             addresses.append(f"\0{body[2]}")
         for address in addresses:
             self._leave_local()
@@ -176,9 +201,25 @@ class Connection:
         if self._looked:
             return changes
         while int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
-            changes.append(event == zmq.EVENT_HANDSHAKE_SUCCEEDED)
+            event, value = _EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
+            if event & handshakes.FAILED:
+                self._was_refused(event, value)
+                continue
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.doubt = ""
+                self._was_up = True
+                changes.append(True)
+            elif self._was_up or self.refusal is not None:
+                changes.append(False)
+            # Else it was never there, and libzmq tries again, with pauses.
         return changes
+
+    def _was_refused(self, event: int, value: int) -> None:
+        found = handshakes.explain(event, value, self.endpoint, self._curve)
+        if isinstance(found, BatchyardError):
+            self.refusal = found
+        elif found:
+            self.doubt = found
 
     def hello(self) -> None:
         """Asks the broker for its WELCOME, once the connection is up."""
@@ -305,11 +346,13 @@ class Connection:
         self.region = None
 
 
-def nobody_answered(endpoints: Sequence[str], timeout_s: float) -> Unavailable:
-    """The error of a client that found no server."""
+def nobody_answered(
+    endpoints: Sequence[str], timeout_s: float, doubts: Sequence[str] = ()
+) -> Unavailable:
+    """The error of a client that found no server; ``doubts`` are what may be the reasons."""
+    why = "; ".join(filter(None, doubts)) or "is `batchyard serve` running?"
     return Unavailable(
-        f"no server answered at {', '.join(endpoints)} within {timeout_s:g} s; is "
-        "`batchyard serve` running?"
+        f"no server answered at {', '.join(endpoints)} within {timeout_s:g} s; {why}"
     )
 
 
@@ -320,11 +363,15 @@ class Search:
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Sequence[str], timeout_s: float
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoints: Sequence[str],
+        timeout_s: float,
+        curve: ClientCurve | None = None,
     ) -> None:
         self.welcome: Buffer = b""
         self._endpoints = list(endpoints)
-        self._candidates = [Connection(context, endpoint) for endpoint in endpoints]
+        self._candidates = [Connection(context, endpoint, curve) for endpoint in endpoints]
         self._welcomes: dict[Connection, Buffer] = {}
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
@@ -337,7 +384,8 @@ class Search:
     def step(self) -> Connection | None:
         """The connection, once it is decided; ``welcome`` has the broker's first message then.
 
-        Raises Unavailable when nobody answered in time.
+        Raises Unavailable when nobody answered in time, and before that the error of a server
+        that does not let this client in, when no other may answer.
         """
         for candidate in self._candidates:
             candidate.look_again()
@@ -347,6 +395,7 @@ class Search:
                 message = candidate.receive()
                 if message is not None and _is_welcome(message[0]):
                     self._welcomes.setdefault(candidate, message[0])
+        refusals = [c.refusal for c in self._candidates if c.refusal is not None]
         now = time.monotonic()
         if self._welcomes and self._settled_at == self._deadline:
             self._settled_at = min(now + PREFERENCE_S, self._deadline)
@@ -355,12 +404,16 @@ class Search:
                 self.welcome = self._welcomes[candidate]
                 self._candidates.remove(candidate)
                 return candidate
-            if now < self._settled_at:
+            if now < self._settled_at and candidate.refusal is None:
                 # One that is asked first may still answer.
                 return None
+        if refusals and (len(refusals) == len(self._candidates) or now >= self._deadline):
+            raise refusals[0]
         if now < self._deadline:
             return None
-        raise nobody_answered(self._endpoints, self._timeout_s)
+        raise nobody_answered(
+            self._endpoints, self._timeout_s, [candidate.doubt for candidate in self._candidates]
+        )
 
     def wait_s(self) -> float:
         """How long to wait for the descriptors at most before the next ``step``."""

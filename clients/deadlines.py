@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from itertools import count
 
-from batchyard.clients.calls import NEVER, Call, reject
+from batchyard.clients.calls import NEVER, Call, fail
 from batchyard.wire.errors import DeadlineExceeded, InvalidArgument
 
 # Those that are kept before those of answered calls are dropped.
@@ -41,7 +41,7 @@ class Deadlines:
         while self._heap and self._heap[0][0] <= now:
             _, _, call = heapq.heappop(self._heap)
             if call.keeper is self:
-                reject(call.promise, DeadlineExceeded("the deadline passed before an answer came"))
+                fail(call, DeadlineExceeded("the deadline passed before an answer came"))
 
     def clear(self) -> None:
         """All have ended."""

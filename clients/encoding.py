@@ -9,6 +9,7 @@ from batchyard.clients.calls import NEVER, Call
 from batchyard.clients.inputs import Array
 from batchyard.wire import dtypes, protocol
 from batchyard.wire.protocol import RegionPlaces
+from batchyard.wire.tags import Tag
 from batchyard.wire.tensors import Buffer, encode, encode_strings
 
 # More than a century: timeouts that no integer of msgpack's holds mean the same.
@@ -21,8 +22,12 @@ def encode_calls(
     places: RegionPlaces | None,
     now: float,
     resent: bool = False,
+    with_tags: bool = False,
 ) -> tuple[bytes, list[Buffer]]:
-    """The header and the frames of the PREDICT message that carries ``calls``."""
+    """The header and the frames of the PREDICT message that carries ``calls``.
+
+    ``with_tags``: the server takes what callers named them.
+    """
     first = calls[0]
     rows: int | list[int] | None
     if first.rows is None:
@@ -42,7 +47,8 @@ def encode_calls(
         else:
             frames.append(b"".join([encode(call.arrays[i], dtype) for call in calls]))
     timeouts = _timeouts_us(calls, now)
-    header = protocol.encode_predict(message_id, first.target, rows, timeouts, places, resent)
+    tags = _tags(calls) if with_tags else ()
+    header = protocol.encode_predict(message_id, first.target, rows, timeouts, places, resent, tags)
     return header, frames
 
 
@@ -58,6 +64,20 @@ def region_places(calls: list[Call]) -> RegionPlaces | None:
         return RegionPlaces(inputs, None)
     replies = [(p.reply_offset, p.reply.nbytes) for p in placements if p.reply is not None]
     return RegionPlaces(inputs, replies)
+
+
+def _tags(calls: list[Call]) -> Sequence[Tag]:
+    if not [call for call in calls if call.label is not None]:
+        return ()
+    tags: list[Tag] = []
+    first = 0
+    for call in calls:
+        if call.label is not None:
+            span = call.label.span
+            traceparent = None if span is None else span.traceparent
+            tags.append(Tag(first, call.count, call.label.request_id, traceparent))
+        first += call.count
+    return tags
 
 
 def _timeouts_us(calls: list[Call], now: float) -> int | list[int | None] | None:

@@ -14,6 +14,7 @@ import zmq
 from batchyard.clients.calls import Call, Promise
 from batchyard.clients.connection import (
     JOIN_TIMEOUT_S,
+    REFUSED_PAUSE_S,
     RESET_PAUSE_S,
     Connection,
     Search,
@@ -21,6 +22,7 @@ from batchyard.clients.connection import (
 from batchyard.clients.region import ClientRegion
 from batchyard.clients.relay import Relay
 from batchyard.clients.session import CLOSED, Message, Session
+from batchyard.wire.keys import ClientCurve
 
 _DRAIN_MAX = 64
 
@@ -34,12 +36,14 @@ class LoopIo:
         connect_timeout: float,
         reconnect_timeout: float,
         relay: Relay | None = None,
+        curve: ClientCurve | None = None,
     ) -> None:
         """Not connected yet. With a ``relay`` it is one of several: see ``IoThread``."""
         # Counts connections: it changes when the server may have.
         self.connections = 0
         self._endpoints = endpoints
         self._connect_timeout = connect_timeout
+        self._curve = curve
         self.session = Session(reconnect_timeout)
         self.session.relay = relay
         self._calls: list[Call] = []
@@ -58,6 +62,11 @@ class LoopIo:
     def pick(self) -> LoopIo:
         """See ``Servers``: there is no choice."""
         return self
+
+    @property
+    def endpoint(self) -> str:
+        """Where the server is."""
+        return self._endpoints[0] if self._connection is None else self._connection.endpoint
 
     @property
     def region(self) -> ClientRegion | None:
@@ -81,7 +90,7 @@ class LoopIo:
             self._await()
             return
         self._context = zmq.Context()
-        search = Search(self._context, self._endpoints, self._connect_timeout)
+        search = Search(self._context, self._endpoints, self._connect_timeout, self._curve)
         changed = asyncio.Event()
         for fd in search.filenos():
             self._loop.add_reader(fd, changed.set)
@@ -111,7 +120,7 @@ class LoopIo:
     def _await(self) -> None:
         """A connection to a server that may come."""
         self._context = zmq.Context()
-        connection = Connection(self._context, self._endpoints[0])
+        connection = Connection(self._context, self._endpoints[0], self._curve)
         connection.join(None)
         self.session.lost(time.monotonic())
         self._begin(connection)
@@ -268,7 +277,13 @@ class LoopIo:
                 self.session.lost(time.monotonic())
                 self._set_timer()
                 self._unwatch(connection)
-                self._reset(connection)
+                if connection.refusal is None:
+                    self._reset(connection)
+                else:
+                    self.session.refuse(connection.refusal)
+                    self._resetting = True
+                    self._loop.call_later(REFUSED_PAUSE_S, self._reset, connection)
+                    return
                 break
         self.session.region = connection.region
         if not connection.filenos():

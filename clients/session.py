@@ -27,6 +27,7 @@ from batchyard.clients.calls import (
     Promise,
     SentMessage,
     coalesce,
+    fail,
     reject,
     resolve,
 )
@@ -102,6 +103,8 @@ class Session:
         self._deadlines = Deadlines()
         self._reconnect_timeout_s = reconnect_timeout_s
         self.epoch: Any = None
+        # Whether it understands what callers name their requests.
+        self._takes_tags = False
         # Nothing stands between a new call and the connection: it is up, what was sent by the last
         # one was sent again, and calls are taken.
         self._is_steady = True
@@ -125,7 +128,7 @@ class Session:
                 continue
             if call.deadline < NEVER:
                 if call.deadline <= now:
-                    reject(call.promise, DeadlineExceeded("the deadline passed before sending"))
+                    fail(call, DeadlineExceeded("the deadline passed before sending"))
                     continue
                 self._deadlines.add(call)
             key: Any = call.target
@@ -183,7 +186,7 @@ class Session:
             calls = [call for call in calls if call.cancelled or not self._give_away(call)]
         if self._refusal is not None:
             for call in calls:
-                reject(call.promise, self._refusal)
+                fail(call, self._refusal)
             return []
         if not self.is_up:
             for call in calls:
@@ -208,7 +211,7 @@ class Session:
                 self._outgoing.append(self._encode_again(message_id, sent, now))
             except BatchyardError as error:
                 for call in sent.calls:
-                    reject(call.promise, error)
+                    fail(call, error)
                 self._unanswered.forget(message_id, sent)
                 continue
             self._unanswered.add_again(sent)
@@ -219,7 +222,9 @@ class Session:
 
     def _encode_again(self, message_id: int, sent: SentMessage, now: float) -> Message:
         """All of it in frames: the region that arrays may lie in is known to nobody any more."""
-        header, frames = encode_calls(message_id, sent.calls, None, now, resent=True)
+        header, frames = encode_calls(
+            message_id, sent.calls, None, now, resent=True, with_tags=self._takes_tags
+        )
         self._check_nbytes(header, frames)
         return header, frames, Via.ANY
 
@@ -230,13 +235,13 @@ class Session:
         except BatchyardError as error:
             if len(calls) > 1:
                 return [m for call in calls for m in self._encode_each([call], now)]
-            reject(calls[0].promise, error)
+            fail(calls[0], error)
             return []
 
     def _encode(self, calls: list[Call], now: float) -> Message:
         message_id = next(self._message_ids)
         places = None if calls[0].placement is None else region_places(calls)
-        header, frames = encode_calls(message_id, calls, places, now)
+        header, frames = encode_calls(message_id, calls, places, now, with_tags=self._takes_tags)
         if places is not None and len(header) + sum(map(len, frames)) > INLINE_NBYTES:
             # What may not lie in the region is too large for the local socket.
             for call in calls:
@@ -292,6 +297,7 @@ class Session:
                     resolve(query.promise, answer)
         elif type_ is MessageType.WELCOME:
             self.max_message_nbytes = body[1]
+            self._takes_tags = len(body) > 3 and protocol.TAGS in body[3]
             self._welcomed(body[0])
         elif type_ is MessageType.DRAINING:
             self._drains()
@@ -367,8 +373,7 @@ class Session:
         """Ends calls whose deadline has passed, whatever the broker does."""
         self._deadlines.expire(now)
         if now >= self._awaited_until:
-            self._awaited_until = NEVER
-            self._refuse_all(
+            self.refuse(
                 Unavailable(
                     f"{CONNECTION_LOST.message} and no server answered within "
                     f"{self._reconnect_timeout_s:g} s"
@@ -388,7 +393,7 @@ class Session:
             self.relay.changed(self)
         self.hand_over()
         if not self._reconnect_timeout_s:
-            self._refuse_all(CONNECTION_LOST)
+            self.refuse(CONNECTION_LOST)
         elif was_up:
             self._awaited_until = now + self._reconnect_timeout_s
 
@@ -420,10 +425,16 @@ class Session:
         self.gave_away = True
         return True
 
-    def _refuse_all(self, error: BatchyardError) -> None:
-        """Ends everything that waits, and what comes until a server is there."""
+    def refuse(self, error: BatchyardError) -> None:
+        """Ends everything that waits, and what comes until a server is there that says WELCOME."""
         self.fail(error)
+        self._awaited_until = NEVER
         self._refusal = error
+
+    @property
+    def refusal(self) -> BatchyardError | None:
+        """What calls are refused with, or None."""
+        return self._refusal
 
     def fail(self, error: BatchyardError) -> None:
         """Ends everything that waits for an answer."""
@@ -437,6 +448,6 @@ class Session:
         waiting, self._waiting = self._waiting, []
         self._unanswered.reject_all(error)
         for call in waiting:
-            reject(call.promise, error)
+            fail(call, error)
         for query in queries.values():
             reject(query.promise, error)

@@ -11,9 +11,9 @@ from batchyard.clients.calls import (
     SentMessage,
     calls_of,
     collect,
+    fail,
     hand_out,
     outputs_in_region,
-    reject,
     resolve,
 )
 from batchyard.clients.relay import Relay
@@ -65,7 +65,7 @@ class Unanswered:
                 if call.cancelled or call.promise.done():
                     continue
                 if not call.route.may_retry:
-                    reject(call.promise, MAY_HAVE_RUN)
+                    fail(call, MAY_HAVE_RUN)
                     continue
                 sent.calls[i] = call.left_behind()
                 if not relay.take(session, call):
@@ -77,6 +77,8 @@ class Unanswered:
     def result(self, result: Result, frames: list[Buffer]) -> None:
         """Takes in a RESULT message."""
         self.last_result = result
+        if result.timings:
+            self._note_timings(result)
         if result.in_region:
             self._result_in_region(result)
             return
@@ -108,6 +110,15 @@ class Unanswered:
             row = hand_out(sent, first, requests, outputs, row)
             self._answered(message_id, sent, requests)
 
+    def _note_timings(self, result: Result) -> None:
+        """For the spans of calls that are traced, before they end."""
+        for timing in result.timings:
+            message_id, first, requests = result.segments[timing.segment]
+            sent = self.messages.get(message_id)
+            for call, _, _ in () if sent is None else calls_of(sent, first, requests):
+                if call.label is not None and call.label.span is not None:
+                    call.label.span.timed(timing, result.version)
+
     def _learn_outputs(self, result: Result, frames: list[Buffer]) -> None:
         """So that later requests bring enough room in the region for them."""
         sent = self.messages.get(result.segments[0][0])
@@ -129,7 +140,7 @@ class Unanswered:
                     outputs = outputs_in_region(call, result.outputs, alone)
                 except Exception as error:
                     # ml_dtypes may be missing here.
-                    reject(call.promise, Internal(f"the outputs cannot be read: {error}"))
+                    fail(call, Internal(f"the outputs cannot be read: {error}"))
                 else:
                     resolve(call.promise, outputs)
             self._answered(message_id, sent, requests)
@@ -160,7 +171,7 @@ class Unanswered:
             sent.calls[0].route.forget()
         for call, start, number in calls_of(sent, first, requests):
             if call.lacks(start, number) and not self._is_taken(sent, call, error):
-                reject(call.promise, error)
+                fail(call, error)
         self._answered(message_id, sent, requests)
 
     def _is_taken(self, sent: SentMessage, call: Call, error: BatchyardError) -> bool:
@@ -199,4 +210,4 @@ class Unanswered:
         """Ends all calls. The messages stay known: results may still share a message with them."""
         for sent in list(self.messages.values()):
             for call in sent.calls:
-                reject(call.promise, error)
+                fail(call, error)

@@ -138,7 +138,7 @@ class Answers:
                     self._kept.pop(self._released.popleft(), None)
             except OSError as error:
                 # The kernel has no memory: with the next answer it may.
-                log.error("release_not_sent", reason=error)
+                log.limited("error", "release_not_sent", reason=error)
                 return
             finally:
                 self._lock.release()

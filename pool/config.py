@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from batchyard.wire import dtypes, endpoints
 from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.log import LogSettings
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -291,8 +292,28 @@ class Broker(_Section):
     insecure: bool = Field(
         False, description="Allows TCP addresses that other machines reach, without keys."
     )
+    curve_secret_key_file: str | None = Field(
+        None,
+        min_length=1,
+        description="The server's keys: a file that `batchyard keys new` made. Then clients that "
+        "come by TCP need keys, and all they send is encrypted; ipc never is. "
+        "${CREDENTIALS_DIRECTORY} in it is systemd's folder of credentials. See docs/security.md.",
+    )
+    curve_clients: str | None = Field(
+        None,
+        min_length=1,
+        description="The folder of the public keys (*.key) of clients that may connect by TCP; "
+        "`batchyard keys allow` and `revoke` change it. Read again at SIGHUP.",
+    )
+    ipc_group: str | None = Field(
+        None,
+        min_length=1,
+        description="The group of ipc sockets, by name or number: its members may connect.",
+    )
     ipc_mode: str = Field(
-        "0600", pattern="^0?[0-7]{3}$", description="Permissions of ipc sockets, octal."
+        "0600",
+        pattern="^0?[0-7]{3}$",
+        description="Permissions of ipc sockets, octal. With ipc_group: 0660, if not given.",
     )
     max_message_mb: Annotated[int, Field(ge=1, le=65_536)] = Field(
         1024, description="The largest message that a client may send, in MiB."
@@ -317,10 +338,36 @@ class Broker(_Section):
     def _endpoints_can_be_bound(self) -> Broker:
         for endpoint in self.bind:
             try:
-                endpoints.check(endpoint, binding=True, insecure=self.insecure)
+                endpoints.check(endpoint, binding=True, insecure=self.insecure or self.has_keys)
             except ConfigurationError as error:
                 raise ValueError(str(error)) from None
         return self
+
+    @model_validator(mode="after")
+    def _keys_and_groups_fit(self) -> Broker:
+        if (self.curve_clients is None) == self.has_keys:
+            raise ValueError(
+                "curve_secret_key_file (who the server is) and curve_clients (who may connect) "
+                "need each other"
+            )
+        if self.ipc_group is not None and not self.ipc_permissions & 0o020:
+            raise ValueError(
+                f"ipc_group needs an ipc_mode that lets the group write, such as 0660, not "
+                f"{self.ipc_mode}"
+            )
+        return self
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether clients that come by TCP need keys."""
+        return self.curve_secret_key_file is not None
+
+    @property
+    def ipc_permissions(self) -> int:
+        """The mode of ipc sockets."""
+        if self.ipc_group is not None and "ipc_mode" not in self.model_fields_set:
+            return 0o660
+        return int(self.ipc_mode, 8)
 
 
 class Metrics(_Section):
@@ -339,12 +386,35 @@ class Metrics(_Section):
     )
 
 
+class Log(_Section):
+    """``[log]``: what is written to standard error. All of it may change at SIGHUP."""
+
+    format: Literal["text", "json"] = Field(
+        "text",
+        description="text: key=value; json: an object a line. See docs/logs.md.",
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Events below it are not written."
+    )
+    slow_request_ms: Annotated[float, Field(ge=0, le=86_400_000)] = Field(
+        0,
+        description="Answers that took the server longer are logged, with where the time went. "
+        "0: none.",
+    )
+
+    @property
+    def settings(self) -> LogSettings:
+        """The same for the processes of a server."""
+        return LogSettings(self.format, self.level, self.slow_request_ms)
+
+
 class Config(_Section):
     """A whole configuration file."""
 
     broker: Broker = Field(default_factory=Broker, description="See [broker].")
     pool: Pool = Field(default=Pool(), description="See [pool].")
     metrics: Metrics = Field(default=Metrics(), description="See [metrics].")
+    log: Log = Field(default=Log(), description="See [log].")
     models: list[Model] = Field(min_length=1, description="See [[models]].")
 
     @field_validator("models")

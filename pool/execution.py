@@ -14,8 +14,8 @@ from batchyard.pool.answers import Answers
 from batchyard.pool.intake import Assignment, Intake
 from batchyard.pool.outputs import place
 from batchyard.pool.runtimes.base import Array, LoadedModel
-from batchyard.wire import dtypes, work
-from batchyard.wire.errors import BatchyardError, Internal, ResourceExhausted
+from batchyard.wire import dtypes, log, work
+from batchyard.wire.errors import BY_NUMBER, BatchyardError, Internal, ResourceExhausted
 from batchyard.wire.tensors import decode_strings
 
 Models = Mapping[tuple[str, int], LoadedModel]
@@ -34,7 +34,7 @@ def serve(intake: Intake, answers: Answers, models: Models, running: threading.S
     kept_inputs: list[weakref.ref[Array]] = []
     while True:
         assignment, kept_inputs = _next(intake, kept_inputs, models)
-        batch_id = assignment.execute.batch_id
+        execute = assignment.execute
         answer, fds, inputs = _run(assignment, answers, models, running)
         in_region = bool(assignment.regions)
         del assignment
@@ -43,10 +43,29 @@ def serve(intake: Intake, answers: Answers, models: Models, running: threading.S
         # callable that stored its argument. The broker must not give it away yet.
         answer.kept = bool(kept)
         answers.answer(answer, fds)
+        if isinstance(answer, work.Failed):
+            _tell_of(execute, answer)
         if kept:
             # Only now: RELEASED must not overtake DONE.
-            kept_inputs += _tell_when_released(answers, batch_id, kept)
+            kept_inputs += _tell_when_released(answers, execute.batch_id, kept)
             del kept
+
+
+def _tell_of(execute: work.Execute, failed: work.Failed) -> None:
+    """A batch that raised: the broker sees to its requests, but here is what they met."""
+    ids = execute.request_ids
+    log.limited(
+        "warning",
+        "batch_failed",
+        model=execute.model,
+        version=execute.version,
+        signature=execute.signature,
+        batch=execute.batch_id,
+        rows=execute.rows,
+        code=BY_NUMBER[failed.number].code,
+        **({"request_id": ",".join(ids)} if ids else {}),
+        reason=failed.message,
+    )
 
 
 def _kept(inputs: Sequence[weakref.ref[Array]], models: Models, patience_s: float) -> list[Array]:
@@ -112,7 +131,9 @@ def _run(
     references = [weakref.ref(m) for m in (assignment.arena, *assignment.regions.values())]
     batch_id = execute.batch_id
     try:
+        began = time.perf_counter()
         _gather(assignment)
+        gather_s = time.perf_counter() - began
         inputs = {
             name: _view(assignment.memory(memory), dtype, shape, offset, nbytes)
             for name, dtype, shape, memory, offset, nbytes in execute.inputs
@@ -130,7 +151,7 @@ def _run(
                 answers.replying(execute)
             # Before another batch runs: a callable may use the arrays that it returned again.
             placed, fds, replied = place(outputs, assignment)
-        done = work.Done(batch_id, placed, bool(fds), replied, False, execution_s)
+        done = work.Done(batch_id, placed, bool(fds), replied, False, execution_s, gather_s)
         return done, fds, references
     except BatchyardError as error:
         return work.Failed(batch_id, error.number, error.message, False), [], references

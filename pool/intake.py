@@ -190,7 +190,7 @@ class Intake:
         try:
             self._regions[region] = Mapping(fds[0])
         except (OSError, ValueError, IndexError) as error:
-            log.error("region_not_mapped", region=region, reason=error)
+            log.limited("error", "region_not_mapped", region=region, reason=error)
         for fd in fds:
             os.close(fd)
         if self._on_region is not None:

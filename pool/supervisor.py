@@ -25,14 +25,18 @@ from batchyard.pool.config import Config
 from batchyard.pool.gateway_processes import Gateways
 from batchyard.pool.ipc_paths import claimed, private_endpoint
 from batchyard.pool.plan import ServerPlan
+from batchyard.pool.service_manager import ServiceManager
+from batchyard.pool.standing import Phase
 from batchyard.pool.startup import Startup
-from batchyard.pool.state import Phase, ServerState
+from batchyard.pool.state import ServerState
 from batchyard.pool.watch import Watch
 from batchyard.wire import control, log
+from batchyard.wire.access import Access
 from batchyard.wire.arena import create_memfd
 from batchyard.wire.control import Kind
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.link import Link, LinkClosed
+from batchyard.wire.log import LogSettings
 
 # How long the broker may take to send its last answers before it is killed.
 _GOODBYE_S = 5.0
@@ -54,19 +58,23 @@ class Supervisor:
         plan: ServerPlan,
         on_ready: Callable[[Sequence[str], Mapping[str, str]], None],
         reload: Callable[[], Config],
+        service_manager: ServiceManager | None = None,
         on_startup: Callable[[Startup], None] = lambda startup: None,
     ) -> None:
         """``on_ready`` is called with the endpoints, and the addresses of gateways by their names,
         once every worker can take requests.
 
         ``reload`` reads the configuration again, on another thread; it may raise
-        ConfigurationError. ``on_startup`` hears how far the start has come, until it is ready.
+        ConfigurationError. ``service_manager`` hears how the server fares, ``on_startup`` how far
+        its start has come.
         """
         self._plan = plan
         self._on_ready = on_ready
         self._startup = Startup(len(plan.workers), on_startup)
         beside = [worker.replaced_beside for worker in plan.workers]
-        self._state = ServerState(plan.config, plan.found, beside)
+        self._service_manager = service_manager or ServiceManager()
+        watchdog_s = self._service_manager.watchdog_s
+        self._state = ServerState(plan.config, plan.found, beside, watchdog_s)
         self._watch = Watch(plan.config, plan.found, reload)
         self._selector = selectors.DefaultSelector()
         self._gateways = Gateways(plan.gateways, self._selector)
@@ -107,7 +115,8 @@ class Supervisor:
                     # TCP may need keys.
                     for_gateways = claims.enter_context(private_endpoint())
                     self._bind.append(for_gateways)
-                claims.enter_context(claimed(self._bind))
+                access = Access(self._plan.broker.ipc_mode, self._plan.broker.ipc_gid)
+                claims.enter_context(claimed(self._bind, access))
                 claims.enter_context(self._gateways.bound(for_gateways))
                 yield
         except ConfigurationError as error:
@@ -168,7 +177,7 @@ class Supervisor:
         elif kind == Kind.LOADING and id is not None:
             self._startup.loading(id, packet[1], packet[2])
         elif kind == Kind.PONG:
-            self._happened(events.BrokerAnswered())
+            self._happened(events.BrokerAnswered(packet[1]))
         elif kind == Kind.SERVED:
             self._happened(events.WorkerServed(packet[1]))
         elif kind == Kind.RETIRED:
@@ -235,8 +244,12 @@ class Supervisor:
             case events.ReportReady(endpoints):
                 shown = endpoints[: len(self._plan.broker.bind)]
                 self._on_ready(shown, self._gateways.addresses)
+            case events.TellServiceManager(variables):
+                self._service_manager.tell(variables)
             case events.Log(level, event, fields):
                 getattr(log, level)(event, **fields)
+            case events.ConfigureLogs(settings):
+                self._configure_logs(settings)
             case events.Fail(exit_code, message):
                 raise ServerFailed(exit_code, message)
             case events.Stop():
@@ -323,6 +336,16 @@ class Supervisor:
             with contextlib.suppress(LinkClosed):
                 self._broker.link.send(packet, fds)
 
+    def _configure_logs(self, settings: LogSettings) -> None:
+        log.configure("supervisor", settings)
+        # For those who are started from now on.
+        os.environ.update(settings.to_environment())
+        packet = [Kind.LOG, *dataclasses.astuple(settings)]
+        self._tell_broker(packet)
+        for worker in self._workers.values():
+            with contextlib.suppress(LinkClosed):
+                worker.link.send(packet)
+
     def _end_children(self) -> None:
         if self._broker is not None:
             # It ends when its link closes, if it has not by itself, and removes its sockets.
@@ -344,6 +367,7 @@ class Supervisor:
             if number in control.STOP_SIGNALS:
                 self._happened(events.StopRequested())
             elif number == signal.SIGHUP:
+                self._happened(events.ReloadRequested())
                 self._watch.ask_for_reload()
 
     @contextlib.contextmanager

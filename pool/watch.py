@@ -74,7 +74,9 @@ class Watch:
                 try:
                     self._look()
                 except Exception as error:
-                    log.error("folders_not_read", reason=f"{type(error).__name__}: {error}")
+                    log.limited(
+                        "error", "folders_not_read", reason=f"{type(error).__name__}: {error}"
+                    )
 
     def _read_again(self) -> None:
         try:

@@ -17,7 +17,6 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -31,6 +30,7 @@ from batchyard.wire import control, log
 from batchyard.wire.arena import Mapping
 from batchyard.wire.control import WorkerSettings
 from batchyard.wire.link import Link, LinkClosed
+from batchyard.wire.log import LogSettings
 from batchyard.wire.work import Ready
 
 # How long what models have registered for the process's end may take.
@@ -41,6 +41,7 @@ def main(control_fd: int, parent_pid: int) -> int:
     """Runs batches until the supervisor closes its link; the exit code."""
     control.die_with_parent(parent_pid)
     control.leave_signals_to_parent()
+    log.configure("worker")
     supervisor = Link.from_fd(control_fd)
     body, (link_fd, arena_fd) = supervisor.receive()
     settings = WorkerSettings.from_wire(body)
@@ -114,6 +115,8 @@ class Worker:
             # Without its descriptor, for which there was none left, the broker will miss us.
             if packet[0] == control.Kind.LINK and fds:
                 self._intake.resume(Link.from_fd(fds[0]))
+            elif packet[0] == control.Kind.LOG:
+                log.configure(f"worker-{self._settings.worker_id}", LogSettings(*packet[1:]))
 
     def start(self, target: Callable[[], None]) -> None:
         """Runs it on a thread of its own."""
@@ -123,10 +126,10 @@ class Worker:
                 target()
             except Ended:
                 return
-            except BaseException:
+            except BaseException as error:
                 # A worker that serves on fewer threads than the broker counts on would lose
                 # batches.
-                traceback.print_exc()
+                log.crashed(error)
                 _exit(control.EXIT_FAILURE)
 
         threading.Thread(target=run, daemon=True).start()

@@ -27,9 +27,12 @@ class BatchyardError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+        # What the caller named the request.
+        self.request_id: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.code}: {self.message}"
+        of = "" if self.request_id is None else f" (request {self.request_id})"
+        return f"{self.code}: {self.message}{of}"
 
 
 class Unknown(BatchyardError):

@@ -18,6 +18,14 @@ import msgpack
 from batchyard.wire import dtypes
 from batchyard.wire.arena import align
 from batchyard.wire.errors import BatchyardError, InvalidArgument, Unimplemented, shortened
+from batchyard.wire.tags import (
+    Tag,
+    Timing,
+    decode_tags,
+    decode_timings,
+    encode_tags,
+    encode_timings,
+)
 from batchyard.wire.tensors import LARGE_NBYTES, Buffer
 
 MAGIC = b"BY"
@@ -38,6 +46,9 @@ ROWS_MAX = 1 << 22
 # checked without overflow anywhere.
 DIM_MAX = 1 << 40
 LARGE_FRAME_NBYTES = LARGE_NBYTES
+# What a broker takes that older ones of this version do not, as WELCOME names it.
+TAGS = "tags"
+FEATURES = [TAGS]
 
 
 class MessageType(IntEnum):
@@ -143,6 +154,7 @@ class Predict:
     timeouts_us: int | list[int | None] | None
     region: RegionPlaces | None = None
     resent: bool = False
+    tags: tuple[Tag, ...] = ()
 
     @property
     def count(self) -> int:
@@ -169,6 +181,7 @@ class Result:
 
     With ``in_region`` there are no frames: each request's outputs lie where its PREDICT message
     said that they may. ``queued_rows`` is how many rows wait for the model in the broker.
+    ``timings`` are of segments with requests that are traced.
     """
 
     segments: list[Segment]
@@ -176,6 +189,7 @@ class Result:
     outputs: list[OutputHeader]
     in_region: bool = False
     queued_rows: int = 0
+    timings: Sequence[Timing] = ()
 
 
 @dataclass(slots=True)
@@ -226,9 +240,13 @@ def encode_predict(
     timeouts_us: int | list[int | None] | None,
     region: RegionPlaces | None = None,
     resent: bool = False,
+    tags: Sequence[Tag] = (),
 ) -> bytes:
-    """The header of a PREDICT message."""
+    """The header of a PREDICT message. Only brokers whose WELCOME says so take ``tags``."""
     places = None if region is None else (region.inputs, region.replies)
+    if tags:
+        body = (message_id, target, rows, timeouts_us, places, resent, encode_tags(tags))
+        return encode(MessageType.PREDICT, body)
     if resent:
         return encode(MessageType.PREDICT, (message_id, target, rows, timeouts_us, places, True))
     if places is None:
@@ -238,10 +256,10 @@ def encode_predict(
 
 def decode_predict(body: list[Any]) -> Predict:
     """The fields of a PREDICT body, their types checked; InvalidArgument otherwise."""
-    if not 4 <= len(body) <= 6:
+    if not 4 <= len(body) <= 7:
         raise InvalidArgument(
             "PREDICT header: needs [message_id, target, rows, timeouts_us], and may have the "
-            "region's part and whether it is resent"
+            "region's part, whether it is resent, and tags"
         )
     message_id, target, rows, timeouts = body[:4]
     if type(message_id) is not int or message_id < 0:
@@ -266,12 +284,16 @@ def decode_predict(body: list[Any]) -> Predict:
             )
     elif timeouts is not None and not _is_int(timeouts):
         raise InvalidArgument("PREDICT header: timeouts_us must be nil, an integer or a list")
+    if len(body) == 4:
+        return Predict(message_id, target, rows, timeouts)
     region = None
-    if len(body) > 4 and body[4] is not None:
+    if body[4] is not None:
         region = _region_places(body[4], count_of(rows))
-    if len(body) == 6 and type(body[5]) is not bool:
+    resent = body[5] if len(body) > 5 else False
+    if type(resent) is not bool:
         raise InvalidArgument("PREDICT header: resent must be a bool")
-    return Predict(message_id, target, rows, timeouts, region, len(body) == 6 and body[5])
+    tags = decode_tags(body[6], count_of(rows)) if len(body) > 6 else ()
+    return Predict(message_id, target, rows, timeouts, region, resent, tags)
 
 
 def _region_places(places: Any, count: int) -> RegionPlaces:
@@ -319,10 +341,10 @@ def reply_offsets(nbytes: Sequence[int]) -> list[int]:
 
 def encode_result(result: Result) -> bytes:
     """The header of a RESULT message."""
-    return encode(
-        MessageType.RESULT,
-        (result.segments, result.version, result.outputs, result.in_region, result.queued_rows),
-    )
+    body = (result.segments, result.version, result.outputs, result.in_region, result.queued_rows)
+    if result.timings:
+        return encode(MessageType.RESULT, (*body, encode_timings(result.timings)))
+    return encode(MessageType.RESULT, body)
 
 
 def decode_result(body: list[Any]) -> Result:
@@ -334,6 +356,7 @@ def decode_result(body: list[Any]) -> Result:
         [(name, dtype, tuple(shape)) for name, dtype, shape in outputs],
         len(body) > 3 and bool(body[3]),
         body[4] if len(body) > 4 and type(body[4]) is int else 0,
+        decode_timings(body[5]) if len(body) > 5 else (),
     )
 
 

@@ -6,6 +6,7 @@ element is its kind; a worker is our own process, so what it says is believed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -143,6 +144,8 @@ class Execute:
     says whose rows these are, in their order: ``(message_id, first, count, row_start, rows)`` of
     each part. The worker keeps both for a broker that does not know them (see ``Resumed``).
 
+    ``request_ids`` are those that callers gave, for the log.
+
     Outputs may be written to ``output_nbytes`` bytes of the arena at ``output_offset``. Those of
     the rows in ``replies``, ``(region, offset, nbytes, first row, rows)`` for each request, are
     to be written there instead, if they fit (see ``protocol.reply_offsets``).
@@ -162,10 +165,11 @@ class Execute:
     replies: list[tuple[int, int, int, int, int]]
     block: tuple[int, int]
     origins: list[tuple[int, int, int, int, int]]
+    request_ids: Sequence[str] = ()
 
     def to_wire(self) -> list[Any]:
         """The packet."""
-        return [
+        packet = [
             Kind.EXECUTE,
             self.batch_id,
             self.model,
@@ -182,6 +186,9 @@ class Execute:
             self.block,
             self.origins,
         ]
+        if self.request_ids:
+            packet.append(self.request_ids)
+        return packet
 
     @classmethod
     def from_wire(cls, packet: list[Any]) -> Execute:
@@ -197,6 +204,7 @@ class Done:
     the arena, or of the memfd that came with the packet when ``overflow``. ``replied`` says that
     the outputs of every request in ``Execute.replies`` that had room for them are there. ``kept``
     says that the model still holds on to the inputs: their block comes back with RELEASED.
+    ``gather_s``: how long it took to copy rows out of regions.
     """
 
     batch_id: int
@@ -205,6 +213,7 @@ class Done:
     replied: bool
     kept: bool
     execution_s: float
+    gather_s: float = 0.0
 
     def to_wire(self) -> list[Any]:
         """The packet."""
@@ -216,6 +225,7 @@ class Done:
             self.replied,
             self.kept,
             self.execution_s,
+            self.gather_s,
         ]
 
     @classmethod

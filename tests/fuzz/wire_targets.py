@@ -65,6 +65,11 @@ def _check_predict(predict: Predict) -> None:
         replies = predict.region.replies
         assert replies is None or len(replies) == predict.count
         assert all(0 <= n <= DIM_MAX for reply in replies or () for n in reply)
+    after = 0
+    for tag in predict.tags:
+        assert after <= tag.first < tag.first + tag.count <= predict.count
+        assert tag.request_id is None or (tag.request_id.isascii() and tag.request_id.isprintable())
+        after = tag.first + tag.count
     again = protocol.encode_predict(
         predict.message_id,
         predict.target,
@@ -72,6 +77,7 @@ def _check_predict(predict: Predict) -> None:
         predict.timeouts_us,
         predict.region,
         predict.resent,
+        predict.tags,
     )
     assert protocol.decode_predict(protocol.decode(again)[1]) == predict
 

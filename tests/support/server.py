@@ -96,8 +96,11 @@ class Server:
         ipc: bool = False,
         environment: Mapping[str, str] | None = None,
         wait: bool = True,
+        client_options: Mapping[str, Any] | None = None,
     ) -> None:
         """Not started yet. ``wait``: entering waits until it is ready.
+
+        ``client_options`` are what its clients need, such as keys.
 
         ``ipc``: it also binds the default path of its own runtime folder. Its workers run on
         the CPU if nothing else is said.
@@ -116,6 +119,7 @@ class Server:
         # Where the metrics gateway listens, if there is one.
         self.metrics_url = ""
         self._wait = wait
+        self._client_options = client_options or {}
         self._environment = environment or {}
         self._arguments = list(arguments)
         if config is not None:
@@ -278,7 +282,7 @@ class Server:
 
     def client(self, **options: Any) -> Client:
         """A new client, which the caller closes."""
-        return Client(self.endpoint, **options)
+        return Client(self.endpoint, **{**self._client_options, **options})
 
     def stats(self) -> dict[str, Any]:
         """What the broker says of itself."""

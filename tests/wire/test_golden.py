@@ -24,6 +24,7 @@ from batchyard.wire.protocol import (
     Result,
     Target,
 )
+from batchyard.wire.tags import Tag, Timing
 
 BY_CODE = {cls.code: cls for cls in errors.BY_NUMBER.values()}
 
@@ -33,6 +34,7 @@ M_3 = Target("m", 3, None, "serving_default", 0, (X,))
 WHOLE = Target("m", None, None, "serving_default", 0, (InputHeader("x", "float32", (3, 2)),))
 PAIR = Target("m", None, None, "serving_default", 0, (X, InputHeader("s", "string", (None,))))
 NOW = Target("m", None, None, "now", 0, ())
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 LATE = "the deadline passed while the request waited for a worker"
 MODEL = {
     "name": "m",
@@ -49,6 +51,10 @@ HEADERS: dict[str, tuple[MessageType, Any]] = {
     "welcome_with_local_name": (
         MessageType.WELCOME,
         [1790000000000000000, 1 << 30, "batchyard-0f"],
+    ),
+    "welcome_with_features": (
+        MessageType.WELCOME,
+        [1790000000000000000, 1 << 30, "batchyard-0f", ["tags"]],
     ),
     "predict_one_request": (MessageType.PREDICT, Predict(7, WHOLE.encode(), None, None)),
     "predict_one_row_each": (MessageType.PREDICT, Predict(8, M.encode(), 3, 2000)),
@@ -75,6 +81,20 @@ HEADERS: dict[str, tuple[MessageType, Any]] = {
         MessageType.PREDICT,
         Predict(13, M.encode(), 1, 5, RegionPlaces([None], [(0, 1 << 40)])),
     ),
+    "predict_with_tags": (
+        MessageType.PREDICT,
+        Predict(
+            14,
+            M.encode(),
+            3,
+            2000,
+            tags=(Tag(0, 1, "order 7", None), Tag(1, 2, None, TRACEPARENT)),
+        ),
+    ),
+    "predict_resent_with_a_tag": (
+        MessageType.PREDICT,
+        Predict(15, M.encode(), 1, None, resent=True, tags=(Tag(0, 1, "order 8", TRACEPARENT),)),
+    ),
     "predict_resent": (MessageType.PREDICT, Predict(8, M.encode(), 1, None, resent=True)),
     "predict_resent_in_region": (
         MessageType.PREDICT,
@@ -97,6 +117,15 @@ HEADERS: dict[str, tuple[MessageType, Any]] = {
     "result_while_others_wait": (
         MessageType.RESULT,
         Result([(8, 0, 2)], 1, [("y", "float32", (2, 10))], queued_rows=300),
+    ),
+    "result_with_timings": (
+        MessageType.RESULT,
+        Result(
+            [(14, 0, 1), (14, 1, 2)],
+            1,
+            [("y", "float32", (3, 10))],
+            timings=(Timing(1, 250, 40, 70_000, 1200, 60, 64, 3),),
+        ),
     ),
     "cancel": (MessageType.CANCEL, [(8, 2, 1), (9, 0, 0)]),
     "cancel_nothing": (MessageType.CANCEL, []),
@@ -199,6 +228,7 @@ def encoded(type_: MessageType, message: Any) -> bytes:
             message.timeouts_us,
             message.region,
             message.resent,
+            message.tags,
         )
     if isinstance(message, Result):
         return protocol.encode_result(message)

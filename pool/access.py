@@ -1,0 +1,58 @@
+"""Who may talk to the server: the keys and the group that a configuration names, found here."""
+
+from __future__ import annotations
+
+import grp
+from collections.abc import Mapping
+
+from batchyard.wire.control import BrokerSettings
+from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.keys import read_folder, read_key_pair
+
+_CREDENTIALS = "CREDENTIALS_DIRECTORY"
+_GROUP_ID_MAX = (1 << 32) - 2
+
+
+def place(path: str | None, environ: Mapping[str, str]) -> str:
+    """The path that is meant; empty when there is none.
+
+    Of variables only systemd's folder of credentials is known, which no configuration can name:
+    it is another one for each unit. Raises ConfigurationError where there is none.
+    """
+    variable = f"${{{_CREDENTIALS}}}"
+    if path is None or variable not in path:
+        return path or ""
+    folder = environ.get(_CREDENTIALS)
+    if not folder:
+        raise ConfigurationError(
+            f"{path}: {_CREDENTIALS} is not set; systemd sets it for a unit with LoadCredential="
+        )
+    return path.replace(variable, folder)
+
+
+def group_id(group: str | None) -> int | None:
+    """The number of a group that is given by name or number. Raises ConfigurationError."""
+    if group is None:
+        return None
+    if group.isascii() and group.isdecimal() and int(group[:11]) <= _GROUP_ID_MAX:
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except (KeyError, ValueError):
+        raise ConfigurationError(f"ipc_group: this machine has no group {group!r}") from None
+
+
+def check_keys(settings: BrokerSettings) -> None:
+    """Reads the keys as the broker will, so that what is wrong is told before anything starts.
+
+    Raises ConfigurationError.
+    """
+    if not settings.curve_secret_key_file:
+        return
+    server = read_key_pair(settings.curve_secret_key_file)
+    keys, _ = read_folder(settings.curve_clients)
+    if server.public in keys:
+        name = keys[server.public]
+        raise ConfigurationError(
+            f"{settings.curve_clients}/{name}.key is the server's own key: clients need their own"
+        )
