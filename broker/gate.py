@@ -41,6 +41,8 @@ class Gate:
         # Keys that were let in once, by their names, and those of them that are not known any more.
         self._let_in: set[bytes] = set()
         self.revoked: frozenset[bytes] = frozenset()
+        # Handshakes with a key that is not known.
+        self.refused = 0
         self._quiet = QuietLog()
         self._socket = socket = context.socket(zmq.REP)
         socket.setsockopt(zmq.LINGER, 0)
@@ -91,6 +93,7 @@ class Gate:
             return [_VERSION, request_id, b"400", b"No key", b"", b""]
         key = self._known.get(credentials[0])
         if key is None:
+            self.refused += 1
             if self._quiet.has_room():
                 stranger = fingerprint(z85.encode(credentials[0]))
                 where = address.decode("ascii", "replace")

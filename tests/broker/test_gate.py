@@ -142,6 +142,7 @@ def test_a_stranger_is_told_so_and_logged(
     ((event, fields),) = lines
     assert event == "stranger_refused"
     assert fields == {"address": "127.0.0.1", "key": fingerprint(door.ring.public("mallory"))}
+    assert door.gate.refused == 1
 
 
 @pytest.mark.parametrize("prepare", [without_keys, with_a_password])
