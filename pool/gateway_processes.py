@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
+from typing import Any
 
 from batchyard.pool.children import Child, describe_exit
 from batchyard.pool.gateways import GatewayLife, GatewayPlan
@@ -58,6 +60,7 @@ class Gateways:
         self._endpoint = endpoint
         with contextlib.ExitStack() as sockets:
             for plan in self._plans:
+                _check_needs(plan)
                 self._gateways.append(_Gateway(plan, sockets.enter_context(_listen(plan))))
             yield
 
@@ -76,6 +79,14 @@ class Gateways:
         for gateway in self._gateways:
             if gateway.life.start_at <= now:
                 self._start(gateway)
+
+    def tell(self, packet: list[Any]) -> None:
+        """Sends a packet to those that run."""
+        for gateway in self._gateways:
+            if gateway.child is not None:
+                # When it is gone already, its sentinel tells.
+                with contextlib.suppress(LinkClosed):
+                    gateway.child.link.send(packet)
 
     def end(self) -> None:
         """Ends all of them: what they have is told by others, or not worth waiting for."""
@@ -125,6 +136,14 @@ class Gateways:
     def _died(self, gateway: _Gateway, reason: str) -> None:
         comes_back = gateway.life.ended(time.monotonic(), gateway.told_code)
         log.error("gateway_died", gateway=gateway.plan.name, reason=reason, starts_again=comes_back)
+
+
+def _check_needs(plan: GatewayPlan) -> None:
+    missing = [name for name in plan.needs if find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(
+            f"[{plan.name}] port needs {' and '.join(missing)}: pip install 'batchyard[server]'"
+        )
 
 
 def _listen(plan: GatewayPlan) -> socket.socket:

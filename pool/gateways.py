@@ -24,13 +24,14 @@ _LONGEST_PAUSE_S = 30.0
 class GatewayPlan:
     """A gateway: its name in logs, what it runs, and where it listens; port 0 is a free one.
 
-    ``devices`` are names and UUIDs of GPUs.
+    ``needs`` are modules of others. ``devices`` are names and UUIDs of GPUs.
     """
 
     name: str
     module: str
     host: str
     port: int
+    needs: tuple[str, ...] = ()
     devices: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -39,9 +40,16 @@ def plan_gateways(config: Config, devices: Iterable[VisibleDevice]) -> list[Gate
     plans = []
     metrics = config.metrics
     if metrics.port is not None:
-        gpus = [(device.label, device.uuid) for device in devices]
-        module = "batchyard.clients.gateways.metrics"
-        plans.append(GatewayPlan("metrics", module, metrics.host, metrics.port, gpus))
+        plans.append(
+            GatewayPlan(
+                name="metrics",
+                module="batchyard.clients.gateways.metrics",
+                host=metrics.host,
+                port=metrics.port,
+                needs=("aiohttp", "prometheus_client"),
+                devices=[(device.label, device.uuid) for device in devices],
+            )
+        )
     return plans
 
 

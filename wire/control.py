@@ -50,7 +50,7 @@ class Kind(IntEnum):
     ANSWERING = 25
     # supervisor -> worker
     LINK = 31  # the broker was started anew; the link to it beside it
-    # supervisor -> broker, worker
+    # supervisor -> broker, worker, gateway
     LOG = 41  # the fields of ``log.LogSettings``, which have changed
 
 
