@@ -176,9 +176,9 @@ def test_a_configuration_that_cannot_work_is_refused_at_reload_with_its_reason(
     assert "refused" not in service.shown("StatusText")
 
 
-@pytest.mark.parametrize("module", [WORKER, BROKER])
+@pytest.mark.parametrize(("module", "event"), [(WORKER, "worker_died"), (BROKER, "broker_died")])
 def test_a_process_that_is_killed_is_replaced_without_a_lost_request(
-    service: Service, module: str
+    service: Service, module: str, event: str
 ) -> None:
     before = service.children(module)
     restarts = service.shown("NRestarts")
@@ -191,6 +191,9 @@ def test_a_process_that_is_killed_is_replaced_without_a_lost_request(
         service.wait_for_status("2 of 2 workers", "rows waiting: 0")
     assert set(result["outcomes"]) == {"OK"}, result
     assert service.shown("NRestarts") == restarts
+    errors = service.journal("--priority=err")
+    assert f"event={event}" in errors
+    assert "event=worker_restarting" not in errors
 
 
 def test_systemd_starts_it_again_when_the_supervisor_is_killed(service: Service) -> None:
