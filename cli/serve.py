@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from batchyard.cli.serving import early_log_settings, load_config, plan, serving_arguments
+from batchyard.cli.startup_line import StartupLine
 from batchyard.pool.service_manager import ServiceManager
 from batchyard.pool.supervisor import ServerFailed, Supervisor
 from batchyard.wire import log
@@ -55,7 +56,10 @@ def command(**options: Any) -> None:
     models = ",".join(f"{model.name}:{model.version}" for model in server_plan.broker.models)
     devices = Counter(worker.settings.device for worker in server_plan.workers)
 
+    progress = StartupLine(is_wanted=settings.format == "text")
+
     def ready(endpoints: Sequence[str], gateways: Mapping[str, str]) -> None:
+        progress.end()
         where = ",".join(f"{device}x{count}" for device, count in sorted(devices.items()))
         print(
             f"event=ready endpoints={','.join(endpoints)} models={models} devices={where}",
@@ -66,7 +70,10 @@ def command(**options: Any) -> None:
     try:
         # Taken while it runs; in the moments around that they must not end the process by default.
         signal.pthread_sigmask(signal.SIG_BLOCK, PARENT_SIGNALS)
-        Supervisor(server_plan, ready, lambda: load_config(options), service_manager).run()
+        with progress:
+            Supervisor(
+                server_plan, ready, lambda: load_config(options), service_manager, progress
+            ).run()
     except ServerFailed as error:
         service_manager.tell({"STATUS": f"Failed: {error}"})
         _end(error.exit_code, str(error), settings)

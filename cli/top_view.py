@@ -201,7 +201,7 @@ class TopView:
             line.append(f" row{'s' * (low > 1)}")
         if model.padding:
             line.append(f", {model.padding:.0%} padding")
-        line.append(f"; run {_time(model.execution, 0.5)}")
+        line.append(f"; run {_duration(model.execution.mean_s)}")
         if model.prediction_error is not None:
             line.append(f", predicted within {model.prediction_error:.0%}")
         return line
@@ -276,10 +276,12 @@ def _rate(count: int, seconds: float) -> str:
 
 def _time(distribution: Distribution, q: float) -> str:
     seconds = distribution.quantile(q)
+    return f">{distribution.bounds_s[-1]:g} s" if seconds == math.inf else _duration(seconds)
+
+
+def _duration(seconds: float | None) -> str:
     if seconds is None:
         return _NOTHING
-    if seconds == math.inf:
-        return f">{distribution.bounds_s[-1]:g} s"
     return f"{number(seconds)} s" if seconds >= 1 else f"{number(seconds * 1e3)} ms"
 
 

@@ -27,6 +27,7 @@ from batchyard.pool.ipc_paths import claimed, private_endpoint
 from batchyard.pool.plan import ServerPlan
 from batchyard.pool.service_manager import ServiceManager
 from batchyard.pool.standing import Phase
+from batchyard.pool.startup import Startup
 from batchyard.pool.state import ServerState
 from batchyard.pool.watch import Watch
 from batchyard.wire import control, log
@@ -58,15 +59,18 @@ class Supervisor:
         on_ready: Callable[[Sequence[str], Mapping[str, str]], None],
         reload: Callable[[], Config],
         service_manager: ServiceManager | None = None,
+        on_startup: Callable[[Startup], None] = lambda startup: None,
     ) -> None:
         """``on_ready`` is called with the endpoints, and the addresses of gateways by their names,
         once every worker can take requests.
 
         ``reload`` reads the configuration again, on another thread; it may raise
-        ConfigurationError. ``service_manager`` hears how the server fares.
+        ConfigurationError. ``service_manager`` hears how the server fares, ``on_startup`` how far
+        its start has come.
         """
         self._plan = plan
         self._on_ready = on_ready
+        self._startup = Startup(len(plan.workers), on_startup)
         beside = [worker.replaced_beside for worker in plan.workers]
         self._service_manager = service_manager or ServiceManager()
         watchdog_s = self._service_manager.watchdog_s
@@ -168,7 +172,10 @@ class Supervisor:
         elif kind == Kind.READY:
             for report in packet[2]:
                 self._reports[report["name"], report["version"]] = report
+            self._startup.ready(packet[1])
             self._happened(events.WorkerReady(packet[1]))
+        elif kind == Kind.LOADING and id is not None:
+            self._startup.loading(id, packet[1], packet[2])
         elif kind == Kind.PONG:
             self._happened(events.BrokerAnswered(packet[1]))
         elif kind == Kind.SERVED:

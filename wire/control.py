@@ -48,6 +48,8 @@ class Kind(IntEnum):
     FAILED = 21  # exit code, message, [model, version] or nil: why the child exits
     # gateway -> supervisor
     ANSWERING = 25
+    # worker -> supervisor
+    LOADING = 26  # which share of its models is loaded and warmed up; what it does now, in words
     # supervisor -> worker
     LINK = 31  # the broker was started anew; the link to it beside it
     # supervisor -> broker, worker, gateway

@@ -20,6 +20,7 @@ from batchyard.cli import top_devices
 from batchyard.cli.top import command
 from batchyard.cli.top_devices import LocalDevices
 from batchyard.cli.top_view import TopView
+from batchyard.pool.inventory import Gpu, Inventory
 
 EXPECTED = """\
 batchyard top  ready  tcp://127.0.0.1:8600
@@ -30,7 +31,7 @@ latency p50 6.03 ms  p95 14.0 ms  p99 19.6 ms  waited p50 0.70 ms
 
 MODEL                   req/s   err/s missed/s  queue      p50      p95      p99
 double 1                1,440    30.0     43.0     12  6.03 ms  14.0 ms  19.6 ms
-  batches 16▂█32 rows, mean 28.8, 4% padding; run 5.00 ms, predicted within 4%
+  batches 16▂█32 rows, mean 28.8, 4% padding; run 6.85 ms, predicted within 4%
   errors: UNAVAILABLE 27.0/s, DEADLINE_EXCEEDED 3.00/s
   deadline missed: refused 1.50/s, dropped 1.00/s, expired 0.50/s, late 40.0/s
 <script>alert(1)</s…        0       0        0      0        –        –        –
@@ -136,9 +137,17 @@ def test_gpus_of_a_server_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> No
     assert "gpu:0            GPU      ░░░░░░░░░░░░░░░░░░░░     –  1.0 of 80.0 GiB" in text
 
 
-def test_gpus_are_numbered_as_the_server_was_told(server: Server) -> None:
+def test_gpus_are_numbered_as_the_server_was_told(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broker = server.stats()["broker"]["pid"]
     assert top_devices._environment(broker) is not None
+    cards = tuple(Gpu(i, f"GPU-{i}", "NVIDIA H100", 81_559) for i in range(4))
+    monkeypatch.setattr(top_devices, "read_inventory", lambda: Inventory(cards))
+    told = {"CUDA_VISIBLE_DEVICES": "2,3"}
+    monkeypatch.setattr(top_devices, "_environment", lambda pid: told)
+    assert top_devices._named({"gpu:1"}, broker) == [("gpu:1", "GPU-3")]
+    monkeypatch.undo()
     # Another machine's process, or none.
     assert top_devices._environment(os.getpid()) is None
 

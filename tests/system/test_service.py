@@ -22,6 +22,7 @@ CLIENT = 65534
 WATCHDOG_S = 5
 METRICS = 9090
 KEYS = "/etc/batchyard/keys"
+WITH_KEYS = ("--server-key", f"{KEYS}/server.key", "--secret-key-file", f"{KEYS}/laptop.key_secret")
 # The second pool: the same machine, other ports, and keys.
 SECOND_TCP = "tcp://127.0.0.1:8601"
 SECOND_BROKER = f"""
@@ -265,11 +266,21 @@ def watched(container: Container) -> Iterator[Service]:
 def test_a_second_pool_runs_beside_the_first(service: Service, watched: Service) -> None:
     service.systemctl("start")
     assert watched.predict("double", watched.ipc) == ANSWER
-    keys = ["--server-key", f"{KEYS}/server.key", "--secret-key-file", f"{KEYS}/laptop.key_secret"]
-    assert watched.predict("double", SECOND_TCP, *keys) == ANSWER
+    assert watched.predict("double", SECOND_TCP, *WITH_KEYS) == ANSWER
     watched.systemctl("stop")
     assert service.predict("double", service.ipc) == ANSWER
     watched.systemctl("start")
+
+
+def test_who_has_no_key_or_is_revoked_stays_out_after_a_reload(watched: Service) -> None:
+    assert "asks for keys" in watched.predict("double", SECOND_TCP)
+    watched.container.run(BATCHYARD, "keys", "--dir", KEYS, "revoke", "laptop")
+    watched.systemctl("reload")
+    wait_until(lambda: "event=key_revoked" in watched.journal(), watched.journal)
+    said = watched.predict("double", SECOND_TCP, *WITH_KEYS)
+    assert "does not know this client's key" in said
+    # Who is on this machine needs none.
+    assert watched.predict("double", watched.ipc) == ANSWER
 
 
 def test_a_broker_that_hangs_is_replaced_by_the_server_with_the_models_kept(

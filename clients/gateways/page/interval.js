@@ -59,6 +59,12 @@ export function quantile(distribution, q) {
   return Infinity;
 }
 
+/** In seconds; null when there were none. */
+export function mean({ counts, sum }) {
+  const count = counts.reduce((a, b) => a + b, 0);
+  return count ? sum / count : null;
+}
+
 /** What a person who watches should see between two answers, in words. */
 export function changes(before, after) {
   if (before.broker.epoch !== after.broker.epoch) return ["the broker was started again"];

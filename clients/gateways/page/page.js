@@ -1,7 +1,7 @@
 // The status page: asks /stats.json again and again, and shows what came of it.
 
 import { age, bytes, clock, duration, number, percent } from "./format.js";
-import { between, changes, keyOf, obstacles, quantile } from "./interval.js";
+import { between, changes, keyOf, mean, obstacles, quantile } from "./interval.js";
 import { BarPlot, element, TimePlot } from "./plot.js";
 import { showTable } from "./tables.js";
 
@@ -159,7 +159,7 @@ function showTiles(stats, { total, seconds, workers, busy, cpu }) {
     ["Errors", `${number(total.failed / seconds)}/s`, codes(total, seconds) || "none", total.failed],
     ["Late", `${number(total.late / seconds)}/s`, "answered after the deadline", total.late],
     ["Latency p50", latency(0.5), `p95 ${latency(0.95)}`],
-    ["Latency p99", latency(0.99), `mean ${duration(total.request.sum / sum(total.request.counts))}`],
+    ["Latency p99", latency(0.99), `mean ${duration(mean(total.request))}`],
     ["Queue", `${number(total.queueRows)} rows`, `waited ${duration(quantile(total.queue, 0.5))} (p50)`],
     ["Batches", `${number(total.meanRows)} rows`, `${number(total.batches / seconds)}/s, ${percent(total.padding)} padding`],
     ["Workers", `${serving} of ${workers.length}`, `${percent(busy)} busy`, serving < workers.length],
@@ -176,7 +176,7 @@ function showTiles(stats, { total, seconds, workers, busy, cpu }) {
 }
 
 function sum(values) {
-  return values.reduce((a, b) => a + b, 0) || null;
+  return values.reduce((a, b) => a + b, 0);
 }
 
 function codes(model, seconds) {
@@ -197,14 +197,14 @@ function showTables(stats, { models, workers, seconds }) {
     { name: "requests/s", of: (m) => number(m.requests / seconds) },
     { name: "in time/s", of: (m) => number(m.good / seconds) },
     { name: "errors/s", of: (m) => number(m.failed / seconds), more: (m) => codes(m, seconds), bad: (m) => m.failed },
-    { name: "deadline missed/s", of: (m) => number(missedOf(m) / seconds), more: (m) => missedBy(m, seconds), bad: missedOf },
+    { name: "missed/s", of: (m) => number(missedOf(m) / seconds), more: (m) => missedBy(m, seconds), bad: missedOf },
     { name: "queue", of: (m) => number(m.queueRows) },
     { name: "p50", of: (m) => time(m.request, 0.5) },
     { name: "p95", of: (m) => time(m.request, 0.95) },
     { name: "p99", of: (m) => time(m.request, 0.99) },
     { name: "rows/batch", of: (m) => number(m.meanRows), more: (m) => (m.padding ? `${percent(m.padding)} padding` : "") },
-    { name: "execution p50", of: (m) => time(m.execution, 0.5) },
-    { name: "prediction off by", of: (m) => percent(m.predictionError) },
+    { name: "execution", of: (m) => duration(mean(m.execution)) },
+    { name: "prediction error", of: (m) => percent(m.predictionError) },
   ], models);
   showTable($("workers"), "Workers", [
     { name: "worker", head: true, of: (w) => `${w.id}` },
@@ -226,7 +226,7 @@ function showTables(stats, { models, workers, seconds }) {
 }
 
 function missedOf(model) {
-  return sum(Object.values(model.misses)) ?? 0;
+  return sum(Object.values(model.misses));
 }
 
 function modelState(model) {
