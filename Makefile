@@ -5,8 +5,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := wire pool broker clients cli benchmarks
-SOURCES := $(sort $(shell find $(PACKAGES) -name '*.py'))
+PACKAGES := wire pool broker clients cli benchmarks deploy
+SOURCES := $(sort $(shell find $(PACKAGES) -type f -not -path '*/__pycache__/*'))
 
 # The peers that Batchyard is compared with, each with what it needs.
 PEERS := .venv-peers

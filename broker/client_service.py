@@ -15,7 +15,7 @@ from batchyard.broker.front import REVOKED, Front
 from batchyard.broker.local_front import LocalClient, LocalFront
 from batchyard.broker.measures import count_refusal, count_turned_away
 from batchyard.broker.poller import Poller
-from batchyard.broker.queue import Region
+from batchyard.broker.queue import Region, RequestGroup
 from batchyard.broker.state import BrokerState
 from batchyard.wire import log, protocol
 from batchyard.wire.errors import (
@@ -28,7 +28,7 @@ from batchyard.wire.errors import (
     shortened,
 )
 from batchyard.wire.local import LocalClosed
-from batchyard.wire.protocol import FEATURES, MessageType
+from batchyard.wire.protocol import FEATURES, MessageType, Predict
 from batchyard.wire.tags import tags_of
 from batchyard.wire.tensors import Buffer
 
@@ -161,22 +161,7 @@ class ClientService:
         frames: list[Buffer],
     ) -> None:
         if type_ is MessageType.PREDICT:
-            predict = protocol.decode_predict(body)
-            # ZeroMQ bounds each frame only.
-            if sum(map(len, frames)) > self._max_message_nbytes:
-                raise ResourceExhausted(
-                    f"the message has {sum(map(len, frames))} bytes of tensors, may have at most "
-                    f"{self._max_message_nbytes} (max_message_mb under [broker])"
-                )
-            now = time.monotonic()
-            if self._state.draining:
-                self._delivery.send(client, _DRAINING, [])
-            try:
-                group = admit(self._state.catalog, client, region, predict, frames, now)
-            except BatchyardError as error:
-                count_turned_away(self._state.catalog, predict, error)
-                raise
-            self._apply(events.RequestsArrived(group, predict.resent))
+            self._serve_predict(client, region, protocol.decode_predict(body), frames)
         elif type_ is MessageType.HELLO:
             self._delivery.send(client, self._welcome(), [])
         elif type_ is MessageType.CANCEL:
@@ -191,6 +176,30 @@ class ClientService:
             self._apply(events.ClientLeft(client))
         else:
             raise InvalidArgument(f"{type_.name} is for clients, not for the broker")
+
+    def _serve_predict(
+        self, client: bytes, region: Region | None, predict: Predict, frames: list[Buffer]
+    ) -> None:
+        if self._state.draining:
+            self._delivery.send(client, _DRAINING, [])
+        try:
+            group = self._admit(client, region, predict, frames)
+        except BatchyardError as error:
+            count_turned_away(self._state.catalog, predict, error)
+            raise
+        self._apply(events.RequestsArrived(group, predict.resent))
+
+    def _admit(
+        self, client: bytes, region: Region | None, predict: Predict, frames: list[Buffer]
+    ) -> RequestGroup:
+        # ZeroMQ bounds each frame only.
+        nbytes = sum(map(len, frames))
+        if nbytes > self._max_message_nbytes:
+            raise ResourceExhausted(
+                f"the message has {nbytes} bytes of tensors, may have at most "
+                f"{self._max_message_nbytes} (max_message_mb under [broker])"
+            )
+        return admit(self._state.catalog, client, region, predict, frames, time.monotonic())
 
     def _welcome(self) -> bytes:
         welcome = [self._epoch, self._max_message_nbytes, self._local_front.name, FEATURES]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Sequence
 
 import zmq
@@ -35,6 +37,7 @@ class Front:
         """With ``keys``, who connects by TCP must know the public one, and have one itself that
         lies in the folder ``clients``. Raises ConfigurationError."""
         self._keys = keys
+        _seed_routing_ids()
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 65_535)
         try:
@@ -159,6 +162,16 @@ class Front:
         if self.gate is not None:
             self.gate.close()
         self._context.term()
+
+
+def _seed_routing_ids() -> None:
+    """Has libzmq number clients from where nobody can guess.
+
+    It takes its first number from ``rand()``, which is the same in each process unless it is
+    seeded. A client may claim a number instead: that of one who just left, whose answers it would
+    get; or the next one, upon which libzmq ends the process (socket_base.cpp, ``add_out_pipe``).
+    """
+    ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))
 
 
 def _is_ipc(endpoint: str) -> bool:

@@ -15,6 +15,7 @@ from batchyard.broker.delivery import Delivery, as_typed
 from batchyard.broker.gather import gather
 from batchyard.broker.local_front import LocalFront
 from batchyard.broker.poller import Poller
+from batchyard.broker.queue import Part
 from batchyard.broker.replies import Output, objection, reply_places
 from batchyard.broker.state import BrokerState
 from batchyard.broker.times import BatchTimes
@@ -215,12 +216,6 @@ class WorkerService:
         """Copies a batch's rows into its block and hands it to its worker."""
         worker = self.links[batch.worker_id]
         layout = batch.layout
-        tags = [
-            tag
-            for part in batch.parts
-            if part.group.tags
-            for tag in tags_of(part.group.tags, part.first, part.count)
-        ]
         try:
             gathered = gather(self._arena.memory, batch)
         except (BatchyardError, MemoryError) as error:
@@ -244,9 +239,10 @@ class WorkerService:
                 (part.group.message_id, part.first, part.count, part.row_start, part.rows)
                 for part in batch.parts
             ],
-            request_ids=[tag.request_id for tag in tags if tag.request_id is not None],
         )
-        if self.notes_times or any(tag.is_traced for tag in tags):
+        tagged = [part for part in batch.parts if part.group.tags]
+        is_traced = tagged and _look_at_tags(tagged, execute)
+        if self.notes_times or is_traced:
             batch.times = BatchTimes(batch.dispatched_at, time.monotonic())
         try:
             for part in batch.parts:
@@ -260,3 +256,10 @@ class WorkerService:
         except OSError as error:
             full = ResourceExhausted(f"the broker has no descriptor left for this: {error}")
             self._apply(events.BatchFailed(batch.id, full, kept=False))
+
+
+def _look_at_tags(parts: list[Part], execute: work.Execute) -> bool:
+    """Tells the worker what callers named their requests; whether any of them is traced."""
+    tags = [tag for part in parts for tag in tags_of(part.group.tags, part.first, part.count)]
+    execute.request_ids = [tag.request_id for tag in tags if tag.request_id is not None]
+    return any(tag.is_traced for tag in tags)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 
 from batchyard.cli.serving import load_config, plan, refuse, serving_arguments
+from batchyard.pool.access import is_hidden
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.keys import nobody_allowed, read_folder
 
@@ -30,6 +32,10 @@ def command(**options: Any) -> None:
         keys, complaints = read_folder(folder)
         names = ", ".join(sorted(keys.values())) or "none"
         click.echo(f"keys      by TCP only clients with keys: {names}")
+        if is_hidden(server_plan.broker.curve_secret_key_file, os.environ):
+            notes.append(
+                "the server's key is a credential, which systemd shows to the service only"
+            )
         notes += complaints if keys else [*complaints, nobody_allowed(folder)]
     sources = {(s.name, s.version): s for s in server_plan.workers[0].settings.models}
     for model in server_plan.broker.models:

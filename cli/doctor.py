@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from batchyard.cli.connecting import key_options
 from batchyard.cli.diagnosis.finding import Finding, Level, failure
 from batchyard.wire.control import EXIT_FAILURE
 
@@ -22,6 +23,7 @@ _INDENT = " " * 10
 
 
 @click.command()
+@key_options
 @click.argument("config", type=click.Path(path_type=Path), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option(

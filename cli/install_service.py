@@ -57,6 +57,8 @@ def command(
     """
     if name is not None and not service_files.is_name(name):
         _refuse(f"NAME {name!r} must be at most 21 of a-z, 0-9, - and _, a letter first")
+    if start and root is not None:
+        _refuse("--start starts the service of this machine, so it cannot go with --root")
     words = service_files.command()
     try:
         reader = service_files.reader_of(user)
@@ -85,9 +87,11 @@ def command(
     _run("systemd-sysusers", *_at(root), str(target / _SYSUSERS))
     if root is None:
         _run("systemctl", "daemon-reload")
-    if start and root is None and not is_sample:
+    if start and not is_sample:
         _start(service, is_changed=any(changed))
         return
+    if start:
+        click.echo(f"not started: /{configuration} names no model yet", err=True)
     _say_what_is_next(service, Path("/") / configuration, words, root, is_sample)
 
 

@@ -11,13 +11,13 @@ _SUBCOMMANDS = {
     "demo": "Make a small model, serve it, send traffic, show the result.",
     "predict": "Run one request; prints JSON.",
     "status": "Show how a running server fares.",
-    "top": "Show it live.",
-    "tune": "Find a model's batching parameters by experiment.",
+    "top": "Show how a running server fares, live.",
     "check": "Check a configuration against this machine.",
     "doctor": "Look for what keeps a server from running well here.",
+    "install-service": "Install Batchyard as a service of systemd.",
     "keys": "Make keys, and say who may connect to a server.",
     "load": "Put load on a server and say how it fared.",
-    "install-service": "Make it a service of systemd.",
+    "tune": "Find a model's batching parameters by experiment.",
     "bench": "Measure, beside a reference in the same run.",
 }
 

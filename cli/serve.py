@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -41,7 +42,9 @@ def command(**options: Any) -> None:
     # What children are started with must not have it.
     service_manager = ServiceManager.from_environment()
     # A watchdog ends a server that hangs by SIGABRT: the log then says where it hung.
-    faulthandler.enable()
+    with contextlib.suppress(RuntimeError, OSError):
+        # Without a standard error there is nowhere to say it.
+        faulthandler.enable()
     try:
         server_plan, notes = plan(load_config(options))
     except ConfigurationError as error:

@@ -21,10 +21,10 @@ from batchyard.clients.connection import (
     REFUSED_PAUSE_S,
     RESET_PAUSE_S,
     Connection,
-    Search,
 )
 from batchyard.clients.region import ClientRegion
 from batchyard.clients.relay import Relay
+from batchyard.clients.search import Search
 from batchyard.clients.session import CLOSED, Message, Session
 from batchyard.clients.watch import Watch
 from batchyard.wire.endpoints import check
@@ -119,6 +119,11 @@ class IoThread:
     def is_settled(self) -> bool:
         """Whether all is known of the server that there is."""
         return self._connection is not None and self._connection.is_settled
+
+    @property
+    def doubt(self) -> str:
+        """What may be the reason that no server answers; or empty."""
+        return "" if self._connection is None else self._connection.doubt
 
     def add(self, call: Call) -> None:
         """Sends a call, with whatever else is ready when the thread gets to it."""

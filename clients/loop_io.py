@@ -17,10 +17,10 @@ from batchyard.clients.connection import (
     REFUSED_PAUSE_S,
     RESET_PAUSE_S,
     Connection,
-    Search,
 )
 from batchyard.clients.region import ClientRegion
 from batchyard.clients.relay import Relay
+from batchyard.clients.search import Search
 from batchyard.clients.session import CLOSED, Message, Session
 from batchyard.wire.keys import ClientCurve
 
@@ -82,6 +82,11 @@ class LoopIo:
     def is_settled(self) -> bool:
         """Whether all is known of the server that there is."""
         return self._connection is not None and self._connection.is_settled
+
+    @property
+    def doubt(self) -> str:
+        """What may be the reason that no server answers; or empty."""
+        return "" if self._connection is None else self._connection.doubt
 
     async def connect(self) -> None:
         """Connects to the first endpoint that answers. Raises Unavailable when none does."""

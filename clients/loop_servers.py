@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from batchyard.clients.connection import PREFERENCE_S, nobody_answered
 from batchyard.clients.loop_io import LoopIo
+from batchyard.clients.search import PREFERENCE_S, nobody_answered
 from batchyard.clients.servers import LOOK_S, Servers
 from batchyard.wire.keys import ClientCurve
 
@@ -42,7 +42,7 @@ class LoopServers(Servers[LoopIo]):
                 if (refusal := self.refusal) is not None:
                     raise refusal
                 if time.monotonic() >= until:
-                    raise nobody_answered(self._endpoints, self._connect_timeout)
+                    raise nobody_answered(self._endpoints, self._connect_timeout, self.doubts)
                 await asyncio.sleep(LOOK_S)
             until = min(until, time.monotonic() + PREFERENCE_S)
             while not self.have_all_answered and time.monotonic() < until:

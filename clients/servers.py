@@ -9,10 +9,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from batchyard.clients.balancer import Balancer
 from batchyard.clients.calls import Call, Promise
-from batchyard.clients.connection import PREFERENCE_S, nobody_answered
 from batchyard.clients.io_thread import IoThread
 from batchyard.clients.region import ClientRegion
 from batchyard.clients.relay import Query
+from batchyard.clients.search import PREFERENCE_S, nobody_answered
 from batchyard.clients.session import Session
 from batchyard.wire.errors import BatchyardError
 from batchyard.wire.keys import ClientCurve
@@ -32,6 +32,8 @@ class Driver(Protocol):
     def load(self) -> int: ...
     @property
     def is_settled(self) -> bool: ...
+    @property
+    def doubt(self) -> str: ...
     def add_from_elsewhere(self, call: Call) -> None: ...
     def query(self, what: str, arguments: dict[str, Any], promise: Promise) -> None: ...
     def cancel(self, call: Call) -> None: ...
@@ -164,6 +166,11 @@ class Servers(Generic[D]):
         return refusals[0] if None not in refusals else None
 
     @property
+    def doubts(self) -> list[str]:
+        """What may be the reasons that none answers."""
+        return [driver.doubt for driver in self.drivers]
+
+    @property
     def have_all_answered(self) -> bool:
         """Whether nothing is left to wait for."""
         return all(driver.session.is_up and driver.is_settled for driver in self.drivers)
@@ -196,7 +203,7 @@ class ThreadedServers(Servers[IoThread]):
                 if (refusal := self.refusal) is not None:
                     raise refusal
                 if time.monotonic() >= until:
-                    raise nobody_answered(endpoints, connect_timeout)
+                    raise nobody_answered(endpoints, connect_timeout, self.doubts)
                 time.sleep(LOOK_S)
             until = min(until, time.monotonic() + PREFERENCE_S)
             while not self.have_all_answered and time.monotonic() < until:

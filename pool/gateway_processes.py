@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 from batchyard.pool.children import Child, describe_exit
 from batchyard.pool.gateways import GatewayLife, GatewayPlan
@@ -78,6 +79,14 @@ class Gateways:
         for gateway in self._gateways:
             if gateway.life.start_at <= now:
                 self._start(gateway)
+
+    def tell(self, packet: list[Any]) -> None:
+        """Sends a packet to those that run."""
+        for gateway in self._gateways:
+            if gateway.child is not None:
+                # When it is gone already, its sentinel tells.
+                with contextlib.suppress(LinkClosed):
+                    gateway.child.link.send(packet)
 
     def end(self) -> None:
         """Ends all of them: what they have is told by others, or not worth waiting for."""

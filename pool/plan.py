@@ -92,7 +92,7 @@ def make_plan(
         curve_secret_key_file=access.place(config.broker.curve_secret_key_file, environ),
         curve_clients=access.place(config.broker.curve_clients, environ),
     )
-    access.check_keys(broker)
+    access.check_keys(broker, environ)
     gateways = plan_gateways(config, visible_devices(inventory, environ).devices)
     arena_nbytes = config.pool.arena_mb * _MIB
     plan = ServerPlan(broker, workers, arena_nbytes, config, found, gateways)

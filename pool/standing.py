@@ -129,11 +129,11 @@ class Standing:
         if phase is Phase.STARTING:
             return f"Starting: {count} ready, loading {_names(offer.target.served)}"
         if phase is Phase.DRAINING:
-            return f"Draining: {self._queued_rows} rows wait, {count} at work"
+            return f"Draining: rows waiting: {self._queued_rows}, {count} at work"
         models = len(offer.served.served)
         said = [
             f"Serving {models} {'model' if models == 1 else 'models'} on {count}, "
-            f"{self._queued_rows} rows wait"
+            f"rows waiting: {self._queued_rows}"
         ]
         if not self._is_broker_up:
             said.append("the broker is being replaced")

@@ -345,6 +345,7 @@ class Supervisor:
         for worker in self._workers.values():
             with contextlib.suppress(LinkClosed):
                 worker.link.send(packet)
+        self._gateways.tell(packet)
 
     def _end_children(self) -> None:
         if self._broker is not None:

@@ -28,6 +28,7 @@ CORE = [
     *(f"broker/{name}.py" for name in ("policy", "queue", "catalog", "layout", "events", "state")),
     "broker/admission.py",
     "broker/measures.py",
+    "broker/times.py",
     "wire/blocks.py",
 ]
 IMPURE = {"zmq", "time", "threading", "socket", "select", "asyncio", "os"}
@@ -83,6 +84,6 @@ def test_client_loads_nothing_that_a_server_needs() -> None:
         text=True,
     ).stdout.split()
     roots = {name.partition(".")[0] for name in loaded}
-    heavy = {"tensorflow", "pydantic", "click", "rich", "pynvml", "ml_dtypes"}
-    assert not roots & (heavy | {"aiohttp", "prometheus_client"})
+    needless = {"tensorflow", "pydantic", "click", "rich", "pynvml", "ml_dtypes", "opentelemetry"}
+    assert not roots & (needless | {"aiohttp", "prometheus_client"})
     assert not {name for name in loaded if name.startswith(("batchyard.pool", "batchyard.broker"))}

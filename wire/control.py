@@ -52,7 +52,7 @@ class Kind(IntEnum):
     LOADING = 26  # which share of its models is loaded and warmed up; what it does now, in words
     # supervisor -> worker
     LINK = 31  # the broker was started anew; the link to it beside it
-    # supervisor -> broker, worker
+    # supervisor -> broker, worker, gateway
     LOG = 41  # the fields of ``log.LogSettings``, which have changed
 
 

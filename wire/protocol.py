@@ -18,14 +18,7 @@ import msgpack
 from batchyard.wire import dtypes
 from batchyard.wire.arena import align
 from batchyard.wire.errors import BatchyardError, InvalidArgument, Unimplemented, shortened
-from batchyard.wire.tags import (
-    Tag,
-    Timing,
-    decode_tags,
-    decode_timings,
-    encode_tags,
-    encode_timings,
-)
+from batchyard.wire.tags import Tag, Timing, decode_tags, decode_timings
 from batchyard.wire.tensors import LARGE_NBYTES, Buffer
 
 MAGIC = b"BY"
@@ -245,7 +238,7 @@ def encode_predict(
     """The header of a PREDICT message. Only brokers whose WELCOME says so take ``tags``."""
     places = None if region is None else (region.inputs, region.replies)
     if tags:
-        body = (message_id, target, rows, timeouts_us, places, resent, encode_tags(tags))
+        body = (message_id, target, rows, timeouts_us, places, resent, tags)
         return encode(MessageType.PREDICT, body)
     if resent:
         return encode(MessageType.PREDICT, (message_id, target, rows, timeouts_us, places, True))
@@ -343,7 +336,7 @@ def encode_result(result: Result) -> bytes:
     """The header of a RESULT message."""
     body = (result.segments, result.version, result.outputs, result.in_region, result.queued_rows)
     if result.timings:
-        return encode(MessageType.RESULT, (*body, encode_timings(result.timings)))
+        return encode(MessageType.RESULT, (*body, result.timings))
     return encode(MessageType.RESULT, body)
 
 

@@ -7,9 +7,8 @@ A ``Tag`` goes with a PREDICT message and names some of its requests, in logs an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from batchyard.wire.errors import InvalidArgument
 
@@ -19,12 +18,12 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 _SAMPLED = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Tag:
-    """Of ``count`` requests of a message from ``first``: the caller's id, and its trace."""
+class Tag(NamedTuple):
+    """Of some ``requests`` of a message from ``first``: the caller's id, and its trace."""
 
     first: int
-    count: int
+    # Not ``count``: tuples have a method of that name.
+    requests: int
     request_id: str | None
     traceparent: str | None
 
@@ -39,8 +38,7 @@ class Tag:
         return None if self.traceparent is None else self.traceparent.split("-")[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """Where the time of requests went, in microseconds, in the order in which it passed.
 
     ``segment`` is the number of a RESULT's segment. ``gather_us``: their rows were put side by
@@ -65,11 +63,6 @@ def check_request_id(request_id: str) -> str:
             f"request_id must be a string of 1 to {REQUEST_ID_MAX} printable ASCII characters"
         )
     return request_id
-
-
-def encode_tags(tags: Iterable[Tag]) -> list[Any]:
-    """As an element of PREDICT."""
-    return [astuple(tag) for tag in tags]
 
 
 def decode_tags(value: Any, count: int) -> tuple[Tag, ...]:
@@ -112,12 +105,7 @@ def decode_tags(value: Any, count: int) -> tuple[Tag, ...]:
 
 def tags_of(tags: Sequence[Tag], first: int, count: int) -> list[Tag]:
     """Those that are about any of ``count`` requests from ``first``."""
-    return [tag for tag in tags if tag.first < first + count and first < tag.first + tag.count]
-
-
-def encode_timings(timings: Iterable[Timing]) -> list[Any]:
-    """As an element of RESULT."""
-    return [astuple(timing) for timing in timings]
+    return [tag for tag in tags if tag.first < first + count and first < tag.first + tag.requests]
 
 
 def decode_timings(value: Any) -> tuple[Timing, ...]:

@@ -24,11 +24,11 @@ from batchyard.cli.diagnosis import (
 from batchyard.cli.diagnosis.cgroups import read_limits
 from batchyard.cli.diagnosis.finding import Finding, failure, ok, warning
 from batchyard.cli.serving import plan
-from batchyard.pool.config import Broker, Config, Pool, read_toml, validate
+from batchyard.pool.config import Broker, Config, Metrics, Pool, read_toml, validate
 from batchyard.pool.inventory import read_inventory, visible_devices
 from batchyard.pool.plan import ServerPlan
 from batchyard.wire.endpoints import default_endpoints
-from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.errors import ConfigurationError, Unauthenticated
 
 _MIB = 1 << 20
 
@@ -181,14 +181,23 @@ def _server(subject: Subject) -> list[Finding]:
     endpoints = subject.broker.bind
     asked = server.reachable(endpoints) if subject.config else default_endpoints()
     stats, refusal = server.ask_server(asked)
+    # What does not know us is a server all the same.
+    runs = stats is not None or isinstance(refusal, Unauthenticated)
     findings = [*server.check_server(stats, refusal), *places.check_no_ipc(endpoints, os.environ)]
     for endpoint in endpoints:
         scheme, _, rest = endpoint.partition("://")
         if scheme == "ipc":
-            findings.append(places.check_ipc(places.look_at_ipc(rest), os.geteuid()))
+            findings.append(places.check_ipc(places.look_at_ipc(rest), os.geteuid(), runs))
             continue
         host, _, number = rest.rpartition(":")
-        if number.isdecimal() and int(number):
-            port = places.look_at_port(host, int(number))
-            findings.append(places.check_port(port, endpoint, is_ours=stats is not None))
-    return findings
+        if number.isdecimal():
+            findings += _port(host, int(number), endpoint, runs)
+    metrics = subject.config.metrics if subject.config else Metrics()
+    return [*findings, *_port(metrics.host, metrics.port or 0, "[metrics]", runs)]
+
+
+def _port(host: str, number: int, what: str, server_runs: bool) -> list[Finding]:
+    """Whether it is free; nothing for port 0, which stands for any."""
+    if not number:
+        return []
+    return [places.check_port(places.look_at_port(host, number), what, is_ours=server_runs)]

@@ -37,20 +37,23 @@ class Port:
     holder: Holder | None = None
 
 
-def check_ipc(place: IpcPlace, user: int) -> Finding:
-    """Whether the sockets can be made, and only by those who may."""
+def check_ipc(place: IpcPlace, user: int, server_runs: bool) -> Finding:
+    """Whether the sockets can be made, and only by those who may.
+
+    The folder of a server that runs is its user's.
+    """
     check = "ipc path"
     nbytes = len(place.path.encode())
     if nbytes > IPC_PATH_MAX:
         remedy = f"Use a path of at most {IPC_PATH_MAX} bytes, as under /run."
         return failure(check, f"{place.path} has {nbytes} bytes", remedy)
-    if not place.is_writable:
+    if not (place.is_writable or server_runs):
         remedy = "Give this user the folder (systemd: RuntimeDirectory=), or bind another path."
         return failure(check, f"{place.folder} cannot be written, for {place.path}", remedy)
     if place.mode & stat.S_IWOTH and not place.mode & stat.S_ISVTX:
         remedy = f"chmod o-w {place.folder}: anybody could put another socket there."
         return warning(check, f"everybody may write to {place.folder}", remedy)
-    if place.owner not in (0, user):
+    if place.owner not in (0, user) and not server_runs:
         remedy = f"chown it, or run the server as user {place.owner}."
         return warning(check, f"{place.folder} belongs to user {place.owner}", remedy)
     if nbytes + len(LOCAL_SUFFIX) > IPC_PATH_MAX:

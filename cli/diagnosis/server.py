@@ -8,15 +8,18 @@ from typing import Any
 
 from batchyard.cli.diagnosis.finding import Finding, failure, ok, warning
 from batchyard.clients import Client
-from batchyard.wire.errors import BatchyardError
+from batchyard.wire.errors import BatchyardError, Unauthenticated
 
 _CHECK = "server"
 _CONNECT_TIMEOUT_S = 2.0
 
 
-def check_server(stats: Mapping[str, Any] | None, refusal: str) -> list[Finding]:
+def check_server(stats: Mapping[str, Any] | None, refusal: BatchyardError | None) -> list[Finding]:
     """``stats`` are None without a server; ``refusal`` is why one that is there says nothing."""
-    if refusal:
+    if isinstance(refusal, Unauthenticated):
+        remedy = "Give --server-key and --secret-key-file, or bind an ipc endpoint, too."
+        return [warning(_CHECK, f"one runs, and does not say how it is: {refusal}", remedy)]
+    if refusal is not None:
         remedy = "See its log (journalctl -u batchyard); batchyard status tries again."
         return [failure(_CHECK, f"does not answer: {refusal}", remedy)]
     if stats is None:
@@ -72,24 +75,30 @@ def _arena(arena: Mapping[str, Any]) -> list[Finding]:
 
 
 def reachable(bound: Sequence[str]) -> list[str]:
-    """Where a client on this machine finds a server that has bound these endpoints."""
-    return [
+    """Where a client on this machine finds a server that has bound these endpoints.
+
+    ipc comes first, where no keys are needed.
+    """
+    found = [
         endpoint.replace("://*:", "://127.0.0.1:").replace("://0.0.0.0:", "://127.0.0.1:")
         for endpoint in bound
         if not endpoint.endswith((":*", ":0"))
     ]
+    return sorted(found, key=lambda endpoint: not endpoint.startswith("ipc://"))
 
 
-def ask_server(endpoints: Sequence[str]) -> tuple[Mapping[str, Any] | None, str]:
+def ask_server(
+    endpoints: Sequence[str],
+) -> tuple[Mapping[str, Any] | None, BatchyardError | None]:
     """What the server at one of these endpoints says; or nothing, and why if somebody is there."""
     listening = [endpoint for endpoint in endpoints if _accepts(endpoint)]
     if not listening:
-        return None, ""
+        return None, None
     try:
         with Client(listening, connect_timeout=_CONNECT_TIMEOUT_S) as client:
-            return client.stats(), ""
+            return client.stats(), None
     except BatchyardError as error:
-        return None, str(error)
+        return None, error
 
 
 def _accepts(endpoint: str) -> bool:

@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from batchyard.wire import control, log
 from batchyard.wire.control import GatewaySettings, Kind
 from batchyard.wire.link import Link, LinkClosed
+from batchyard.wire.log import LogSettings
 
 # Serves at the socket for as long as the context is open.
 Serve = Callable[[GatewaySettings, socket.socket], AbstractAsyncContextManager[None]]
@@ -35,24 +36,27 @@ def run(name: str, serve: Serve, control_fd: int, parent_pid: int) -> int:
     except LinkClosed:
         return control.EXIT_FAILURE
     settings = GatewaySettings.from_wire(body)
-    asyncio.run(_serve(serve, settings, socket.socket(fileno=fd), supervisor))
+    asyncio.run(_serve(name, serve, settings, socket.socket(fileno=fd), supervisor))
     return control.EXIT_OK
 
 
 async def _serve(
-    serve: Serve, settings: GatewaySettings, sock: socket.socket, supervisor: Link
+    name: str, serve: Serve, settings: GatewaySettings, sock: socket.socket, supervisor: Link
 ) -> None:
     is_over = asyncio.Event()
     supervisor.set_blocking(False)
 
     def heard() -> None:
         try:
-            supervisor.receive()
+            packet, _ = supervisor.receive()
         except BlockingIOError:
             return
         except LinkClosed:
             asyncio.get_running_loop().remove_reader(supervisor.fileno())
             is_over.set()
+            return
+        if packet[0] == Kind.LOG:
+            log.configure(name, LogSettings(*packet[1:]))
 
     asyncio.get_running_loop().add_reader(supervisor.fileno(), heard)
     async with serve(settings, sock):

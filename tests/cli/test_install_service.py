@@ -50,7 +50,6 @@ def test_the_sample_is_valid_with_all_of_it_uncommented() -> None:
     # Group and keys are of the machine that it is for.
     for key in ("curve_secret_key_file", "curve_clients"):
         tables["broker"].pop(key)
-    tables.pop("metrics")
     validate(tables, "sample")
 
 
@@ -109,6 +108,7 @@ def test_dry_run_prints_and_writes_nothing(tmp_path: Path) -> None:
     [
         (["Bad.Name"], "NAME 'Bad.Name' must be"),
         (["x" * 22], "must be at most 21"),
+        (["--start", "--root", "/image"], "cannot go with --root"),
         (["--user", "nobody-of-this-name"], "there is no such user"),
     ],
 )

@@ -67,9 +67,9 @@ def _check_predict(predict: Predict) -> None:
         assert all(0 <= n <= DIM_MAX for reply in replies or () for n in reply)
     after = 0
     for tag in predict.tags:
-        assert after <= tag.first < tag.first + tag.count <= predict.count
+        assert after <= tag.first < tag.first + tag.requests <= predict.count
         assert tag.request_id is None or (tag.request_id.isascii() and tag.request_id.isprintable())
-        after = tag.first + tag.count
+        after = tag.first + tag.requests
     again = protocol.encode_predict(
         predict.message_id,
         predict.target,

@@ -63,8 +63,14 @@ def test_credentials_of_systemd(ring: Keyring) -> None:
     }
     made = plan({"CREDENTIALS_DIRECTORY": folder}, **paths)
     assert made.broker.curve_secret_key_file == f"{folder}/server.key_secret"
-    with pytest.raises(ConfigurationError, match="CREDENTIALS_DIRECTORY is not set"):
-        plan({}, **paths)
+    # What ExecReload= runs, or a person, is not shown it; all else is checked.
+    for environ in ({}, {"CREDENTIALS_DIRECTORY": f"{folder}/hidden"}):
+        assert plan(environ, **paths).broker.curve_secret_key_file.endswith("/server.key_secret")
+        with pytest.raises(ConfigurationError, match="nowhere: No such file"):
+            plan(environ, **{**paths, "curve_clients": f"{folder}/nowhere"})
+    ring.secret_file("server").chmod(0o644)
+    with pytest.raises(ConfigurationError, match="0644"):
+        plan({"CREDENTIALS_DIRECTORY": folder}, **paths)
     assert access.place("/a/${HOME}/b", {"HOME": "/root"}) == "/a/${HOME}/b"
 
 

@@ -28,14 +28,14 @@ def test_ready_is_told_when_the_last_worker_is() -> None:
     assert server.status == "Starting: 1 of 2 workers ready, loading m:1"
     server.ready(1)
     assert told(server, "READY") == [1]
-    assert server.status == "Serving 1 model on 2 of 2 workers, 0 rows wait"
+    assert server.status == "Serving 1 model on 2 of 2 workers, rows waiting: 0"
 
 
 def test_the_status_follows_the_queue_the_workers_and_the_broker() -> None:
     server = VirtualServer()
     server.passes(2)
     server.happens(events.BrokerAnswered(7))
-    assert server.status == "Serving 1 model on 2 of 2 workers, 7 rows wait"
+    assert server.status == "Serving 1 model on 2 of 2 workers, rows waiting: 7"
     server.dies(0)
     assert server.status.startswith("Serving 1 model on 1 of 2 workers")
     server.broker_dies()
@@ -161,11 +161,11 @@ def test_time_is_asked_for_while_models_load_and_while_requests_are_finished() -
     assert not told(server, "EXTEND_TIMEOUT_USEC")
     server.happens(events.StopRequested())
     assert told(server, "STOPPING") == [1]
-    assert server.status == "Draining: 0 rows wait, 2 of 2 workers at work"
+    assert server.status == "Draining: rows waiting: 0, 2 of 2 workers at work"
     server.passes(2)
     server.happens(events.BrokerAnswered(3))
     assert len(told(server, "EXTEND_TIMEOUT_USEC")) == 1
-    assert "3 rows wait" in server.status
+    assert "rows waiting: 3" in server.status
     server.happens(events.BrokerDrained())
     assert server.phase is Phase.STOPPED
     assert told(server, "STOPPING") == [1]

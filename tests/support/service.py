@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,10 @@ class Service:
         """A property of the unit."""
         return self.systemctl("show", "--value", f"--property={name}").strip()
 
+    def age_s(self) -> float:
+        """How long it has been active, or was."""
+        return time.monotonic() - int(self.shown("ActiveEnterTimestampMonotonic")) / 1e6
+
     def pid(self) -> int:
         """The supervisor's, as the container numbers it."""
         return int(self.shown("MainPID"))
@@ -71,9 +76,12 @@ class Service:
         stats: dict[str, Any] = json.loads(self.container.run(*words))
         return stats
 
-    def predict(self, model: str, endpoint: str, *, uid: int = 0, group: str = "") -> str:
+    def predict(
+        self, model: str, endpoint: str, *options: str, uid: int = 0, group: str = ""
+    ) -> str:
         """What ``batchyard predict`` prints for one row, asked by a user."""
-        words = [BATCHYARD, "predict", "--endpoint", endpoint, model, '{"x": [[1, 2, 3, 4]]}']
+        row = '{"x": [[1, 2, 3, 4]]}'
+        words = [BATCHYARD, "predict", "--endpoint", endpoint, *options, model, row]
         if uid:
             words = [*as_user(uid, group), *words]
         return self.container.run(*words, code=None)

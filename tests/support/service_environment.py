@@ -32,12 +32,13 @@ def binds() -> dict[str, Path]:
 
 def links() -> list[tuple[str, str]]:
     """Symbolic links, and where they lead, that the container needs besides."""
-    # A Python that was moved looks for its library where it was built, and then where all do.
+    # A Python that was moved looks for its library where it was built, and then where all do, where
+    # the system's may be.
     library = sysconfig.get_config_var("INSTSONAME") or ""
-    path = Path(sys.base_prefix, "lib", library)
-    if python_home() == _PYTHON and library.endswith((".so", ".so.1.0")) and path.exists():
-        return [(f"/usr/lib/{library}", f"{_PYTHON}/lib/{library}")]
-    return []
+    if python_home() != _PYTHON or not Path(sys.base_prefix, "lib", library).is_file():
+        return []
+    folders = ["/usr/lib", f"/usr/lib/{sysconfig.get_config_var('MULTIARCH') or ''}"]
+    return [(f"{folder}/{library}", f"{_PYTHON}/lib/{library}") for folder in folders]
 
 
 def make(folder: Path, place: str, version: str) -> Path:

@@ -21,6 +21,7 @@ import pytest
 from support.waiting import wait_until
 
 _BOOT_S = 30.0
+_NAMESPACES = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child")
 _BOOT = """
 set -e
 mount -t tmpfs tmpfs "$1"
@@ -41,6 +42,15 @@ def skip_without_systemd() -> None:
         pytest.skip("a container with systemd needs root")
     if shutil.which("systemd-nspawn") is None:
         pytest.skip("needs systemd-nspawn (Debian: apt-get install systemd-container)")
+    # Within another container it may be root, and still not be allowed to.
+    tried = subprocess.run(
+        [*_NAMESPACES, "mount", "-t", "tmpfs", "tmpfs", "/mnt"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if tried.returncode:
+        pytest.skip(f"nobody may make a container here: {tried.stderr.strip()}")
 
 
 class Container:
@@ -61,7 +71,7 @@ class Container:
                 # It dies with the tests, however they end.
                 [
                     *("setpriv", "--pdeathsig", "KILL"),
-                    *("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"),
+                    *_NAMESPACES,
                     *("sh", "-c", _BOOT, "sh", str(self._layer), *self._binds),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -94,9 +104,10 @@ class Container:
             self._process.wait()
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        """Starts a command in it."""
+        """Starts a command in it, which dies with the process that is returned."""
+        enter = ["nsenter", "--target", str(self._leader), "--all"]
         return subprocess.Popen(
-            ["nsenter", "--target", str(self._leader), "--all", "env", "--chdir=/", *words],
+            [*enter, "setpriv", "--pdeathsig", "KILL", "env", "--chdir=/", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

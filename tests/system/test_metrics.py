@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -63,7 +64,7 @@ def test_requests_are_counted_where_prometheus_sees_them(server: Server) -> None
         held = client.submit("gated", {"gate": np.array([1])})
         server.gates.wait_until_reached(1)
         # The worker is given one ahead, which runs too late; another waits until it is too late.
-        late = [client.submit("gated", NO_GATE, timeout=0.1) for _ in range(2)]
+        late = [client.submit("gated", NO_GATE, timeout=0.5) for _ in range(2)]
         for future in late:
             with pytest.raises(DeadlineExceeded):
                 future.result(15)
@@ -114,6 +115,11 @@ def test_a_gateway_that_dies_is_replaced_and_nobody_notices(server: Server) -> N
 
 
 def test_a_broker_that_hangs_is_told_of(server: Server) -> None:
+    """Also in the log, as the configuration says by then."""
+    path = server.folder / "config.toml"
+    path.write_text('[log]\nformat = "json"\n' + path.read_text())
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: '"reloaded"' in server.log, lambda: f"reloaded: {server.log_tail}")
     (broker,) = server.processes(BROKER)
     os.kill(broker, signal.SIGSTOP)
     try:
@@ -130,6 +136,8 @@ def test_a_broker_that_hangs_is_told_of(server: Server) -> None:
     assert (scraped.value("batchyard_up"), scraped.value("batchyard_ready")) == (0, 0)
     assert "error" in stats.json
     wait_until_ready(server)
+    (line,) = [line for line in server.log.splitlines() if "broker_silent" in line]
+    assert json.loads(line)["process"] == "metrics"
 
 
 def test_scraping_goes_on_while_the_broker_is_replaced(server: Server) -> None:

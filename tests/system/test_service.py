@@ -9,16 +9,28 @@ from pathlib import Path
 
 import pytest
 from support import service_environment
-from support.service import BATCHYARD, Service, as_user
+from support.service import BATCHYARD, PYTHON, Service, as_user
 from support.systemd_container import Container, skip_without_systemd
 from support.waiting import wait_until
 
 SUPPORT = Path(__file__).parent.parent / "support"
 TCP = "tcp://127.0.0.1:8600"
 BROKER, WORKER = "batchyard.broker", "batchyard.pool.worker"
+KEYS = "/etc/batchyard/keys"
 CONFIGURATION = "/etc/batchyard/batchyard.toml"
 ANSWER = '{"y": [[2.0, 4.0, 6.0, 8.0]]}\n'
 CLIENT = 65534
+WATCHDOG_S = 5
+METRICS = 9090
+KEYS = "/etc/batchyard/keys"
+# The second pool: the same machine, other ports, and keys.
+SECOND_TCP = "tcp://127.0.0.1:8601"
+SECOND_BROKER = f"""
+[broker]
+bind = ["{SECOND_TCP}", "ipc:///run/batchyard-second/broker"]
+curve_secret_key_file = "${{CREDENTIALS_DIRECTORY}}/batchyard-second.key_secret"
+curve_clients = "{KEYS}/clients"
+"""
 CODE = """
 import time
 def double(inputs):
@@ -36,21 +48,30 @@ path = "/srv/models.py:slow"
 """
 
 
-def model(name: str) -> str:
+# Its loading takes long enough for a reload that does not wait to be found out.
+LATE = """
+import time
+time.sleep(0.5)
+def double(inputs):
+    return {"y": inputs["x"] * 2}
+"""
+
+
+def model(name: str, path: str = "/srv/models.py") -> str:
     return f"""
 [[models]]
 name = "{name}"
 runtime = "python"
-path = "/srv/models.py:double"
+path = "{path}:double"
 [models.signature]
 inputs = {{ x = {{ dtype = "float32", shape = [-1, 4] }} }}
 outputs = {{ y = {{ dtype = "float32", shape = [-1, 4] }} }}
 """
 
 
-def configuration(*models: str, broker: str = "") -> str:
+def configuration(*models: str, head: str = f"[metrics]\nport = {METRICS}\n[broker]\n") -> str:
     return (
-        f'[broker]\nipc_mode = "0660"\n{broker}\n'
+        f'{head}ipc_group = "batchyard-clients"\n'
         + "".join(models)
         + '[[pool.workers]]\ndevice = "cpu"\ncount = 2\n'
     )
@@ -68,7 +89,11 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
         for path, target in service_environment.links():
             container.run("ln", "-sfn", target, path)
         container.write("/srv/models.py", CODE)
-        container.write("/etc/batchyard/batchyard.toml", configuration(model("double")))
+        container.write("/srv/late.py", LATE)
+        container.run(BATCHYARD, "install-service", "--start")
+        container.write(CONFIGURATION, configuration(model("double")))
+        drop_in = "/etc/systemd/system/batchyard.service.d/test.conf"
+        container.write(drop_in, "[Service]\nRestartSec=100ms\n")
         yield container
 
 
@@ -94,9 +119,12 @@ def test_it_is_installed_and_verified_and_installing_again_changes_nothing(
 
 
 def test_it_is_ready_when_every_model_is_and_says_so(service: Service) -> None:
-    status = "Serving 1 model on 2 of 2 workers, 0 rows wait"
+    status = "Serving 1 model on 2 of 2 workers, rows waiting: 0"
     assert status in service.systemctl("status")
     assert "event=ready" in service.journal()
+    url = f"http://127.0.0.1:{METRICS}/readyz"
+    fetch = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).status)"
+    assert service.container.run(PYTHON, "-c", fetch, url) == "200\n"
     uid = service.container.run("stat", "-c", "%u %U", f"/proc/{service.pid()}").split()
     assert int(uid[0]) >= 61184, "not a dynamic user"
     # Nobody but the supervisor may speak to systemd.
@@ -121,7 +149,8 @@ def test_other_users_predict_by_tcp_and_by_the_socket_if_they_are_in_its_group(
 def test_a_reload_under_load_waits_for_the_new_model_and_fails_no_request(
     service: Service,
 ) -> None:
-    service.container.write(CONFIGURATION, configuration(model("double"), model("new")))
+    models = [model("double"), model("new", "/srv/late.py")]
+    service.container.write(CONFIGURATION, configuration(*models))
     with service.load("double", service.ipc, TCP) as result:
         service.systemctl("reload")
         assert service.predict("new", TCP) == ANSWER
@@ -148,6 +177,36 @@ def test_a_configuration_that_cannot_work_is_refused_at_reload_with_its_reason(
     assert "refused" not in service.shown("StatusText")
 
 
+def test_keys_are_a_credential_and_who_is_revoked_stays_out_after_a_reload(
+    service: Service,
+) -> None:
+    container, before = service.container, service.container.run("cat", CONFIGURATION)
+    for words in (("new", "server"), ("new", "laptop"), ("allow", "laptop")):
+        container.run(BATCHYARD, "keys", *words)
+    secret, credential = f"{KEYS}/server.key_secret", "/etc/credstore/batchyard.key_secret"
+    container.run("install", "-D", "--mode=600", secret, credential)
+    curve = (
+        'curve_secret_key_file = "${CREDENTIALS_DIRECTORY}/batchyard.key_secret"\n'
+        f'curve_clients = "{KEYS}/clients"'
+    )
+    keys = {"SERVER_KEY": f"{KEYS}/server.key", "SECRET_KEY_FILE": f"{KEYS}/laptop.key_secret"}
+    words = [BATCHYARD, "predict", "--endpoint", TCP, "double", '{"x": [[1, 2, 3, 4]]}']
+    with_keys = ["env", *(f"BATCHYARD_{name}={path}" for name, path in keys.items()), *words]
+    try:
+        container.write(CONFIGURATION, configuration(model("double"), broker=curve))
+        service.systemctl("restart")
+        assert container.run(*with_keys) == ANSWER
+        assert "asks for keys" in service.predict("double", TCP)
+        assert service.predict("double", service.ipc) == ANSWER
+        container.run(BATCHYARD, "keys", "revoke", "laptop")
+        service.systemctl("reload")
+        wait_until(lambda: "event=key_revoked" in service.journal(), service.journal)
+        assert "does not know this client's key" in container.run(*with_keys, code=1)
+    finally:
+        container.write(CONFIGURATION, before)
+        service.systemctl("restart")
+
+
 @pytest.mark.parametrize("module", [WORKER, BROKER])
 def test_a_process_that_is_killed_is_replaced_without_a_lost_request(
     service: Service, module: str
@@ -160,7 +219,7 @@ def test_a_process_that_is_killed_is_replaced_without_a_lost_request(
             lambda: len(set(service.children(module)) - {before[0]}) == len(before),
             lambda: f"another {module}\n{service.journal()}",
         )
-        service.wait_for_status("2 of 2 workers", "0 rows wait")
+        service.wait_for_status("2 of 2 workers", "rows waiting: 0")
     assert set(result["outcomes"]) == {"OK"}, result
     assert service.shown("NRestarts") == restarts
 
@@ -215,14 +274,16 @@ def test_another_environment_takes_over_at_the_upgrade(service: Service) -> None
 
 @pytest.fixture(scope="module")
 def watched(container: Container) -> Iterator[Service]:
-    """A second pool, whose watchdog is impatient."""
-    ours = configuration(
-        model("double"),
-        broker='bind = ["tcp://127.0.0.1:8601", "ipc:///run/batchyard-second/broker"]',
+    """A second pool, with keys, whose watchdog is impatient."""
+    container.write(
+        "/etc/batchyard/second.toml", configuration(model("double"), head=SECOND_BROKER)
     )
-    container.write("/etc/batchyard/second.toml", ours)
+    for words in (("new", "server"), ("new", "laptop"), ("allow", "laptop")):
+        container.run(BATCHYARD, "keys", "--dir", KEYS, *words)
+    secret = "/etc/credstore/batchyard-second.key_secret"
+    container.run("install", "-D", "--mode=600", f"{KEYS}/server.key_secret", secret)
     drop_in = "/etc/systemd/system/batchyard@second.service.d/test.conf"
-    container.write(drop_in, "[Service]\nWatchdogSec=5\nRestartSec=100ms\n")
+    container.write(drop_in, f"[Service]\nWatchdogSec={WATCHDOG_S}\nRestartSec=100ms\n")
     container.run(BATCHYARD, "install-service", "second", "--start")
     service = Service(container, "batchyard@second")
     yield service
@@ -232,7 +293,8 @@ def watched(container: Container) -> Iterator[Service]:
 def test_a_second_pool_runs_beside_the_first(service: Service, watched: Service) -> None:
     service.systemctl("start")
     assert watched.predict("double", watched.ipc) == ANSWER
-    assert watched.predict("double", "tcp://127.0.0.1:8601") == ANSWER
+    keys = ["--server-key", f"{KEYS}/server.key", "--secret-key-file", f"{KEYS}/laptop.key_secret"]
+    assert watched.predict("double", SECOND_TCP, *keys) == ANSWER
     watched.systemctl("stop")
     assert service.predict("double", service.ipc) == ANSWER
     watched.systemctl("start")
@@ -253,6 +315,9 @@ def test_a_broker_that_hangs_is_replaced_by_the_server_with_the_models_kept(
 
 def test_systemd_restarts_a_supervisor_that_hangs(watched: Service) -> None:
     supervisor = watched.pid()
+    # The watchdog is fed while all is well.
+    wait_until(lambda: watched.age_s() > WATCHDOG_S + 1, "it is older than its watchdog bears")
+    assert "Watchdog timeout" not in watched.journal()
     watched.signal(signal.SIGSTOP, supervisor)
     wait_until(lambda: watched.pid() not in (0, supervisor), watched.journal)
     wait_until(lambda: watched.shown("ActiveState") == "active", watched.journal)

@@ -37,10 +37,15 @@ USER = 1000
     ],
 )
 def test_ipc(place: IpcPlace, level: str, says: str) -> None:
-    finding = check_ipc(place, USER)
+    finding = check_ipc(place, USER, server_runs=False)
     assert finding.level == level
     assert says in finding.found
     levels([finding])
+
+
+def test_the_folder_of_a_service_belongs_to_its_user() -> None:
+    place = IpcPlace("/run/batchyard/broker", "/run/batchyard", True, 0o755, 64796)
+    assert levels([check_ipc(place, 0, server_runs=True)]) == {"ipc path": "ok"}
 
 
 def test_the_nearest_folder_is_looked_at(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from batchyard.cli.diagnosis import service
 from batchyard.cli.diagnosis.models import Readability, check_model, look_at_model
 from batchyard.cli.diagnosis.server import ask_server, check_server, reachable
 from batchyard.cli.diagnosis.service import check_units
+from batchyard.wire.errors import Internal, Unauthenticated
 
 WORKER = {"id": 0, "device": "cpu", "state": "READY", "restarts": 0}
 MODEL = {"name": "m", "version": 1, "state": "AVAILABLE", "error": ""}
@@ -36,20 +37,21 @@ STATS: dict[str, Any] = {
     ],
 )
 def test_a_server_that_is_not_well(change: dict[str, Any], check: str, level: str) -> None:
-    finding = only(check_server({**STATS, **change}, ""))
+    finding = only(check_server({**STATS, **change}, None))
     assert (finding.check, finding.level) == (check, level)
 
 
 def test_servers() -> None:
-    assert levels(check_server(STATS, "")) == {"server": "ok"}
-    assert levels(check_server(None, "")) == {"server": "ok"}
-    assert levels(check_server(None, "INTERNAL: x")) == {"server": "failure"}
+    assert levels(check_server(STATS, None)) == {"server": "ok"}
+    assert levels(check_server(None, None)) == {"server": "ok"}
+    assert levels(check_server(None, Internal("x"))) == {"server": "failure"}
+    assert levels(check_server(None, Unauthenticated("x"))) == {"server": "warning"}
 
 
 def test_where_a_server_is_found() -> None:
     bound = ["tcp://*:1", "tcp://0.0.0.0:2", "tcp://h:3", "ipc:///a", "tcp://127.0.0.1:*"]
-    assert reachable(bound) == ["tcp://127.0.0.1:1", "tcp://127.0.0.1:2", "tcp://h:3", "ipc:///a"]
-    assert ask_server([]) == (None, "")
+    assert reachable(bound) == ["ipc:///a", "tcp://127.0.0.1:1", "tcp://127.0.0.1:2", "tcp://h:3"]
+    assert ask_server([]) == (None, None)
 
 
 def test_a_model_that_all_can_read(tmp_path: Path) -> None:

@@ -62,8 +62,10 @@ mkdir -p /srv/models
 printf 'def double(inputs):\n    return {"y": inputs["x"] * 2}\n' >/srv/models/python.py
 chmod -R a+rX /srv/models
 cat >/etc/batchyard/batchyard.toml <<TOML
+[metrics]
+port = $port
 [broker]
-ipc_mode = "0660"
+ipc_group = "batchyard-clients"
 [[models]]
 name = "half_plus_two"
 path = "/srv/models/half_plus_two"
@@ -78,10 +80,8 @@ outputs = { y = { dtype = "float32", shape = [-1, 4] } }
 device = "cpu"
 count = 2
 TOML
-if $by serve --help | grep -q -- --metrics-port; then
-    sed -i "1i [metrics]\nport = $port" /etc/batchyard/batchyard.toml
-fi
 $by check /etc/batchyard/batchyard.toml
+$by doctor /etc/batchyard/batchyard.toml || true
 
 step "start: active once every model is served"
 time $by install-service --start | tail -n 12
@@ -93,15 +93,16 @@ setpriv --reuid=65534 --regid=65534 --groups=batchyard-clients $by predict --end
 setpriv --reuid=65534 --regid=65534 --clear-groups $by predict --endpoint $tcp half_plus_two '[1]'
 setpriv --reuid=65534 --regid=65534 --clear-groups $by predict --endpoint $ipc half_plus_two '[1]' && fail "let in"
 
-if grep -q '^\[metrics\]' /etc/batchyard/batchyard.toml; then
-    step "watch: health, metrics"
-    for path in /healthz /readyz /metrics; do
-        echo "$path:"
-        /opt/batchyard/bin/python -c '
+step "watch: health, metrics, top under load"
+for path in /healthz /readyz /metrics; do
+    echo "$path:"
+    /opt/batchyard/bin/python -c '
 import sys, urllib.request
-print(urllib.request.urlopen(sys.argv[1]).read().decode()[:300])' "http://127.0.0.1:$port$path"
-    done
-fi
+print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode()[:300])' "http://127.0.0.1:$port$path"
+done
+begin_load
+$by top --once
+end_load OK
 
 step "reload with a new model under load"
 begin_load
