@@ -5,8 +5,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := wire pool broker clients cli benchmarks
-SOURCES := $(sort $(shell find $(PACKAGES) -name '*.py'))
+PACKAGES := wire pool broker clients cli benchmarks deploy
+SOURCES := $(sort $(shell find $(PACKAGES) -type f -not -path '*/__pycache__/*'))
 
 # The peers that Batchyard is compared with, each with what it needs.
 PEERS := .venv-peers
@@ -20,7 +20,7 @@ RUNS ?= 100000
 SECONDS ?= 600
 SEED ?= $(shell date +%s)
 
-.PHONY: demo test lint types unit fuzz chaos bench bench-peers docs clean
+.PHONY: demo test lint types unit fuzz chaos bench bench-peers docs dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -80,6 +80,11 @@ $(PEERS)/tensorflow/installed: $(PEER_NEEDS)/tensorflow.txt | $(VENV)/bin/python
 docs: $(VENV)/installed
 	$(BIN)/python -m batchyard.cli.configuration_page > docs/configuration.md
 
+# The wheel and the source distribution, in dist/.
+dist: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
+	$(BIN)/python -m build --outdir dist
+
 # A strict editable install links each file, so that type checkers and editors follow it: it is
 # made anew when files come or go.
 $(VENV)/installed: setup.cfg pyproject.toml $(VENV)/sources
@@ -101,4 +106,4 @@ $(VENV)/bin/python:
 FORCE:
 
 clean:
-	rm -rf $(VENV) $(PEERS) .fuzz build *.egg-info
+	rm -rf $(VENV) $(PEERS) .fuzz build dist *.egg-info

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from batchyard.benchmarks.failures import BenchmarkFailed
+from batchyard.benchmarks.progress import ProgressBar
 from batchyard.benchmarks.results import Figure
 from batchyard.cli.local_server import ServerDidNotStart
 from batchyard.wire.errors import BatchyardError
@@ -29,13 +29,15 @@ class Found:
 def measure_parts(parts: Mapping[str, Part[How]], how: How, only: Sequence[str]) -> Found:
     """Measures all parts, or those named. One that fails does not end the others."""
     found = Found()
-    for name, (measure, lines) in parts.items():
-        if only and name not in only:
-            continue
-        found.figures += lines
-        print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        try:
-            found.measured |= measure(how)
-        except (BenchmarkFailed, ServerDidNotStart, BatchyardError, TimeoutError) as error:
-            found.skipped[name] = f"{type(error).__name__}: {error}"
+    wanted = [name for name in parts if not only or name in only]
+    with ProgressBar("measuring", len(wanted)) as bar:
+        for done, name in enumerate(wanted):
+            measure, lines = parts[name]
+            found.figures += lines
+            bar.note(f"measuring {name} ...")
+            bar.show(name, done)
+            try:
+                found.measured |= measure(how)
+            except (BenchmarkFailed, ServerDidNotStart, BatchyardError, TimeoutError) as error:
+                found.skipped[name] = f"{type(error).__name__}: {error}"
     return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from batchyard.benchmarks.progress import ProgressBar
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +118,10 @@ def run_rounds(
     watches is told which measurement runs.
     """
     measured: dict[str, list[float]] = {}
-    for i in range(repeat):
-        for name, measure in measurements.items():
-            _tell(f"round {i + 1} of {repeat}: {name}")
-            for key, value in measure().items():
-                measured.setdefault(key, []).append(value)
-    _tell("")
+    with ProgressBar("measuring", repeat * len(measurements)) as bar:
+        for i in range(repeat):
+            for done, (name, measure) in enumerate(measurements.items(), i * len(measurements)):
+                bar.show(f"round {i + 1} of {repeat}: {name}", done)
+                for key, value in measure().items():
+                    measured.setdefault(key, []).append(value)
     return measured
-
-
-def _tell(text: str) -> None:
-    if sys.stderr.isatty():
-        # Writes over the line before, and clears the rest of it.
-        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)

@@ -14,9 +14,11 @@ from batchyard.broker.loop import BrokerLoop
 from batchyard.broker.settings import served_models
 from batchyard.broker.state import BrokerState
 from batchyard.wire import control, log, work
+from batchyard.wire.access import Access
 from batchyard.wire.arena import Mapping
 from batchyard.wire.control import BrokerSettings
 from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.keys import read_key_pair
 from batchyard.wire.link import Link, LinkClosed
 from batchyard.wire.log import LogSettings
 
@@ -45,12 +47,18 @@ def _serve(supervisor: Link, logs: LogSettings) -> int:
     for report in work.model_reports(settings.reports):
         if (report.name, report.version) in catalog.models:
             catalog.learn(report)
-    front = Front(settings.max_message_nbytes)
-    epoll = select.epoll()
-    local_front = LocalFront(epoll, settings.region_nbytes, settings.regions_max)
     try:
-        endpoints = [front.bind(endpoint, settings.ipc_mode) for endpoint in settings.bind]
-        local_front.listen(settings.bind, settings.ipc_mode)
+        front = _front(settings)
+    except ConfigurationError as error:
+        return _failed(supervisor, error)
+    access = Access(settings.ipc_mode, settings.ipc_gid)
+    epoll = select.epoll()
+    local_front = LocalFront(
+        epoll, settings.region_nbytes, settings.regions_max, has_name=front.gate is None
+    )
+    try:
+        endpoints = front.bind(settings.bind, access)
+        local_front.listen(settings.bind, access)
         supervisor.send([control.Kind.LISTENING, endpoints])
         state = BrokerState(
             catalog,
@@ -75,8 +83,7 @@ def _serve(supervisor: Link, logs: LogSettings) -> int:
         finally:
             loop.close()
     except ConfigurationError as error:
-        supervisor.send([control.Kind.FAILED, control.EXIT_CONFIGURATION, str(error)])
-        return control.EXIT_CONFIGURATION
+        return _failed(supervisor, error)
     finally:
         # A client that sees its local socket end takes no answer any more by the other way.
         local_front.finish()
@@ -84,6 +91,17 @@ def _serve(supervisor: Link, logs: LogSettings) -> int:
         local_front.close()
         epoll.close()
     return control.EXIT_OK
+
+
+def _front(settings: BrokerSettings) -> Front:
+    path = settings.curve_secret_key_file
+    keys = read_key_pair(path) if path else None
+    return Front(settings.max_message_nbytes, keys, settings.curve_clients)
+
+
+def _failed(supervisor: Link, error: ConfigurationError) -> int:
+    supervisor.send([control.Kind.FAILED, control.EXIT_CONFIGURATION, str(error)])
+    return control.EXIT_CONFIGURATION
 
 
 if __name__ == "__main__":

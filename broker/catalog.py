@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from batchyard.broker.durations import Durations, Errors
 from batchyard.broker.lane import Lane
+from batchyard.broker.measures import Measures
 from batchyard.broker.policy import NEVER, BatchingParameters
 from batchyard.wire import dtypes
 from batchyard.wire.arena import align
@@ -71,10 +72,13 @@ class ServedModel:
     # Seconds that devices ran for it, and of them for answers that were late.
     busy_s: float = 0.0
     late_s: float = 0.0
-    # Requests that were refused when they came because they would be late; that were dropped later
-    # for it; and that were shed because the queue stood. And when that last was.
-    refused: int = 0
-    dropped: int = 0
+    # Rows that batches had beside their own, to have a size that is allowed.
+    padding_rows: int = 0
+    # By signature.
+    measures: dict[str, Measures] = field(default_factory=dict)
+    # Requests that missed their deadline, by why (see ``measures``); and that were shed because the
+    # queue stood. When any were last refused or dropped because they would be late, or shed.
+    misses: Counter[str] = field(default_factory=Counter)
     shed: int = 0
     shed_at: float = -NEVER
     # Whether it may be shown inputs where a client has them: it neither minds that they change
@@ -200,6 +204,7 @@ class Catalog:
             if model.signatures.get(spec.name, spec) != spec:
                 self._routes.clear()
             model.signatures[spec.name] = spec
+            model.measures.setdefault(spec.name, Measures())
             model.output_row_nbytes[spec.name] = signature.output_row_nbytes or 0
         model.stateful = report.stateful
         # A variable may take an input's memory for its own.
@@ -236,6 +241,18 @@ class Catalog:
         Raises NotFound when there is none, Unavailable when no worker has served it yet, or none
         ever will again. While its workers are being replaced its requests wait.
         """
+        model = self.named(name, version, label)
+        where = f"model {name!r} version {model.version}"
+        if model.error and not model.workers:
+            raise Unavailable(f"{where} cannot be served: {model.error}")
+        if model.is_abandoned:
+            raise Unavailable(f"{where} has no worker left")
+        if not model.signatures:
+            raise Unavailable(f"{where} is still loading")
+        return model
+
+    def named(self, name: str, version: int | None, label: str | None) -> ServedModel:
+        """The same, whether it can be used or not. Raises NotFound."""
         versions = self._versions(name)
         if version is not None:
             found = [model for model in versions if model.version == version]
@@ -245,15 +262,7 @@ class Catalog:
             found = [model for model in versions if model.is_current] or versions[-1:]
         if not found:
             raise _not_found(versions, version, label)
-        model = found[0]
-        where = f"model {name!r} version {model.version}"
-        if model.error and not model.workers:
-            raise Unavailable(f"{where} cannot be served: {model.error}")
-        if model.is_abandoned:
-            raise Unavailable(f"{where} has no worker left")
-        if not model.signatures:
-            raise Unavailable(f"{where} is still loading")
-        return model
+        return found[0]
 
     def _versions(self, name: str) -> list[ServedModel]:
         """The versions of a model, increasing, without those that are being retired."""

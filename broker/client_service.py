@@ -11,10 +11,11 @@ from typing import Any
 from batchyard.broker import events
 from batchyard.broker.admission import admit
 from batchyard.broker.delivery import Delivery
-from batchyard.broker.front import Front
+from batchyard.broker.front import REVOKED, Front
 from batchyard.broker.local_front import LocalClient, LocalFront
+from batchyard.broker.measures import count_refusal, count_turned_away
 from batchyard.broker.poller import Poller
-from batchyard.broker.queue import Region
+from batchyard.broker.queue import Region, RequestGroup
 from batchyard.broker.state import BrokerState
 from batchyard.wire import log, protocol
 from batchyard.wire.errors import (
@@ -22,16 +23,18 @@ from batchyard.wire.errors import (
     Internal,
     InvalidArgument,
     ResourceExhausted,
+    Unauthenticated,
     Unknown,
     shortened,
 )
 from batchyard.wire.local import LocalClosed
-from batchyard.wire.protocol import FEATURES, MessageType
+from batchyard.wire.protocol import FEATURES, MessageType, Predict
 from batchyard.wire.tags import tags_of
 from batchyard.wire.tensors import Buffer
 
 # Messages read from clients before workers get a turn.
 _DRAIN_MAX = 256
+_KEY_REVOKED = Unauthenticated("the server does not know this client's key any more")
 _DRAINING = protocol.encode(MessageType.DRAINING, [])
 # What a client cannot help.
 _OUR_FAULT = (Internal.number, Unknown.number)
@@ -70,6 +73,9 @@ class ClientService:
     def listen(self) -> None:
         """Has the poller call this when clients want something."""
         self._poller.handle(self._front.fileno(), lambda _: self._front.look_again())
+        gate = self._front.gate
+        if gate is not None:
+            self._poller.handle(gate.fileno(), lambda _: gate.serve())
         for fd in self._local_front.listener_filenos():
             self._poller.handle(fd, partial(self._accept_local, fd))
 
@@ -86,6 +92,9 @@ class ClientService:
             if message is None:
                 return
             client, header, frames = message
+            if header is REVOKED:
+                self._send_error(client, [], _KEY_REVOKED)
+                continue
             self._serve_message(client, None, header, frames)
 
     def _accept_local(self, fd: int, _: int) -> None:
@@ -152,18 +161,7 @@ class ClientService:
         frames: list[Buffer],
     ) -> None:
         if type_ is MessageType.PREDICT:
-            predict = protocol.decode_predict(body)
-            # ZeroMQ bounds each frame only.
-            if sum(map(len, frames)) > self._max_message_nbytes:
-                raise ResourceExhausted(
-                    f"the message has {sum(map(len, frames))} bytes of tensors, may have at most "
-                    f"{self._max_message_nbytes} (max_message_mb under [broker])"
-                )
-            now = time.monotonic()
-            if self._state.draining:
-                self._delivery.send(client, _DRAINING, [])
-            group = admit(self._state.catalog, client, region, predict, frames, now)
-            self._apply(events.RequestsArrived(group, predict.resent))
+            self._serve_predict(client, region, protocol.decode_predict(body), frames)
         elif type_ is MessageType.HELLO:
             self._delivery.send(client, self._welcome(), [])
         elif type_ is MessageType.CANCEL:
@@ -179,6 +177,30 @@ class ClientService:
         else:
             raise InvalidArgument(f"{type_.name} is for clients, not for the broker")
 
+    def _serve_predict(
+        self, client: bytes, region: Region | None, predict: Predict, frames: list[Buffer]
+    ) -> None:
+        if self._state.draining:
+            self._delivery.send(client, _DRAINING, [])
+        try:
+            group = self._admit(client, region, predict, frames)
+        except BatchyardError as error:
+            count_turned_away(self._state.catalog, predict, error)
+            raise
+        self._apply(events.RequestsArrived(group, predict.resent))
+
+    def _admit(
+        self, client: bytes, region: Region | None, predict: Predict, frames: list[Buffer]
+    ) -> RequestGroup:
+        # ZeroMQ bounds each frame only.
+        nbytes = sum(map(len, frames))
+        if nbytes > self._max_message_nbytes:
+            raise ResourceExhausted(
+                f"the message has {nbytes} bytes of tensors, may have at most "
+                f"{self._max_message_nbytes} (max_message_mb under [broker])"
+            )
+        return admit(self._state.catalog, client, region, predict, frames, time.monotonic())
+
     def _welcome(self) -> bytes:
         welcome = [self._epoch, self._max_message_nbytes, self._local_front.name, FEATURES]
         return protocol.encode(MessageType.WELCOME, welcome)
@@ -190,6 +212,7 @@ class ClientService:
 
     def refuse(self, refuse: events.Refuse) -> None:
         """Answers requests with an error."""
+        count_refusal(refuse)
         if refuse.error.number in _OUR_FAULT or log.is_debug():
             _tell_of(refuse)
         message_id = refuse.group.message_id

@@ -7,6 +7,7 @@ and the local front counts its own.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import zmq
 from batchyard.broker.events import Deliver
 from batchyard.broker.front import Front
 from batchyard.broker.local_front import LocalFront
+from batchyard.broker.measures import count_answers
 from batchyard.broker.replies import Output, Reply, failures, replies
 from batchyard.wire import log
 from batchyard.wire.blocks import BlockAllocator
@@ -69,18 +71,25 @@ class Delivery:
         except Exception as error:
             # Whatever a model made of its outputs must not end the broker.
             messages = list(failures(deliver, as_typed(error)))
+        failed = []
         for reply in messages:
+            told = reply.error
             if self._local_front.knows(reply.client):
                 self.send(reply.client, reply.header, reply.frames)
             else:
-                self._send_far(reply, batch_id)
+                told = self._send_far(reply, batch_id) or told
+            if told is not None:
+                failed.append((reply, told))
+        count_answers(deliver, failed, time.monotonic())
         return batch_id not in self._readers
 
-    def _send_far(self, reply: Reply, batch_id: int) -> None:
+    def _send_far(self, reply: Reply, batch_id: int) -> BatchyardError | None:
+        """Answers a client by ZeroMQ; the error that it gets instead, if it leaves answers
+        unread."""
         nbytes = sum(len(frame) for frame in reply.frames if len(frame) >= LARGE_FRAME_NBYTES)
         if not nbytes:
             self.send(reply.client, reply.header, reply.frames)
-            return
+            return None
         unread = self._unread.get(reply.client)
         waiting = 0 if unread is None else sum(sent.nbytes for sent in unread)
         if waiting > _UNREAD_NBYTES_MAX:
@@ -88,7 +97,7 @@ class Delivery:
                 f"the client has left {waiting} bytes of answers unread: it gets no more"
             )
             self.send(reply.client, encode_error(reply.segments, error), [])
-            return
+            return error
         allocator = self._allocator
         reads_block = (
             allocator.used_nbytes < allocator.nbytes * _ZERO_COPY_ARENA_SHARE
@@ -99,12 +108,13 @@ class Delivery:
             frames = [bytes(f) if len(f) >= LARGE_FRAME_NBYTES else f for f in frames]
         trackers = self.send(reply.client, reply.header, frames)
         if not trackers:
-            return
+            return None
         if reads_block:
             self._readers[batch_id] = self._readers.get(batch_id, 0) + 1
         sent = _Sent(trackers, batch_id if reads_block else None, nbytes)
         self._unread.setdefault(reply.client, deque()).append(sent)
         self._poll_s = _FIRST_POLL_S
+        return None
 
     def send(self, client: bytes, header: bytes, frames: list[Buffer]) -> list[zmq.MessageTracker]:
         """Sends a message, if its client is there and reads; the trackers of large frames."""

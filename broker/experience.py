@@ -6,7 +6,15 @@ from batchyard.broker.durations import Durations
 from batchyard.broker.events import Batch
 
 
-def learn(batch: Batch, kind: str, execution_s: float, now: float) -> None:
+def ran(batch: Batch, kind: str, execution_s: float, now: float, learns: bool) -> None:
+    """A batch ran for so long on that kind of device."""
+    batch.lane.measures.execution.add(execution_s)
+    _account(batch, execution_s, now)
+    if learns:
+        _learn(batch, kind, execution_s, now)
+
+
+def _learn(batch: Batch, kind: str, execution_s: float, now: float) -> None:
     """How long batches of its lane take on that kind of device."""
     durations = batch.lane.durations.setdefault(kind, Durations())
     durations.learn(batch.layout.padded_rows, execution_s, now)
@@ -14,7 +22,7 @@ def learn(batch: Batch, kind: str, execution_s: float, now: float) -> None:
     durations.learn_handing(handing_s, now, batch.was_idle)
 
 
-def account(batch: Batch, execution_s: float, now: float) -> None:
+def _account(batch: Batch, execution_s: float, now: float) -> None:
     """What it cost its model, for whom in vain, and how well that was predicted."""
     model = batch.lane.model
     model.busy_s += execution_s

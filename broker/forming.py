@@ -12,6 +12,7 @@ from batchyard.broker.events import WORKER, Action, Batch, Dispatch
 from batchyard.broker.lane import Lane
 from batchyard.broker.layout import BatchLayout, plan_layout
 from batchyard.broker.ledger import Ledger, requests_of
+from batchyard.broker.measures import DROPPED
 from batchyard.broker.policy import NEVER
 from batchyard.broker.queue import Part, by_client
 from batchyard.broker.retries import Retry
@@ -112,9 +113,8 @@ class Forming:
         self._ledger.left_queue([*late, *shed])
         where = f"model {model.name!r}"
         if late:
-            model.dropped += sum(part.count for part in late)
             error = DeadlineExceeded(f"{where}: no batch can be done before the deadline any more")
-            yield from self._ledger.refuse([(p.group, requests_of(p)) for p in late], error)
+            yield from self._ledger.refuse_late(late, error, DROPPED)
         if shed:
             model.shed += sum(part.count for part in shed)
             full = Unavailable(
@@ -182,6 +182,7 @@ class Forming:
         model.in_execution += 1
         model.batches += 1
         model.batch_rows[layout.rows] += 1
+        model.padding_rows += layout.padded_rows - layout.rows
         for part in parts:
             part.group.running += 1
         self._ledger.left_queue(parts)

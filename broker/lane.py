@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from batchyard.broker.durations import Durations
+from batchyard.broker.measures import Measures
 from batchyard.broker.policy import NEVER, BatchingParameters, padded_rows
 from batchyard.broker.queue import Part, RequestGroup, Ticket, without_requests
 from batchyard.wire.dtypes import STRING
@@ -55,6 +56,8 @@ class Lane:
     layouts: dict[int, BatchLayout] = field(default_factory=dict)
     # Whether all rows have the same bytes.
     has_fixed_rows: bool = field(init=False)
+    # Its signature's.
+    measures: Measures = field(init=False)
     # The model's when the lane was made: what waits was cut by them.
     parameters: BatchingParameters = field(init=False)
     # Sizes that batches run at, increasing: those allowed, or powers of two for all.
@@ -72,6 +75,7 @@ class Lane:
 
     def __post_init__(self) -> None:
         self.parameters = parameters = self.model.parameters
+        self.measures = self.model.measures.setdefault(self.signature.name, Measures())
         batch = parameters.max_batch_size if self.signature.batched else 1
         self.max_queued_rows = parameters.max_enqueued_batches * batch
         self.has_fixed_rows = self.signature.batched and not (

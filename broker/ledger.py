@@ -5,11 +5,12 @@ Each is answered exactly once: by outputs (``answered``), or by a ``Refuse``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from batchyard.broker.deadlines import Deadlines
 from batchyard.broker.events import Action, Refuse
 from batchyard.broker.lane import Lane
+from batchyard.broker.measures import EXPIRED
 from batchyard.broker.queue import Part, RequestGroup
 from batchyard.broker.retries import Death, Refusal, Retries, after_death, after_error
 from batchyard.wire.errors import (
@@ -44,6 +45,11 @@ class Ledger:
         self._in_flight_max = in_flight_max
         # Requests of those messages, by client.
         self._in_flight: dict[bytes, int] = {}
+
+    @property
+    def clients(self) -> Collection[bytes]:
+        """Those that have requests without an answer."""
+        return self._in_flight.keys()
 
     # What arrives
 
@@ -128,16 +134,39 @@ class Ledger:
             if not lane.queued_rows:
                 self.waiting.pop(lane, None)
 
-    def expire(self, now: float, *lanes: Lane) -> list[Action]:
+    def expire(self, now: float, *lanes: Lane) -> list[Refuse]:
         """Refuses what is late: what runs again, and in lanes where it may be the case."""
         error = DeadlineExceeded("the deadline passed while the request waited for a worker")
         expired = self.retries.expire(now)
         for lane in (*self.deadlines.due(now), *lanes):
             expired += lane.expire(now)
         self.left_queue(expired)
-        return self.refuse([(part.group, requests_of(part)) for part in expired], error)
+        return self.refuse_late(expired, error, EXPIRED)
+
+    def refuse_late(self, parts: Iterable[Part], error: BatchyardError, why: str) -> list[Refuse]:
+        """Answers requests that missed their deadline, ``why`` by the names of ``measures``."""
+        refusals: list[Refusal] = []
+        # Of large requests, whose pieces are one.
+        known: set[tuple[RequestGroup, int]] = set()
+        for part in parts:
+            group = part.group
+            refusals.append((group, requests_of(part)))
+            if (group, part.first) not in known:
+                group.lane.model.misses[why] += part.count
+            if part.first in group.split:
+                known.add((group, part.first))
+        return self.refuse(refusals, error)
 
     # What is answered
+
+    def answered_all(self, parts: Iterable[Part]) -> list[tuple[Part, int]]:
+        """The same for all parts of a batch, one after the other."""
+        answered: list[tuple[Part, int]] = []
+        row = 0
+        for part in parts:
+            answered += self.answered(part, row)
+            row += part.rows
+        return answered
 
     def answered(self, part: Part, row: int) -> list[tuple[Part, int]]:
         """Outputs are there for a part, which began at ``row``: where the wanted runs of it lie."""
@@ -161,13 +190,13 @@ class Ledger:
         elif not group.last_words:
             self._forget(group)
 
-    def refuse(self, refusals: Iterable[Refusal], error: BatchyardError) -> list[Action]:
+    def refuse(self, refusals: Iterable[Refusal], error: BatchyardError) -> list[Refuse]:
         """Answers those of the requests that have no answer yet with an error.
 
         Their rows leave their lanes, each lane looked at once; those on a worker will come back
         to nobody.
         """
-        actions: list[Action] = []
+        actions: list[Refuse] = []
         lanes: dict[Lane, None] = {}
         for group, requests in refusals:
             refused = [request for request in requests if request not in group.answered]
@@ -217,13 +246,15 @@ class Ledger:
         if any(part.earliest_deadline <= now for part in wanted):
             yield from self.expire(now)
 
-    def abandon(self, groups: Iterable[RequestGroup], error: BatchyardError) -> None:
-        """Refuses whole messages when nobody is there to be told."""
+    def abandon(self, groups: Iterable[RequestGroup], error: BatchyardError) -> list[Refuse]:
+        """Refuses whole messages when nobody is there to be told; what they would be told."""
         groups = list(groups)
-        self.refuse([(group, range(group.count)) for group in groups], error)
+        unheard = self.refuse([(group, range(group.count)) for group in groups], error)
         for group in groups:
+            unheard += group.last_words
             group.last_words = ()
             self._forget_if_answered(group)
+        return unheard
 
     def left_worker(self, parts: Iterable[Part]) -> Iterable[Action]:
         """Nobody writes any more to the reply space of the requests of a batch."""

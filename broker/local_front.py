@@ -18,6 +18,7 @@ from batchyard.broker.front import LINGER_S
 from batchyard.broker.queue import Region
 from batchyard.broker.worker_link import WorkerLink
 from batchyard.wire import local, log
+from batchyard.wire.access import Access
 from batchyard.wire.arena import Mapping, create_memfd
 from batchyard.wire.endpoints import HIGH_WATER_MARK
 from batchyard.wire.errors import ConfigurationError
@@ -52,11 +53,22 @@ class LocalClient:
 class LocalFront:
     """Made, used and closed by one thread, whose ``epoll`` it tells when clients do not read."""
 
-    def __init__(self, epoll: select.epoll, region_nbytes: int, regions_max: int) -> None:
+    def __init__(
+        self,
+        epoll: select.epoll,
+        region_nbytes: int,
+        regions_max: int,
+        has_name: bool = True,
+    ) -> None:
         """At most ``regions_max`` clients get a region, of ``region_nbytes`` bytes, if that is
-        not 0; others send their tensors through the socket."""
+        not 0; others send their tensors through the socket.
+
+        ``has_name``: those who find the server by TCP may come this way too, if they are of its
+        user. Where TCP takes keys this would be a way around them: for one who was let in once,
+        and for root in another container that shares the network.
+        """
         # The abstract name, for those who find the server by another way than its ipc path.
-        self.name = f"batchyard-{secrets.token_hex(16)}"
+        self.name = f"batchyard-{secrets.token_hex(16)}" if has_name else ""
         self._epoll = epoll
         self._region_nbytes = region_nbytes
         self._regions_max = regions_max
@@ -67,12 +79,16 @@ class LocalFront:
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._buffer = local.receive_buffer()
 
-    def listen(self, endpoints: Sequence[str], ipc_mode: int) -> None:
-        """Listens beside each ipc endpoint, and at the abstract name. Raises ConfigurationError."""
+    def listen(self, endpoints: Sequence[str], access: Access) -> None:
+        """Listens beside each ipc endpoint, and at the abstract name, if there is one.
+
+        Raises ConfigurationError.
+        """
         paths = [path for endpoint in endpoints if (path := local.socket_path(endpoint))]
-        for address in [f"\0{self.name}", *paths]:
+        names = [f"\0{self.name}"] if self.name else []
+        for address in [*names, *paths]:
             try:
-                listener = local.listen(address, ipc_mode)
+                listener = local.listen(address, access)
             except OSError as error:
                 raise ConfigurationError(f"cannot bind {address}: {error.strerror}") from error
             self._listeners[listener.fileno()] = listener
@@ -122,8 +138,7 @@ class LocalFront:
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def _make_region(self, client: LocalClient, number: int, is_ours: bool) -> None:
-        regions = sum(other.region is not None for other in self._clients.values())
-        if not self._region_nbytes or regions >= self._regions_max:
+        if not self._region_nbytes or self._regions_used() >= self._regions_max:
             return
         try:
             fd = create_memfd(self._region_nbytes, "batchyard-region")
@@ -146,6 +161,17 @@ class LocalFront:
     def clients(self) -> list[bytes]:
         """The keys of all clients."""
         return list(self._clients)
+
+    def regions(self) -> dict[str, int]:
+        """How many clients have a region, how many may, and the bytes of each."""
+        return {
+            "used": self._regions_used(),
+            "max": self._regions_max,
+            "bytes": self._region_nbytes,
+        }
+
+    def _regions_used(self) -> int:
+        return sum(client.region is not None for client in self._clients.values())
 
     def find(self, key: bytes) -> LocalClient | None:
         """The client of that key, if it is still there."""

@@ -62,6 +62,7 @@ class BrokerLoop:
         self.epoch = time.time_ns()
         self.started_at = time.monotonic()
         self.delivery = Delivery(front, local_front, state.allocator)
+        self.local_front = local_front
         self._front = front
         self._supervisor = supervisor
         self._poller = poller = Poller(epoll)
@@ -202,8 +203,12 @@ class BrokerLoop:
             self._apply(events.ModelsChanged(served_models(models)))
         elif kind == control.Kind.LOG:
             self.configure_logs(log.configure("broker", LogSettings(*packet[1:])))
+        elif kind == control.Kind.KEYS:
+            if self._front.gate is not None:
+                self._front.gate.reload()
         elif kind == control.Kind.PING:
-            self._tell_supervisor([control.Kind.PONG])
+            queued_rows = sum(m.queued_rows for m in self.state.catalog.models.values())
+            self._tell_supervisor([control.Kind.PONG, queued_rows])
         elif kind == control.Kind.DRAIN:
             self._apply(events.DrainStarted())
             self._clients.tell_draining()

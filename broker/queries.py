@@ -1,4 +1,4 @@
-"""What clients may ask of the broker: models, metadata, stats."""
+"""What clients may ask of the broker: models, metadata, stats, metrics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from batchyard.broker.catalog import ServedModel
+from batchyard.broker.measures import BOUNDS_S, DROPPED, EXPIRED, LATE, REFUSED
 from batchyard.wire.errors import InvalidArgument
 from batchyard.wire.protocol import NAME_MAX, show
 
@@ -36,7 +37,11 @@ def answer(broker: BrokerLoop, body: list[Any]) -> tuple[int, Any]:
         return query_id, _metadata(broker, arguments)
     if what == "stats":
         return query_id, _stats(broker)
-    raise InvalidArgument(f"query {show(what)} is unknown; known are models, metadata, stats")
+    if what == "metrics":
+        return query_id, _metrics(broker)
+    raise InvalidArgument(
+        f"query {show(what)} is unknown; known are models, metadata, stats, metrics"
+    )
 
 
 def _model(model: ServedModel) -> dict[str, Any]:
@@ -100,8 +105,8 @@ def _stats(broker: BrokerLoop) -> dict[str, Any]:
                 "batch_rows": {str(n): model.batch_rows[n] for n in sorted(model.batch_rows)},
                 "busy_s": model.busy_s,
                 "late_s": model.late_s,
-                "refused": model.refused,
-                "dropped": model.dropped,
+                "refused": model.misses[REFUSED],
+                "dropped": model.misses[DROPPED],
                 "shed": model.shed,
                 "prediction": asdict(model.errors.accuracy),
             }
@@ -109,6 +114,30 @@ def _stats(broker: BrokerLoop) -> dict[str, Any]:
         ],
         "arena": {"bytes": state.allocator.nbytes, "used_bytes": state.allocator.used_nbytes},
     }
+
+
+def _metrics(broker: BrokerLoop) -> dict[str, Any]:
+    """What ``stats`` says and, for those who watch the server for long, all that is counted."""
+    metrics = _stats(broker)
+    state = broker.state
+    # ZeroMQ does not tell who is connected: of those that use it, the ones that wait for answers.
+    far = [client for client in state.clients if not broker.local_front.knows(client)]
+    metrics["broker"]["clients"] = len(broker.local_front.clients()) + len(far)
+    metrics["regions"] = broker.local_front.regions()
+    for worker in metrics["workers"]:
+        worker["busy_s"] = state.busy_s_by_slot[worker["id"]]
+    for shown, model in zip(metrics["models"], _models(broker), strict=True):
+        shown["rows"] = sum(rows * batches for rows, batches in model.batch_rows.items())
+        shown["padding_rows"] = model.padding_rows
+        shown["deadline_misses"] = {
+            why: model.misses[why] for why in (REFUSED, DROPPED, EXPIRED, LATE)
+        }
+        shown["measures"] = [
+            {"signature": name, **measures.to_wire()}
+            for name, measures in sorted(model.measures.items())
+        ]
+    metrics["bounds"] = {"seconds": list(BOUNDS_S)}
+    return metrics
 
 
 def _models(broker: BrokerLoop) -> list[ServedModel]:

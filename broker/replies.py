@@ -36,12 +36,18 @@ class Output:
 @dataclass(slots=True)
 class Reply:
     """A message to a client, the answer to ``segments``; ``frames`` may be views of the batch's
-    outputs."""
+    outputs. ``error`` is what it says if it has none."""
 
     client: bytes
     segments: list[Segment]
     header: bytes
     frames: list[Buffer]
+    error: BatchyardError | None = None
+
+
+def refusal(client: bytes, segments: list[Segment], error: BatchyardError) -> Reply:
+    """The message that answers requests with an error."""
+    return Reply(client, segments, encode_error(segments, error), [], error)
 
 
 def reply_places(batch: Batch) -> list[tuple[int, int, int, int, int]]:
@@ -91,7 +97,7 @@ def replies(deliver: Deliver, outputs: list[Output]) -> Iterator[Reply]:
     for client, placed in by_client.items():
         segments = _segments(placed)
         if error is not None:
-            yield Reply(client, segments, encode_error(segments, error), [])
+            yield refusal(client, segments, error)
             continue
         headers, frames = _cut(deliver, placed, outputs)
         queued_rows = batch.lane.model.queued_rows
@@ -230,7 +236,7 @@ def failures(deliver: Deliver, error: BatchyardError) -> Iterator[Reply]:
                 continue
             split.failed = True
         segment = (group.message_id, part.first, part.count)
-        yield Reply(group.client, [segment], encode_error([segment], error), [])
+        yield refusal(group.client, [segment], error)
 
 
 def _piece_replies(
@@ -246,7 +252,7 @@ def _piece_replies(
         if error is not None:
             split.failed = True
             segment = (part.group.message_id, part.first, 1)
-            yield Reply(part.group.client, [segment], encode_error([segment], error), [])
+            yield refusal(part.group.client, [segment], error)
             continue
         headers, frames = _cut(deliver, [(part, row)], outputs)
         # The block goes back when this batch is delivered: what is kept is a copy.

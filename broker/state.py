@@ -9,7 +9,8 @@ Every request that arrived is answered exactly once: by a ``Deliver`` that compl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from batchyard.broker import events, policy
@@ -29,10 +30,11 @@ from batchyard.broker.events import (
     Retired,
     Unload,
 )
-from batchyard.broker.experience import account, learn
+from batchyard.broker.experience import ran
 from batchyard.broker.forming import Forming
 from batchyard.broker.ledger import Ledger, still_wanted
-from batchyard.broker.queue import Part, RequestGroup
+from batchyard.broker.measures import REFUSED, count_unheard
+from batchyard.broker.queue import RequestGroup
 from batchyard.broker.resumption import Orphans, Outcome
 from batchyard.broker.retries import Death, Refusal, Retry
 from batchyard.broker.workers import WorkerState
@@ -65,6 +67,7 @@ class BrokerState:
         self.awaited = set(awaited)
         self.batches: dict[int, Batch] = {}
         self.draining = False
+        self.busy_s_by_slot: defaultdict[int, float] = defaultdict(float)
         self._ledger = Ledger(queue_nbytes_max, in_flight_max)
         self._orphans = Orphans(self.allocator)
         self._comeback = Comeback(self._ledger, self._orphans, self.batches)
@@ -147,6 +150,11 @@ class BrokerState:
         return self._ledger.groups
 
     @property
+    def clients(self) -> Collection[bytes]:
+        """Those that have requests without an answer."""
+        return self._ledger.clients
+
+    @property
     def queue_nbytes(self) -> int:
         """Bytes of the tensors that wait."""
         return self._ledger.queue_nbytes
@@ -183,7 +191,7 @@ class BrokerState:
         """Those of a message that the predicted backlog makes late; and those behind ``fitting``
         for which there is no room."""
         lane = group.lane
-        lane.model.refused += len(late)
+        lane.model.misses[REFUSED] += len(late)
         if lane.queued_rows:
             # Not when nobody could have been in time: that says nothing of the load.
             lane.model.shed_at = now
@@ -214,7 +222,7 @@ class BrokerState:
 
     def _client_left(self, event: events.ClientLeft, now: float) -> Iterable[Action]:
         groups = [g for (client, _), g in self.groups.items() if client == event.client]
-        self._ledger.abandon(groups, Cancelled("the client left"))
+        count_unheard(self._ledger.abandon(groups, Cancelled("the client left")))
         return []
 
     def _worker_attached(self, event: events.WorkerAttached, now: float) -> Iterable[Action]:
@@ -268,15 +276,10 @@ class BrokerState:
             # Not of outputs that all went into regions.
             lane.learn_output_nbytes(event.output_nbytes, batch.layout.padded_rows)
         if event.execution_s:
-            account(batch, event.execution_s, now)
-            if self._learns:
-                learn(batch, self.workers[batch.worker_id].kind, event.execution_s, now)
-        parts: list[tuple[Part, int]] = []
-        row = 0
-        for part in batch.parts:
-            parts += self._ledger.answered(part, row)
-            row += part.rows
-        yield Deliver(batch, parts, event.replied)
+            worker = self.workers[batch.worker_id]
+            self.busy_s_by_slot[worker.slot] += event.execution_s
+            ran(batch, worker.kind, event.execution_s, now, self._learns)
+        yield Deliver(batch, self._ledger.answered_all(batch.parts), event.replied)
         yield from self._ledger.left_worker(batch.parts)
         yield from self._retire_if_idle(batch.worker_id)
 
@@ -403,8 +406,8 @@ class BrokerState:
         """No worker is left, and none will come: nothing can be answered any more."""
         self.catalog.abandon()
         error = Unavailable("no worker is left")
-        groups = list(self.groups.values())
-        yield from self._ledger.refuse([(group, range(group.count)) for group in groups], error)
+        everything = [(group, range(group.count)) for group in self.groups.values()]
+        yield from self._ledger.refuse(everything, error)
 
     def _worker_retiring(self, event: events.WorkerRetiring, now: float) -> Iterable[Action]:
         self.catalog.worker_lost(event.worker_id)

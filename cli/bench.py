@@ -11,7 +11,17 @@ from typing import Any
 
 import click
 
-from batchyard.benchmarks import compute, faults, limits, overload, peers, scale, small, tensors
+from batchyard.benchmarks import (
+    compute,
+    faults,
+    limits,
+    overload,
+    peers,
+    scale,
+    security,
+    small,
+    tensors,
+)
 from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.faults_run import Effort
 from batchyard.benchmarks.overload_served import ServedBench
@@ -122,6 +132,12 @@ def _compute(seconds: float, repeat: int) -> Results:
 def _scale(seconds: float, repeat: int, workers: tuple[int, ...]) -> Results:
     """The useful share of N simulated GPUs behind one broker."""
     return scale.run(seconds, repeat, workers)
+
+
+@_benchmark
+def _security(seconds: float, repeat: int) -> Results:
+    """What keys cost: CURVE beside plain TCP."""
+    return security.run(seconds, repeat)
 
 
 @_benchmark

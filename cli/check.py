@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 
 from batchyard.cli.serving import load_config, plan, refuse, serving_arguments
+from batchyard.pool.access import is_hidden
 from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.keys import nobody_allowed, read_folder
 
 
 @click.command()
@@ -15,7 +18,8 @@ from batchyard.wire.errors import ConfigurationError
 def command(**options: Any) -> None:
     """Check a configuration against this machine: devices, models, endpoints.
 
-    Loads no model. Exits with 2 and says what is wrong when it cannot work.
+    Takes what `batchyard serve` takes, and tells what that would do. Loads no model. Exits with 2
+    and says all that is wrong when it cannot work.
     """
     try:
         server_plan, notes = plan(load_config(options))
@@ -23,6 +27,16 @@ def command(**options: Any) -> None:
         refuse(error)
     for endpoint in server_plan.broker.bind:
         click.echo(f"endpoint  {endpoint}")
+    if server_plan.broker.curve_secret_key_file:
+        folder = server_plan.broker.curve_clients
+        keys, complaints = read_folder(folder)
+        names = ", ".join(sorted(keys.values())) or "none"
+        click.echo(f"keys      by TCP only clients with keys: {names}")
+        if is_hidden(server_plan.broker.curve_secret_key_file, os.environ):
+            notes.append(
+                "the server's key is a credential, which systemd shows to the service only"
+            )
+        notes += complaints if keys else [*complaints, nobody_allowed(folder)]
     sources = {(s.name, s.version): s for s in server_plan.workers[0].settings.models}
     for model in server_plan.broker.models:
         batching = model.batching

@@ -19,6 +19,7 @@ _SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("[broker]", config.Broker),
     ("[pool]", config.Pool),
     ("[[pool.workers]]", config.WorkerGroup),
+    ("[metrics]", config.Metrics),
     ("[log]", config.Log),
     ("[[models]]", config.Model),
     ("[models.batching]", config.Batching),

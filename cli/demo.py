@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -12,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from batchyard.benchmarks.progress import ProgressBar
 from batchyard.cli.local_server import ServerDidNotStart, local_server, sample_model
 from batchyard.clients import Client
 from batchyard.wire.control import EXIT_FAILURE
@@ -20,6 +24,8 @@ _MODEL = "half_plus_two"
 # Single requests that each client process keeps under way.
 _IN_FLIGHT = 16
 _START_TIMEOUT_S = 60.0
+# How often is looked how far they are.
+_LOOK_S = 0.2
 
 
 @click.command()
@@ -44,12 +50,15 @@ def command(clients: int, requests: int, workers: int) -> None:
     """Make a small model, serve it, send traffic, show the result."""
     console = Console(highlight=False)
     try:
-        console.print(f"Exporting the SavedModel [bold]{_MODEL}[/] (y = x / 2 + 2) …")
-        with sample_model() as path:
+        with contextlib.ExitStack() as stack:
+            console.print(f"Exporting the SavedModel [bold]{_MODEL}[/] (y = x / 2 + 2) …")
+            with ProgressBar("exporting", ticks=True):
+                path = stack.enter_context(sample_model())
             console.print(f"Starting the broker and {workers} workers, each with TensorFlow …")
             arguments = ["--model", f"{_MODEL}={path}", "--workers", str(workers)]
-            with local_server([*arguments, "--device", "cpu"]) as endpoint:
-                _show(console, endpoint, clients, requests)
+            with ProgressBar("loading and warming up", ticks=True):
+                endpoint = stack.enter_context(local_server([*arguments, "--device", "cpu"]))
+            _show(console, endpoint, clients, requests)
     except ServerDidNotStart as error:
         console.print(str(error), style="red", markup=False)
         sys.exit(EXIT_FAILURE)
@@ -66,7 +75,8 @@ def _show(console: Console, endpoint: str, clients: int, requests: int) -> None:
         before = _counts(client)
         console.print(f"{clients} client processes send {requests} single requests each …")
         started = time.perf_counter()
-        latencies = _run_clients(endpoint, clients, requests)
+        with _sending(client, before["requests"], clients * requests):
+            latencies = _run_clients(endpoint, clients, requests)
         elapsed_s = time.perf_counter() - started
         after = _counts(client)
     sent = after["requests"] - before["requests"]
@@ -83,6 +93,25 @@ def _show(console: Console, endpoint: str, clients: int, requests: int) -> None:
 def _counts(client: Client) -> dict[str, Any]:
     counts: dict[str, Any] = client.stats()["models"][0]
     return counts
+
+
+@contextlib.contextmanager
+def _sending(client: Client, before: int, total: int) -> Iterator[None]:
+    """A bar of the requests that were answered, as the server counts them."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(_LOOK_S):
+            bar.show("sending", _counts(client)["requests"] - before)
+
+    with ProgressBar("starting clients", total, ticks=True) as bar:
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def _run_clients(endpoint: str, clients: int, requests: int) -> list[float]:

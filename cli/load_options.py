@@ -23,6 +23,7 @@ from batchyard.benchmarks.load.plan import (
     Steps,
     Trace,
 )
+from batchyard.cli.connecting import key_options
 from batchyard.cli.outputs import writable
 from batchyard.wire.errors import ConfigurationError
 
@@ -83,7 +84,12 @@ _WHEN = [
         show_default=True,
         help="Of --rate: independent of each other, or evenly.",
     ),
-    click.option("--ramp", metavar="FROM:TO", callback=_ramp, help="A rate that changes evenly."),
+    click.option(
+        "--ramp",
+        metavar="FROM:TO",
+        callback=_ramp,
+        help="A rate that changes evenly, in requests per second.",
+    ),
     click.option(
         "--steps",
         metavar="SECONDS:RATE,...",
@@ -118,15 +124,31 @@ _WHEN = [
 ]
 _WHAT = [
     click.option("--deadline-ms", type=_POSITIVE, help="Answers that come later count as late."),
-    click.option("--rows", type=click.IntRange(1), default=1, show_default=True, help="A request."),
     click.option(
-        "--shape", callback=_shape, help="Of open dimensions behind the rows, in order; else 1."
+        "--rows", type=click.IntRange(1), default=1, show_default=True, help="Rows of each request."
     ),
-    click.option("--inputs", metavar="JSON|@FILE", help="Instead of random inputs."),
-    click.option("--signature", default=DEFAULT_SIGNATURE, show_default=True),
-    click.option("--version", type=int),
+    click.option(
+        "--shape",
+        callback=_shape,
+        help="Sizes of the inputs' open dimensions behind the first, as 224,224. Default: 1 each.",
+    ),
+    click.option(
+        "--inputs",
+        metavar="JSON|@FILE",
+        help="What each request sends, as for `batchyard predict`. Default: random values.",
+    ),
+    click.option("--signature", default=DEFAULT_SIGNATURE, show_default=True, help="The model's."),
+    click.option(
+        "--version", type=int, help="The model's version. Default: the one that is served."
+    ),
     click.option("--label", help="The version's label instead."),
-    click.option("--priority", type=int, default=0, show_default=True),
+    click.option(
+        "--priority",
+        type=int,
+        default=0,
+        show_default=True,
+        help="The requests': higher ones go first.",
+    ),
     click.option(
         "--mix",
         type=_INPUT_FILE,
@@ -148,7 +170,13 @@ _HOW = [
         show_default=True,
         help="Load generators that share the rate.",
     ),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+    click.option(
+        "--seed",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="The same seed sends the same requests at the same times.",
+    ),
     click.option("--quiet", is_flag=True, help="Show nothing while it runs."),
     click.option(
         "--json", "json_path", type=_OUTPUT_FILE, callback=writable, help="Write the result here."
@@ -174,7 +202,7 @@ def load_options(function: Any) -> Any:
     options: list[Callable[[Any], Any]] = [*_WHEN, *_WHAT, *_HOW]
     for option in reversed(options):
         function = option(function)
-    return function
+    return key_options(function)
 
 
 def make_plan(

@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from batchyard.wire.keys import SECRET_KEY_FILE_VARIABLE, SERVER_KEY_VARIABLE
+
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 40.0
 _FREE_PORT = "tcp://127.0.0.1:*"
@@ -73,6 +75,9 @@ def server_bound_to(
 
     Its log goes to ``log_path``, or is forgotten.
     """
+    # Its clients are told of no server's keys: it has none.
+    for variable in (SERVER_KEY_VARIABLE, SECRET_KEY_FILE_VARIABLE):
+        os.environ.pop(variable, None)
     binding = [word for endpoint in bind for word in ("--bind", endpoint)]
     with tempfile.TemporaryFile("w+") if log_path is None else log_path.open("w+") as log:
         server = subprocess.Popen(

@@ -11,9 +11,13 @@ _SUBCOMMANDS = {
     "demo": "Make a small model, serve it, send traffic, show the result.",
     "predict": "Run one request; prints JSON.",
     "status": "Show how a running server fares.",
-    "tune": "Find a model's batching parameters by experiment.",
+    "top": "Show how a running server fares, live.",
     "check": "Check a configuration against this machine.",
+    "doctor": "Look for what keeps a server from running well here.",
+    "install-service": "Install Batchyard as a service of systemd.",
+    "keys": "Make keys, and say who may connect to a server.",
     "load": "Put load on a server and say how it fared.",
+    "tune": "Find a model's batching parameters by experiment.",
     "bench": "Measure, beside a reference in the same run.",
 }
 
@@ -37,7 +41,7 @@ def main() -> None:
         def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
             if cmd_name not in _SUBCOMMANDS:
                 return None
-            module = importlib.import_module(f"batchyard.cli.{cmd_name}")
+            module = importlib.import_module(f"batchyard.cli.{cmd_name.replace('-', '_')}")
             command: click.Command = module.command
             return command
 
@@ -45,9 +49,12 @@ def main() -> None:
             with formatter.section("Commands"):
                 formatter.write_dl(list(_SUBCOMMANDS.items()))
 
-    @click.group(cls=Subcommands)
+    @click.group(cls=Subcommands, context_settings={"max_content_width": 100})
     @click.version_option(package_name="batchyard")
     def batchyard() -> None:
-        """Serves TensorFlow SavedModels from a pool of processes, batching their requests."""
+        """Serves TensorFlow SavedModels from a pool of processes, batching their requests.
+
+        `batchyard demo` shows what that is. `batchyard COMMAND --help` says more of each command.
+        """
 
     batchyard()

@@ -18,6 +18,7 @@ from batchyard.pool.config import (
     Broker,
     Config,
     Log,
+    Metrics,
     Pool,
     WorkerGroup,
     read_toml,
@@ -36,6 +37,8 @@ _WORKER = [name for name in WorkerGroup.model_fields if name not in ("device", "
 _WORKER.remove("cpu_affinity")
 _POOL = [name for name in Pool.model_fields if name != "workers"]
 _BROKER = [name for name in Broker.model_fields if name != "bind"]
+_METRICS = list(Metrics.model_fields)
+_METRICS_PREFIX = "metrics_"
 _LOG_PREFIX = "log_"
 _LOG_PREFIXED = ["format", "level"]
 _LOG = [name for name in Log.model_fields if name not in _LOG_PREFIXED]
@@ -71,6 +74,7 @@ def serving_arguments(function: F) -> F:
             options_for(Batching, _BATCHING),
             options_for(Pool, _POOL),
             options_for(Broker, _BROKER),
+            options_for(Metrics, _METRICS, _METRICS_PREFIX),
             options_for(Log, _LOG_PREFIXED, _LOG_PREFIX),
             options_for(Log, _LOG),
         ]
@@ -103,7 +107,9 @@ def load_config(options: dict[str, Any]) -> Config:
     broker = given(options, _BROKER)
     if options["bind"]:
         broker["bind"] = list(options["bind"])
-    for section, values in (("pool", pool), ("broker", broker), ("log", _log(options))):
+    metrics = given(options, _METRICS, _METRICS_PREFIX)
+    sections = {"pool": pool, "broker": broker, "metrics": metrics, "log": _log(options)}
+    for section, values in sections.items():
         if values:
             tables[section] = _merged(tables.get(section), values)
     return validate(tables, str(path or "command line"))

@@ -16,7 +16,10 @@ from batchyard.cli.connecting import connected, endpoint_option
 @click.option("--json", "as_json", is_flag=True, help="Print what client.stats() returns.")
 @endpoint_option
 def command(as_json: bool, endpoints: tuple[str, ...]) -> None:
-    """Show a running server's broker, workers, models and arena."""
+    """Show a running server's broker, workers, models and arena.
+
+    Exits with 1 when no server answers.
+    """
     with connected(endpoints) as client:
         stats = client.stats()
     if as_json:

@@ -222,17 +222,24 @@ def _groups(document: tomlkit.TOMLDocument, options: dict[str, Any]) -> list[dic
 
 def _tune(request: _Request, options: dict[str, Any]) -> None:
     from batchyard.benchmarks.failures import BenchmarkFailed
+    from batchyard.benchmarks.progress import ProgressBar
     from batchyard.benchmarks.tuning.procedure import tune, usual_budget_s
     from batchyard.benchmarks.tuning.server_bench import ServerBench
     from batchyard.benchmarks.tuning.tuner import GoalOutOfReach
 
     subject = request.subject
     click.echo(f"tuning {subject.model} for {request.goal}", err=True)
+    budget_s = options["budget_s"] or usual_budget_s(request.goal)
     try:
-        with ServerBench(subject) as bench:
+        with ServerBench(subject) as bench, ProgressBar("starting a server", budget_s) as bar:
+
+            def tell(line: str) -> None:
+                bar.note(f"  {line}")
+                # It begins with what the experiment was for.
+                bar.show(line.partition(":")[0], min(bench.spent_s(), budget_s))
+
             bench.start()
-            budget_s = options["budget_s"] or usual_budget_s(request.goal)
-            tuning = tune(bench, request.goal, budget_s, _tell)
+            tuning = tune(bench, request.goal, budget_s, tell)
     except KeyboardInterrupt:
         click.echo("batchyard: stopped; nothing was written", err=True)
         sys.exit(EXIT_FAILURE)
@@ -245,10 +252,6 @@ def _tune(request: _Request, options: dict[str, Any]) -> None:
     except (ConfigurationError, OSError) as error:
         click.echo(f"batchyard: {error}", err=True)
         sys.exit(EXIT_CONFIGURATION)
-
-
-def _tell(line: str) -> None:
-    click.echo(f"  {line}", err=True)
 
 
 def _show(tuning: Tuning) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -26,9 +27,9 @@ from batchyard.clients.inputs import (
     readable_metadata,
 )
 from batchyard.clients.loop_io import LoopIo
+from batchyard.clients.loop_servers import LoopServers
 from batchyard.clients.placement import place
 from batchyard.clients.region import empty
-from batchyard.clients.servers import LoopServers
 from batchyard.clients.session import (
     CLOSED,
     RECONNECT_TIMEOUT_S,
@@ -36,6 +37,7 @@ from batchyard.clients.session import (
 from batchyard.clients.tracing import Label, find_tracing, make_label
 from batchyard.wire.endpoints import check, default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
+from batchyard.wire.keys import client_curve
 
 
 class AsyncClient:
@@ -50,18 +52,22 @@ class AsyncClient:
         *,
         connect_timeout: float = CONNECT_TIMEOUT_S,
         reconnect_timeout: float = RECONNECT_TIMEOUT_S,
+        server_key: str | None = None,
+        secret_key_file: str | os.PathLike[str] | None = None,
     ) -> None:
         """Remembers where to connect; ``connect``, or entering the context, does it.
 
-        See ``Client`` for several endpoints, and for how long calls wait when a connection is lost.
+        See ``Client`` for several endpoints, for keys, and for how long calls wait when a
+        connection is lost.
         """
         if isinstance(endpoints, str):
             endpoints = [endpoints]
         checked = [check(endpoint) for endpoint in endpoints or default_endpoints()]
         options = checked, connect_timeout, deadline_after(reconnect_timeout, 0.0)
+        curve = client_curve(server_key, secret_key_file)
         # None when there may be several servers.
-        self._only = None if endpoints and len(checked) > 1 else LoopIo(*options)
-        self._io = self._only or LoopServers(*options)
+        self._only = None if endpoints and len(checked) > 1 else LoopIo(*options, curve=curve)
+        self._io = self._only or LoopServers(*options, curve=curve)
         self._routes: dict[tuple[Any, ...], Route] = {}
         self._tracing = find_tracing()
         self._connecting = asyncio.Lock()
@@ -183,6 +189,12 @@ class AsyncClient:
     async def stats(self) -> dict[str, Any]:
         """See ``Client.stats``."""
         answer: dict[str, Any] = await self._query("stats", {}, None)
+        return answer
+
+    async def metrics(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """See ``Client.metrics``. Raises DeadlineExceeded when the server does not answer in
+        ``timeout`` seconds."""
+        answer: dict[str, Any] = await self._query("metrics", {}, timeout)
         return answer
 
     async def close(self) -> None:

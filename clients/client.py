@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -33,6 +34,7 @@ from batchyard.clients.session import RECONNECT_TIMEOUT_S
 from batchyard.clients.tracing import Label, find_tracing, make_label
 from batchyard.wire.endpoints import default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
+from batchyard.wire.keys import client_curve
 from batchyard.wire.protocol import LARGE_FRAME_NBYTES
 
 # ``predict_many`` sends at most so many requests as one message.
@@ -53,14 +55,23 @@ class Client:
         *,
         connect_timeout: float = CONNECT_TIMEOUT_S,
         reconnect_timeout: float = RECONNECT_TIMEOUT_S,
+        server_key: str | None = None,
+        secret_key_file: str | os.PathLike[str] | None = None,
     ) -> None:
         """Connects; by default to the local server, at the first endpoint that answers.
 
         Several endpoints may lead to several servers with the same models: each call goes to the
         one with the least waiting. Those that do not answer now are used when they are there.
 
-        Raises Unavailable when none answers within ``connect_timeout`` seconds, and
-        ConfigurationError for what is no endpoint.
+        A server that has keys (docs/security.md) is reached by TCP only with keys too:
+        ``server_key`` is its public key, 40 characters of Z85 or the file that holds it;
+        ``secret_key_file`` is the client's own file, as `batchyard keys new` makes it. What is not
+        given is taken from BATCHYARD_SERVER_KEY and BATCHYARD_SECRET_KEY_FILE, if they are set.
+        By ipc they are not used: there the socket's file says who may connect.
+
+        Raises Unavailable when none answers within ``connect_timeout`` seconds, Unauthenticated
+        when a server does not know the client's key, and ConfigurationError for what is no
+        endpoint, and for keys that cannot be read.
 
         When the connection is lost the client connects again, and sends again what was not
         answered, or sends it to another server. Calls wait for one, within their deadlines, for
@@ -74,10 +85,11 @@ class Client:
             connect_timeout,
             deadline_after(reconnect_timeout, 0.0),
         )
+        curve = client_curve(server_key, secret_key_file)
         several = endpoints is not None and len(endpoints) > 1
         # None when there may be several servers.
-        self._only = None if several else IoThread(*options)
-        self._io = self._only or ThreadedServers(*options)
+        self._only = None if several else IoThread(*options, curve=curve)
+        self._io = self._only or ThreadedServers(*options, curve=curve)
         self._routes: dict[tuple[Any, ...], Route] = {}
         self._tracing = find_tracing()
         # A client that nobody closed is closed when nobody has it any more.
@@ -368,6 +380,12 @@ class Client:
         Of several servers it is the first that is there; so it is for ``models`` and ``metadata``.
         """
         answer: dict[str, Any] = self._query("stats", {})
+        return answer
+
+    def metrics(self) -> dict[str, Any]:
+        """What ``stats`` says, and all that the server counts: answers by code, latencies, missed
+        deadlines. See docs/protocol.md."""
+        answer: dict[str, Any] = self._query("metrics", {})
         return answer
 
     def close(self) -> None:

@@ -4,18 +4,18 @@ the server's own machine, the short way to it (``wire.local``)."""
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Sequence
+import struct
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
+from batchyard.clients import handshakes
 from batchyard.clients.region import ClientRegion
 from batchyard.clients.session import Via
 from batchyard.wire import local, protocol
 from batchyard.wire.endpoints import HEARTBEAT_MS, HIGH_WATER_MARK, check
-from batchyard.wire.errors import BatchyardError, Unavailable
+from batchyard.wire.errors import BatchyardError
+from batchyard.wire.keys import ClientCurve
 from batchyard.wire.local import INLINE_NBYTES, LocalClosed, LocalSocket
 from batchyard.wire.protocol import LARGE_FRAME_NBYTES, MessageType
 from batchyard.wire.tensors import Buffer
@@ -25,18 +25,35 @@ CONNECT_TIMEOUT_S = 5.0
 JOIN_TIMEOUT_S = 1.0
 # Between two tries to connect anew when there are no descriptors.
 RESET_PAUSE_S = 0.1
+# Between two tries to get in where this client's keys were refused: they may be allowed again.
+REFUSED_PAUSE_S = 1.0
 # How long closing may take to send what was given to the socket: a goodbye.
 _LINGER_MS = 200
-# Once one endpoint has answered, how long the others may still take.
-PREFERENCE_S = 0.1
+# The monitor's first frame: the event, and a value. pyzmq has a function that reads it, and imports
+# asyncio with that, which takes 20 ms.
+_EVENT = struct.Struct("=hi")
 
 
 class Connection:
     """Made, used and closed by one thread."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
-        """Connects in the background. Raises ConfigurationError for what is no endpoint."""
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        curve: ClientCurve | None = None,
+    ) -> None:
+        """Connects in the background, by TCP with the keys of ``curve``, if there are any.
+
+        Raises ConfigurationError for what is no endpoint.
+        """
         self.endpoint = check(endpoint)
+        # Why a server that is there does not let this client in, as long as both have the keys that
+        # they have; or None.
+        self.refusal: BatchyardError | None
+        # What may be the reason that no server answers; or empty.
+        self.doubt = ""
+        self._curve = curve if endpoint.startswith("tcp://") else None
         # The memory that the broker shares with this client, if it does.
         self.region: ClientRegion | None = None
         # Whether the local socket was full when last asked.
@@ -55,6 +72,8 @@ class Connection:
         except BaseException:
             socket.close(0)
             raise
+        self.refusal = None
+        self._was_up = False
         # The two ways end together: what was sent by either will not be answered.
         self._is_lost = False
         # Whether nothing more can be read from the local socket. When it can no longer be written
@@ -74,8 +93,10 @@ class Connection:
         # Calls wait for a server that was started anew: it should not be missed for long.
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
         socket.setsockopt(zmq.IPV6, int("[" in self.endpoint))
+        if self._curve is not None:
+            self._curve.apply(socket)
         self._monitor = socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | handshakes.FAILED
         )
         socket.connect(self.endpoint)
 
@@ -103,7 +124,7 @@ class Connection:
         body = protocol.decode(welcome)[1]
         beside = local.socket_path(self.endpoint)
         addresses = [beside] if beside else []
-        if len(body) > 2 and isinstance(body[2], str):
+        if len(body) > 2 and isinstance(body[2], str) and body[2]:
             addresses.append(f"\0{body[2]}")
         for address in addresses:
             self._leave_local()
@@ -176,9 +197,25 @@ class Connection:
         if self._looked:
             return changes
         while int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
-            changes.append(event == zmq.EVENT_HANDSHAKE_SUCCEEDED)
+            event, value = _EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
+            if event & handshakes.FAILED:
+                self._was_refused(event, value)
+                continue
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.doubt = ""
+                self._was_up = True
+                changes.append(True)
+            elif self._was_up or self.refusal is not None:
+                changes.append(False)
+            # Else it was never there, and libzmq tries again, with pauses.
         return changes
+
+    def _was_refused(self, event: int, value: int) -> None:
+        found = handshakes.explain(event, value, self.endpoint, self._curve)
+        if isinstance(found, BatchyardError):
+            self.refusal = found
+        elif found:
+            self.doubt = found
 
     def hello(self) -> None:
         """Asks the broker for its WELCOME, once the connection is up."""
@@ -278,7 +315,7 @@ class Connection:
             frames.append(
                 bytearray(frame.buffer) if len(frame) < LARGE_FRAME_NBYTES else frame.buffer
             )
-        if self._joins and self._local is None and _is_welcome(header):
+        if self._joins and self._local is None and is_welcome(header):
             # The same server, or another, after the connection was lost.
             self._join(header)
         return header, frames
@@ -305,74 +342,8 @@ class Connection:
         self.region = None
 
 
-def nobody_answered(endpoints: Sequence[str], timeout_s: float) -> Unavailable:
-    """The error of a client that found no server."""
-    return Unavailable(
-        f"no server answered at {', '.join(endpoints)} within {timeout_s:g} s; is "
-        "`batchyard serve` running?"
-    )
-
-
-class Search:
-    """Looks for a server at several endpoints: the first of them that answers in time.
-
-    A driver calls ``step`` until it gives a connection, waiting on ``filenos`` in between.
-    """
-
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Sequence[str], timeout_s: float
-    ) -> None:
-        self.welcome: Buffer = b""
-        self._endpoints = list(endpoints)
-        self._candidates = [Connection(context, endpoint) for endpoint in endpoints]
-        self._welcomes: dict[Connection, Buffer] = {}
-        self._timeout_s = timeout_s
-        self._deadline = time.monotonic() + timeout_s
-        self._settled_at = self._deadline
-
-    def filenos(self) -> list[int]:
-        """Descriptors that tell when ``step`` may have something to do."""
-        return [fd for candidate in self._candidates for fd in candidate.filenos()]
-
-    def step(self) -> Connection | None:
-        """The connection, once it is decided; ``welcome`` has the broker's first message then.
-
-        Raises Unavailable when nobody answered in time.
-        """
-        for candidate in self._candidates:
-            candidate.look_again()
-            while candidate.has_input():
-                if True in candidate.changes():
-                    candidate.hello()
-                message = candidate.receive()
-                if message is not None and _is_welcome(message[0]):
-                    self._welcomes.setdefault(candidate, message[0])
-        now = time.monotonic()
-        if self._welcomes and self._settled_at == self._deadline:
-            self._settled_at = min(now + PREFERENCE_S, self._deadline)
-        for candidate in self._candidates:
-            if candidate in self._welcomes:
-                self.welcome = self._welcomes[candidate]
-                self._candidates.remove(candidate)
-                return candidate
-            if now < self._settled_at:
-                # One that is asked first may still answer.
-                return None
-        if now < self._deadline:
-            return None
-        raise nobody_answered(self._endpoints, self._timeout_s)
-
-    def wait_s(self) -> float:
-        """How long to wait for the descriptors at most before the next ``step``."""
-        return max(self._settled_at - time.monotonic(), 0.0)
-
-    def close(self) -> None:
-        """Closes the connections that were not chosen."""
-        for candidate in self._candidates:
-            candidate.close()
-
-
-def _is_welcome(header: Buffer) -> bool:
+def is_welcome(header: Buffer) -> bool:
+    """Whether a message is a broker's WELCOME."""
     try:
         return protocol.decode(header)[0] is MessageType.WELCOME
     except BatchyardError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import select
@@ -15,12 +16,19 @@ from typing import Any
 import zmq
 
 from batchyard.clients.calls import Call, Promise
-from batchyard.clients.connection import JOIN_TIMEOUT_S, RESET_PAUSE_S, Connection, Search
+from batchyard.clients.connection import (
+    JOIN_TIMEOUT_S,
+    REFUSED_PAUSE_S,
+    RESET_PAUSE_S,
+    Connection,
+)
 from batchyard.clients.region import ClientRegion
 from batchyard.clients.relay import Relay
+from batchyard.clients.search import Search
 from batchyard.clients.session import CLOSED, Message, Session
 from batchyard.clients.watch import Watch
 from batchyard.wire.endpoints import check
+from batchyard.wire.keys import ClientCurve
 
 # Messages read before new calls are sent.
 _DRAIN_MAX = 64
@@ -43,6 +51,7 @@ class IoThread:
         connect_timeout: float,
         reconnect_timeout: float,
         relay: Relay | None = None,
+        curve: ClientCurve | None = None,
     ) -> None:
         """Connects to the first that answers. Raises ConfigurationError, or Unavailable when
         nobody does in time.
@@ -60,6 +69,7 @@ class IoThread:
         self.region: ClientRegion | None = None
         self._endpoints = list(endpoints)
         self._connect_timeout = connect_timeout
+        self._curve = curve
         self._session = Session(reconnect_timeout)
         self._session.relay = relay
         self._calls: deque[Call] = deque()
@@ -109,6 +119,11 @@ class IoThread:
     def is_settled(self) -> bool:
         """Whether all is known of the server that there is."""
         return self._connection is not None and self._connection.is_settled
+
+    @property
+    def doubt(self) -> str:
+        """What may be the reason that no server answers; or empty."""
+        return "" if self._connection is None else self._connection.doubt
 
     def add(self, call: Call) -> None:
         """Sends a call, with whatever else is ready when the thread gets to it."""
@@ -308,7 +323,7 @@ class IoThread:
 
     def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> Connection:
         """The first of the endpoints whose broker answers."""
-        search = Search(context, self._endpoints, self._connect_timeout)
+        search = Search(context, self._endpoints, self._connect_timeout, self._curve)
         try:
             with select.epoll() as epoll:
                 for fd in search.filenos():
@@ -330,7 +345,7 @@ class IoThread:
 
     def _await(self, context: zmq.Context[zmq.Socket[bytes]]) -> Connection:
         """A connection to a server that may come."""
-        connection = Connection(context, self._endpoints[0])
+        connection = Connection(context, self._endpoints[0], self._curve)
         connection.join(None)
         self._session.lost(time.monotonic())
         return connection
@@ -351,6 +366,8 @@ class IoThread:
                     else:
                         self._unsent.clear()
                         self._session.lost(time.monotonic())
+                        if connection.refusal is not None:
+                            self._session.refuse(connection.refusal)
                         watch.forget()
                         self._reset(connection)
                         break
@@ -359,15 +376,17 @@ class IoThread:
                 self._session.expire(time.monotonic())
 
     def _reset(self, connection: Connection) -> None:
-        """Connects anew, as soon as there are descriptors for it."""
+        """Connects anew, as soon as there are descriptors for it, and after a while where it was
+        refused."""
+        at = time.monotonic() + (0.0 if connection.refusal is None else REFUSED_PAUSE_S)
         while not self._closing:
-            try:
-                connection.reset()
-                return
-            except (OSError, zmq.ZMQError):
-                self._session.flush(self._take(), time.monotonic())
-                self._session.expire(time.monotonic())
-                time.sleep(RESET_PAUSE_S)
+            if time.monotonic() >= at:
+                with contextlib.suppress(OSError, zmq.ZMQError):
+                    connection.reset()
+                    return
+            self._session.flush(self._take(), time.monotonic())
+            self._session.expire(time.monotonic())
+            time.sleep(RESET_PAUSE_S)
 
     def _receive(self, connection: Connection, limit: int | None) -> None:
         """Takes in what was received, up to a limit; all of it when there is none."""

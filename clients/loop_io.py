@@ -14,13 +14,15 @@ import zmq
 from batchyard.clients.calls import Call, Promise
 from batchyard.clients.connection import (
     JOIN_TIMEOUT_S,
+    REFUSED_PAUSE_S,
     RESET_PAUSE_S,
     Connection,
-    Search,
 )
 from batchyard.clients.region import ClientRegion
 from batchyard.clients.relay import Relay
+from batchyard.clients.search import Search
 from batchyard.clients.session import CLOSED, Message, Session
+from batchyard.wire.keys import ClientCurve
 
 _DRAIN_MAX = 64
 
@@ -34,12 +36,14 @@ class LoopIo:
         connect_timeout: float,
         reconnect_timeout: float,
         relay: Relay | None = None,
+        curve: ClientCurve | None = None,
     ) -> None:
         """Not connected yet. With a ``relay`` it is one of several: see ``IoThread``."""
         # Counts connections: it changes when the server may have.
         self.connections = 0
         self._endpoints = endpoints
         self._connect_timeout = connect_timeout
+        self._curve = curve
         self.session = Session(reconnect_timeout)
         self.session.relay = relay
         self._calls: list[Call] = []
@@ -79,6 +83,11 @@ class LoopIo:
         """Whether all is known of the server that there is."""
         return self._connection is not None and self._connection.is_settled
 
+    @property
+    def doubt(self) -> str:
+        """What may be the reason that no server answers; or empty."""
+        return "" if self._connection is None else self._connection.doubt
+
     async def connect(self) -> None:
         """Connects to the first endpoint that answers. Raises Unavailable when none does."""
         self._loop = asyncio.get_running_loop()
@@ -86,7 +95,7 @@ class LoopIo:
             self._await()
             return
         self._context = zmq.Context()
-        search = Search(self._context, self._endpoints, self._connect_timeout)
+        search = Search(self._context, self._endpoints, self._connect_timeout, self._curve)
         changed = asyncio.Event()
         for fd in search.filenos():
             self._loop.add_reader(fd, changed.set)
@@ -116,7 +125,7 @@ class LoopIo:
     def _await(self) -> None:
         """A connection to a server that may come."""
         self._context = zmq.Context()
-        connection = Connection(self._context, self._endpoints[0])
+        connection = Connection(self._context, self._endpoints[0], self._curve)
         connection.join(None)
         self.session.lost(time.monotonic())
         self._begin(connection)
@@ -273,7 +282,13 @@ class LoopIo:
                 self.session.lost(time.monotonic())
                 self._set_timer()
                 self._unwatch(connection)
-                self._reset(connection)
+                if connection.refusal is None:
+                    self._reset(connection)
+                else:
+                    self.session.refuse(connection.refusal)
+                    self._resetting = True
+                    self._loop.call_later(REFUSED_PAUSE_S, self._reset, connection)
+                    return
                 break
         self.session.region = connection.region
         if not connection.filenos():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
 from collections.abc import Sequence
@@ -10,15 +9,16 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from batchyard.clients.balancer import Balancer
 from batchyard.clients.calls import Call, Promise
-from batchyard.clients.connection import PREFERENCE_S, nobody_answered
 from batchyard.clients.io_thread import IoThread
-from batchyard.clients.loop_io import LoopIo
 from batchyard.clients.region import ClientRegion
 from batchyard.clients.relay import Query
+from batchyard.clients.search import PREFERENCE_S, nobody_answered
 from batchyard.clients.session import Session
+from batchyard.wire.errors import BatchyardError
+from batchyard.wire.keys import ClientCurve
 
 # Between two looks for servers that answer, when the client is made.
-_LOOK_S = 0.002
+LOOK_S = 0.002
 
 
 class Driver(Protocol):
@@ -32,6 +32,8 @@ class Driver(Protocol):
     def load(self) -> int: ...
     @property
     def is_settled(self) -> bool: ...
+    @property
+    def doubt(self) -> str: ...
     def add_from_elsewhere(self, call: Call) -> None: ...
     def query(self, what: str, arguments: dict[str, Any], promise: Promise) -> None: ...
     def cancel(self, call: Call) -> None: ...
@@ -158,6 +160,17 @@ class Servers(Generic[D]):
         return any(driver.session.is_up for driver in self.drivers)
 
     @property
+    def refusal(self) -> BatchyardError | None:
+        """Why the first server does not let this client in, when none does."""
+        refusals = [driver.session.refusal for driver in self.drivers]
+        return refusals[0] if None not in refusals else None
+
+    @property
+    def doubts(self) -> list[str]:
+        """What may be the reasons that none answers."""
+        return [driver.doubt for driver in self.drivers]
+
+    @property
     def have_all_answered(self) -> bool:
         """Whether nothing is left to wait for."""
         return all(driver.session.is_up and driver.is_settled for driver in self.drivers)
@@ -173,22 +186,28 @@ class ThreadedServers(Servers[IoThread]):
     """Several servers for a synchronous client: a thread for each."""
 
     def __init__(
-        self, endpoints: Sequence[str], connect_timeout: float, reconnect_timeout: float
+        self,
+        endpoints: Sequence[str],
+        connect_timeout: float,
+        reconnect_timeout: float,
+        curve: ClientCurve | None = None,
     ) -> None:
         """Raises ConfigurationError, or Unavailable when none answers in time."""
         super().__init__()
         try:
             for endpoint in endpoints:
-                driver = IoThread([endpoint], connect_timeout, reconnect_timeout, self)
+                driver = IoThread([endpoint], connect_timeout, reconnect_timeout, self, curve)
                 self.drivers.append(driver)
             until = time.monotonic() + connect_timeout
             while not self.has_answered:
+                if (refusal := self.refusal) is not None:
+                    raise refusal
                 if time.monotonic() >= until:
-                    raise nobody_answered(endpoints, connect_timeout)
-                time.sleep(_LOOK_S)
+                    raise nobody_answered(endpoints, connect_timeout, self.doubts)
+                time.sleep(LOOK_S)
             until = min(until, time.monotonic() + PREFERENCE_S)
             while not self.have_all_answered and time.monotonic() < until:
-                time.sleep(_LOOK_S)
+                time.sleep(LOOK_S)
         except BaseException:
             self.close()
             raise
@@ -201,44 +220,5 @@ class ThreadedServers(Servers[IoThread]):
 
     def close(self) -> None:
         """Ends everything that waits, and the threads. Idempotent."""
-        for driver in (*self.drivers, *self.left):
-            driver.close()
-
-
-class LoopServers(Servers[LoopIo]):
-    """Several servers for an asynchronous client."""
-
-    def __init__(
-        self, endpoints: Sequence[str], connect_timeout: float, reconnect_timeout: float
-    ) -> None:
-        """Not connected yet."""
-        super().__init__()
-        self._endpoints = endpoints
-        self._connect_timeout = connect_timeout
-        self._reconnect_timeout = reconnect_timeout
-
-    async def connect(self) -> None:
-        """Connects to all. Raises Unavailable when none answers in time."""
-        try:
-            for endpoint in self._endpoints:
-                driver = LoopIo([endpoint], self._connect_timeout, self._reconnect_timeout, self)
-                self.drivers.append(driver)
-                await driver.connect()
-            until = time.monotonic() + self._connect_timeout
-            while not self.has_answered:
-                if time.monotonic() >= until:
-                    raise nobody_answered(self._endpoints, self._connect_timeout)
-                await asyncio.sleep(_LOOK_S)
-            until = min(until, time.monotonic() + PREFERENCE_S)
-            while not self.have_all_answered and time.monotonic() < until:
-                await asyncio.sleep(_LOOK_S)
-        except BaseException:
-            self.close()
-            self.drivers = []
-            raise
-        self.begin()
-
-    def close(self) -> None:
-        """Ends everything that waits. Idempotent."""
         for driver in (*self.drivers, *self.left):
             driver.close()

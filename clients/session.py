@@ -373,8 +373,7 @@ class Session:
         """Ends calls whose deadline has passed, whatever the broker does."""
         self._deadlines.expire(now)
         if now >= self._awaited_until:
-            self._awaited_until = NEVER
-            self._refuse_all(
+            self.refuse(
                 Unavailable(
                     f"{CONNECTION_LOST.message} and no server answered within "
                     f"{self._reconnect_timeout_s:g} s"
@@ -394,7 +393,7 @@ class Session:
             self.relay.changed(self)
         self.hand_over()
         if not self._reconnect_timeout_s:
-            self._refuse_all(CONNECTION_LOST)
+            self.refuse(CONNECTION_LOST)
         elif was_up:
             self._awaited_until = now + self._reconnect_timeout_s
 
@@ -426,10 +425,16 @@ class Session:
         self.gave_away = True
         return True
 
-    def _refuse_all(self, error: BatchyardError) -> None:
-        """Ends everything that waits, and what comes until a server is there."""
+    def refuse(self, error: BatchyardError) -> None:
+        """Ends everything that waits, and what comes until a server is there that says WELCOME."""
         self.fail(error)
+        self._awaited_until = NEVER
         self._refusal = error
+
+    @property
+    def refusal(self) -> BatchyardError | None:
+        """What calls are refused with, or None."""
+        return self._refusal
 
     def fail(self, error: BatchyardError) -> None:
         """Ends everything that waits for an answer."""

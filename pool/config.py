@@ -292,8 +292,28 @@ class Broker(_Section):
     insecure: bool = Field(
         False, description="Allows TCP addresses that other machines reach, without keys."
     )
+    curve_secret_key_file: str | None = Field(
+        None,
+        min_length=1,
+        description="The server's keys: a file that `batchyard keys new` made. Then clients that "
+        "come by TCP need keys, and all they send is encrypted; ipc never is. "
+        "${CREDENTIALS_DIRECTORY} in it is systemd's folder of credentials. See docs/security.md.",
+    )
+    curve_clients: str | None = Field(
+        None,
+        min_length=1,
+        description="The folder of the public keys (*.key) of clients that may connect by TCP; "
+        "`batchyard keys allow` and `revoke` change it. Read again at SIGHUP.",
+    )
+    ipc_group: str | None = Field(
+        None,
+        min_length=1,
+        description="The group of ipc sockets, by name or number: its members may connect.",
+    )
     ipc_mode: str = Field(
-        "0600", pattern="^0?[0-7]{3}$", description="Permissions of ipc sockets, octal."
+        "0600",
+        pattern="^0?[0-7]{3}$",
+        description="Permissions of ipc sockets, octal. With ipc_group: 0660, if not given.",
     )
     max_message_mb: Annotated[int, Field(ge=1, le=65_536)] = Field(
         1024, description="The largest message that a client may send, in MiB."
@@ -318,10 +338,52 @@ class Broker(_Section):
     def _endpoints_can_be_bound(self) -> Broker:
         for endpoint in self.bind:
             try:
-                endpoints.check(endpoint, binding=True, insecure=self.insecure)
+                endpoints.check(endpoint, binding=True, insecure=self.insecure or self.has_keys)
             except ConfigurationError as error:
                 raise ValueError(str(error)) from None
         return self
+
+    @model_validator(mode="after")
+    def _keys_and_groups_fit(self) -> Broker:
+        if (self.curve_clients is None) == self.has_keys:
+            raise ValueError(
+                "curve_secret_key_file (who the server is) and curve_clients (who may connect) "
+                "need each other"
+            )
+        if self.ipc_group is not None and not self.ipc_permissions & 0o020:
+            raise ValueError(
+                f"ipc_group needs an ipc_mode that lets the group write, such as 0660, not "
+                f"{self.ipc_mode}"
+            )
+        return self
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether clients that come by TCP need keys."""
+        return self.curve_secret_key_file is not None
+
+    @property
+    def ipc_permissions(self) -> int:
+        """The mode of ipc sockets."""
+        if self.ipc_group is not None and "ipc_mode" not in self.model_fields_set:
+            return 0o660
+        return int(self.ipc_mode, 8)
+
+
+class Metrics(_Section):
+    """``[metrics]``: where the server tells by HTTP how it fares."""
+
+    port: Annotated[int, Field(ge=0, le=65_535)] | None = Field(
+        None,
+        description="Prometheus reads http://HOST:PORT/metrics, load balancers /healthz and "
+        "/readyz, people /. 0: a free port. Default: off. See docs/metrics.md.",
+    )
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="The address that it listens at. Who reaches it may read, without a key; "
+        "nobody can change anything there.",
+    )
 
 
 class Log(_Section):
@@ -351,6 +413,7 @@ class Config(_Section):
 
     broker: Broker = Field(default_factory=Broker, description="See [broker].")
     pool: Pool = Field(default=Pool(), description="See [pool].")
+    metrics: Metrics = Field(default=Metrics(), description="See [metrics].")
     log: Log = Field(default=Log(), description="See [log].")
     models: list[Model] = Field(min_length=1, description="See [[models]].")
 

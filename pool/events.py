@@ -71,7 +71,9 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class BrokerAnswered:
-    """The broker does not hang."""
+    """The broker does not hang; so many rows wait in its queues."""
+
+    queued_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,11 @@ class VersionsFound:
 
 
 @dataclass(frozen=True, slots=True)
+class ReloadRequested:
+    """The configuration is to be read again; ConfigurationRead or ConfigurationRefused follows."""
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigurationRead:
     """The configuration was read again, and models' folders were looked at."""
 
@@ -152,6 +159,7 @@ Event = (
     | WorkerEnded
     | VersionUnloaded
     | VersionsFound
+    | ReloadRequested
     | ConfigurationRead
     | ConfigurationRefused
     | StopRequested
@@ -223,6 +231,13 @@ class ReportReady:
 
 
 @dataclass(frozen=True, slots=True)
+class TellServiceManager:
+    """Tell whoever started the server what is true now, by sd_notify's names."""
+
+    variables: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End what still runs: nobody needs it any more."""
 
@@ -260,6 +275,7 @@ Action = (
     | KillBroker
     | TellBroker
     | ReportReady
+    | TellServiceManager
     | Stop
     | Fail
     | ConfigureLogs

@@ -10,31 +10,53 @@ import contextlib
 import fcntl
 import os
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from batchyard.wire.access import Access
+from batchyard.wire.endpoints import check
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.local import LOCAL_SUFFIX
 
 
 @contextlib.contextmanager
-def claimed(endpoints: Sequence[str]) -> Iterator[None]:
+def claimed(endpoints: Sequence[str], access: Access) -> Iterator[None]:
     """Claims the paths of all ipc endpoints, makes their folders, and removes the sockets.
+
+    Who has ``access`` to the sockets can reach them in a folder that is made here.
 
     Raises ConfigurationError when another server holds one, or it cannot be made.
     """
     with contextlib.ExitStack() as claims:
         for endpoint in endpoints:
             if endpoint.startswith("ipc://"):
-                claims.enter_context(_claimed(Path(endpoint.removeprefix("ipc://"))))
+                claims.enter_context(_claimed(Path(endpoint.removeprefix("ipc://")), access))
         yield
 
 
 @contextlib.contextmanager
-def _claimed(path: Path) -> Iterator[None]:
+def private_endpoint() -> Iterator[str]:
+    """An ipc endpoint that nobody else knows, in a folder that nobody else may enter.
+
+    Raises ConfigurationError when there is no room for one.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="batchyard-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"no temporary folder for a socket: {error.strerror}; set TMPDIR, or bind an ipc:// "
+            "endpoint"
+        ) from error
+    with folder as path:
+        yield check(f"ipc://{path}/broker", binding=True)
+
+
+@contextlib.contextmanager
+def _claimed(path: Path, access: Access) -> Iterator[None]:
     lock_path = Path(f"{path}.lock")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_folder(path.parent, access)
         lock = _lock(lock_path)
         beside = Path(f"{path}{LOCAL_SUFFIX}")
         is_other = any(p.exists() and not stat.S_ISSOCK(p.stat().st_mode) for p in (path, beside))
@@ -57,6 +79,16 @@ def _claimed(path: Path) -> Iterator[None]:
     finally:
         lock_path.unlink(missing_ok=True)
         os.close(lock)
+
+
+def _make_folder(folder: Path, access: Access) -> None:
+    """Makes a folder that others cannot look into, if it is not there."""
+    if folder.exists():
+        return
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # To reach a socket takes the right to pass through its folder, and nothing more.
+    passage = 0o010 * bool(access.mode & 0o020) | 0o001 * bool(access.mode & 0o002)
+    Access(0o700 | passage, access.gid).give(str(folder))
 
 
 def _lock(path: Path) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from batchyard.pool.runtimes.base import LoadedModel, ModelLoadError
 from batchyard.pool.warmup import warm_up
@@ -20,8 +21,14 @@ class CannotServe(Exception):
         self.model = model
 
 
-def load(source: ModelSource, settings: WorkerSettings) -> tuple[LoadedModel, ModelReport]:
-    """The model, warmed up, and what the broker is told of it. Raises CannotServe."""
+def load(
+    source: ModelSource, settings: WorkerSettings, tell: Callable[[float, str], None]
+) -> tuple[LoadedModel, ModelReport]:
+    """The model, warmed up, and what the broker is told of it. Raises CannotServe.
+
+    ``tell`` hears which share of it is done, and what comes next in words.
+    """
+    tell(0.0, f"loading {source.name}")
     started = time.perf_counter()
     try:
         model = _open(source, settings)
@@ -30,7 +37,12 @@ def load(source: ModelSource, settings: WorkerSettings) -> tuple[LoadedModel, Mo
         at_fault = source.name, source.version
         raise CannotServe(control.EXIT_MODEL, message, at_fault) from error
     loaded = time.perf_counter()
-    signatures = warm_up(source.name, model, source.batch_sizes)
+
+    def tell_of_warmup(share: float, rows: int) -> None:
+        # Each is about half of it.
+        tell(0.5 + share / 2, f"warming up at {rows} row{'s' * (rows > 1)}: {source.name}")
+
+    signatures = warm_up(source.name, model, source.batch_sizes, tell_of_warmup)
     warmed = time.perf_counter()
     report = ModelReport(
         name=source.name,

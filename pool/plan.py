@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from batchyard.pool import devices
+from batchyard.pool import access, devices
 from batchyard.pool.config import Config, WorkerGroup
-from batchyard.pool.inventory import Inventory
+from batchyard.pool.gateways import GatewayPlan, plan_gateways
+from batchyard.pool.inventory import Inventory, visible_devices
 from batchyard.pool.model_set import ModelSet, wanted_models
 from batchyard.pool.versions import Found, find_all
 from batchyard.wire.control import BrokerSettings, WorkerSettings
@@ -42,6 +43,7 @@ class ServerPlan:
     arena_nbytes: int
     config: Config
     found: Found
+    gateways: list[GatewayPlan] = field(default_factory=list)
 
 
 def make_plan(
@@ -79,15 +81,21 @@ def make_plan(
     ]
     broker = BrokerSettings(
         bind=config.broker.bind,
-        ipc_mode=int(config.broker.ipc_mode, 8),
+        ipc_mode=config.broker.ipc_permissions,
         max_message_nbytes=config.broker.max_message_mb * _MIB,
         queue_nbytes_max=config.broker.max_queue_mb * _MIB,
         region_nbytes=config.broker.region_mb * _MIB,
         regions_max=config.broker.max_regions,
         in_flight_max=config.broker.max_in_flight_per_client,
         models=[served.settings for served in models.served.values()],
+        ipc_gid=access.group_id(config.broker.ipc_group),
+        curve_secret_key_file=access.place(config.broker.curve_secret_key_file, environ),
+        curve_clients=access.place(config.broker.curve_clients, environ),
     )
-    plan = ServerPlan(broker, workers, config.pool.arena_mb * _MIB, config, found)
+    access.check_keys(broker, environ)
+    gateways = plan_gateways(config, visible_devices(inventory, environ).devices)
+    arena_nbytes = config.pool.arena_mb * _MIB
+    plan = ServerPlan(broker, workers, arena_nbytes, config, found, gateways)
     return plan, sorted({slot.note for slot in slots if slot.note})
 
 

@@ -22,7 +22,7 @@ def quietly() -> Iterator[None]:
     """This thread, and those begun by it, yield to whoever wants a processor until the block ends.
 
     Only where they can come back from that: the kernel allows it to root, and to those whose
-    RLIMIT_NICE permits their nice value (``LimitNICE=0`` in a systemd unit). Elsewhere nothing
+    RLIMIT_NICE permits their nice value (``LimitNICE=+0`` in a systemd unit). Elsewhere nothing
     is changed. They yield for ten seconds at most.
     """
     usual = os.getpriority(os.PRIO_PROCESS, 0)

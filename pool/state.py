@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
 
 from batchyard.pool.config import Config
 from batchyard.pool.events import (
@@ -20,12 +19,14 @@ from batchyard.pool.events import (
     Fail,
     KillBroker,
     Log,
+    ReloadRequested,
     ReportReady,
     StartBroker,
     Started,
     Stop,
     StopRequested,
     TellBroker,
+    TellServiceManager,
     VersionsFound,
     VersionUnloaded,
     WorkerEnded,
@@ -35,8 +36,9 @@ from batchyard.pool.events import (
     WorkerServed,
 )
 from batchyard.pool.offer import Offer
-from batchyard.pool.pulse import PAUSE_S, UNANSWERED_MAX, Pulse
+from batchyard.pool.pulse import Pulse
 from batchyard.pool.restarts import Restarts
+from batchyard.pool.standing import Phase, Standing
 from batchyard.pool.versions import Found
 from batchyard.pool.workers import Workers
 from batchyard.wire import control
@@ -45,20 +47,20 @@ from batchyard.wire.control import Kind
 _NEVER = float("inf")
 
 
-class Phase(Enum):
-    """What the server does."""
-
-    STARTING = "starting"
-    SERVING = "serving"
-    DRAINING = "draining"
-    STOPPED = "stopped"
-
-
 class ServerState:
     """One server: its broker and its workers, from the start to the end."""
 
-    def __init__(self, config: Config, found: Found, replaced_beside: Sequence[bool]) -> None:
-        """``replaced_beside`` says of each slot whether two processes fit its device."""
+    def __init__(
+        self,
+        config: Config,
+        found: Found,
+        replaced_beside: Sequence[bool],
+        watchdog_s: float = _NEVER,
+    ) -> None:
+        """``replaced_beside`` says of each slot whether two processes fit its device.
+
+        ``watchdog_s``: a service manager ends this process when it hears nothing for so long.
+        """
         self.phase = Phase.STARTING
         self.endpoints: Sequence[str] = ()
         self._actions: list[Action] = []
@@ -71,7 +73,8 @@ class ServerState:
         self._broker_start_at = _NEVER
         self._broker_listens_since: float | None = None
         self._broker_deaths = Restarts()
-        self._pulse = Pulse()
+        self._pulse = Pulse(watchdog_s)
+        self._standing = Standing(is_watched=watchdog_s < _NEVER)
         self._drain_by = _NEVER
         # What came while the server started.
         self._waiting: list[Event] = []
@@ -81,6 +84,11 @@ class ServerState:
         self._handle(event, now)
         self._advance(now)
         actions, self._actions = self._actions, []
+        told = self._standing.news(event, now, self.phase, self.offer, self.workers)
+        if told:
+            # A process that ends hears of nothing after that.
+            is_over = bool(actions) and isinstance(actions[-1], Stop | Fail)
+            actions.insert(len(actions) - is_over, TellServiceManager(told))
         return actions
 
     def next_deadline(self) -> float:
@@ -128,7 +136,14 @@ class ServerState:
             case VersionUnloaded(key):
                 self.offer.unloaded(key)
             case VersionsFound() | ConfigurationRead() | ConfigurationRefused():
+                # Also beside a configuration that is refused: a key that was revoked is not to
+                # stay for what is wrong elsewhere.
+                if not isinstance(event, VersionsFound) and self._first_config.broker.has_keys:
+                    self._do(TellBroker([Kind.KEYS]))
                 self._offered(event, now)
+            case ReloadRequested():
+                # Who reads it says when it did.
+                pass
             case StopRequested():
                 self._stop_requested(now)
 
@@ -177,7 +192,7 @@ class ServerState:
             self._do(TellBroker([Kind.PING]))
             return
         self._pulse.end()
-        reason = f"it did not answer for {PAUSE_S * UNANSWERED_MAX:g} s"
+        reason = f"it did not answer for {self._pulse.patience_s:.3g} s"
         self._do(Log("error", "broker_hung", {"reason": reason}))
         self._do(KillBroker())
 
@@ -259,6 +274,7 @@ def needing_restart(first: Config, new: Config) -> list[str]:
         for section, old_section, new_section in (
             ("broker", first.broker, new.broker),
             ("pool", first.pool, new.pool),
+            ("metrics", first.metrics, new.metrics),
         )
         for name in type(new_section).model_fields
         if name not in live and getattr(old_section, name) != getattr(new_section, name)

@@ -16,17 +16,22 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from batchyard.pool import events
 from batchyard.pool.children import Child, describe_exit
 from batchyard.pool.config import Config
-from batchyard.pool.ipc_paths import claimed
+from batchyard.pool.gateway_processes import Gateways
+from batchyard.pool.ipc_paths import claimed, private_endpoint
 from batchyard.pool.plan import ServerPlan
-from batchyard.pool.state import Phase, ServerState
+from batchyard.pool.service_manager import ServiceManager
+from batchyard.pool.standing import Phase
+from batchyard.pool.startup import Startup
+from batchyard.pool.state import ServerState
 from batchyard.pool.watch import Watch
 from batchyard.wire import control, log
+from batchyard.wire.access import Access
 from batchyard.wire.arena import create_memfd
 from batchyard.wire.control import Kind
 from batchyard.wire.errors import ConfigurationError
@@ -51,20 +56,30 @@ class Supervisor:
     def __init__(
         self,
         plan: ServerPlan,
-        on_ready: Callable[[Sequence[str]], None],
+        on_ready: Callable[[Sequence[str], Mapping[str, str]], None],
         reload: Callable[[], Config],
+        service_manager: ServiceManager | None = None,
+        on_startup: Callable[[Startup], None] = lambda startup: None,
     ) -> None:
-        """``on_ready`` is called with the endpoints once every worker can take requests.
+        """``on_ready`` is called with the endpoints, and the addresses of gateways by their names,
+        once every worker can take requests.
 
         ``reload`` reads the configuration again, on another thread; it may raise
-        ConfigurationError.
+        ConfigurationError. ``service_manager`` hears how the server fares, ``on_startup`` how far
+        its start has come.
         """
         self._plan = plan
         self._on_ready = on_ready
+        self._startup = Startup(len(plan.workers), on_startup)
         beside = [worker.replaced_beside for worker in plan.workers]
-        self._state = ServerState(plan.config, plan.found, beside)
+        self._service_manager = service_manager or ServiceManager()
+        watchdog_s = self._service_manager.watchdog_s
+        self._state = ServerState(plan.config, plan.found, beside, watchdog_s)
         self._watch = Watch(plan.config, plan.found, reload)
         self._selector = selectors.DefaultSelector()
+        self._gateways = Gateways(plan.gateways, self._selector)
+        # Where the broker listens: what the configuration says, and for gateways.
+        self._bind = list(plan.broker.bind)
         self._arena = -1
         self._broker: Child | None = None
         self._workers: dict[int, Child] = {}
@@ -79,7 +94,7 @@ class Supervisor:
         """Serves until a signal says stop. Raises ServerFailed; leaves nothing behind."""
         with self._signals(), contextlib.ExitStack() as cleanup:
             cleanup.callback(self._selector.close)
-            cleanup.enter_context(_claim(self._plan.broker.bind))
+            cleanup.enter_context(self._claim())
             self._arena = create_memfd(self._plan.arena_nbytes, "batchyard-arena")
             cleanup.callback(os.close, self._arena)
             cleanup.callback(self._end_children)
@@ -90,8 +105,26 @@ class Supervisor:
             while self._state.phase is not Phase.STOPPED:
                 self._turn()
 
+    @contextlib.contextmanager
+    def _claim(self) -> Iterator[None]:
+        """Has for itself where the server listens, by whatever it does."""
+        try:
+            with contextlib.ExitStack() as claims:
+                for_gateways = next((e for e in self._bind if e.startswith("ipc://")), "")
+                if self._plan.gateways and not for_gateways:
+                    # TCP may need keys.
+                    for_gateways = claims.enter_context(private_endpoint())
+                    self._bind.append(for_gateways)
+                access = Access(self._plan.broker.ipc_mode, self._plan.broker.ipc_gid)
+                claims.enter_context(claimed(self._bind, access))
+                claims.enter_context(self._gateways.bound(for_gateways))
+                yield
+        except ConfigurationError as error:
+            raise ServerFailed(control.EXIT_CONFIGURATION, str(error)) from error
+
     def _turn(self) -> None:
-        timeout = self._state.next_deadline() - time.monotonic()
+        due = min(self._state.next_deadline(), self._gateways.next_deadline())
+        timeout = due - time.monotonic()
         # A day is within what select takes.
         for key, _ in self._selector.select(min(max(timeout, 0), 86_400)):
             # An earlier event of this turn may have ended this child, and started another that has
@@ -99,6 +132,7 @@ class Supervisor:
             if self._selector.get_map().get(key.fd) is key:
                 key.data()
         self._happened(events.TimePassed())
+        self._gateways.advance()
 
     # Events
 
@@ -134,12 +168,16 @@ class Supervisor:
             )
         elif kind == Kind.LISTENING:
             self._happened(events.BrokerListening(packet[1]))
+            self._gateways.broker_listens()
         elif kind == Kind.READY:
             for report in packet[2]:
                 self._reports[report["name"], report["version"]] = report
+            self._startup.ready(packet[1])
             self._happened(events.WorkerReady(packet[1]))
+        elif kind == Kind.LOADING and id is not None:
+            self._startup.loading(id, packet[1], packet[2])
         elif kind == Kind.PONG:
-            self._happened(events.BrokerAnswered())
+            self._happened(events.BrokerAnswered(packet[1]))
         elif kind == Kind.SERVED:
             self._happened(events.WorkerServed(packet[1]))
         elif kind == Kind.RETIRED:
@@ -204,7 +242,10 @@ class Supervisor:
             case events.EndWorker(id):
                 self._workers[id].link.shut_down()
             case events.ReportReady(endpoints):
-                self._on_ready(endpoints)
+                shown = endpoints[: len(self._plan.broker.bind)]
+                self._on_ready(shown, self._gateways.addresses)
+            case events.TellServiceManager(variables):
+                self._service_manager.tell(variables)
             case events.Log(level, event, fields):
                 getattr(log, level)(event, **fields)
             case events.ConfigureLogs(settings):
@@ -218,7 +259,7 @@ class Supervisor:
         settings = dataclasses.replace(
             self._plan.broker,
             # As they really are: a port that was free stays the same.
-            bind=list(action.endpoints) or self._plan.broker.bind,
+            bind=list(action.endpoints) or self._bind,
             models=action.models,
             awaited=action.awaited,
             is_restarted=bool(action.endpoints),
@@ -304,6 +345,7 @@ class Supervisor:
         for worker in self._workers.values():
             with contextlib.suppress(LinkClosed):
                 worker.link.send(packet)
+        self._gateways.tell(packet)
 
     def _end_children(self) -> None:
         if self._broker is not None:
@@ -317,6 +359,7 @@ class Supervisor:
             worker.kill()
         for worker in self._workers.values():
             worker.reap()
+        self._gateways.end()
 
     # Signals
 
@@ -325,6 +368,7 @@ class Supervisor:
             if number in control.STOP_SIGNALS:
                 self._happened(events.StopRequested())
             elif number == signal.SIGHUP:
+                self._happened(events.ReloadRequested())
                 self._watch.ask_for_reload()
 
     @contextlib.contextmanager
@@ -349,12 +393,3 @@ class Supervisor:
             signal.set_wakeup_fd(old_fd)
             ours.close()
             theirs.close()
-
-
-@contextlib.contextmanager
-def _claim(endpoints: Sequence[str]) -> Iterator[None]:
-    try:
-        with claimed(endpoints):
-            yield
-    except ConfigurationError as error:
-        raise ServerFailed(control.EXIT_CONFIGURATION, str(error)) from error

@@ -8,7 +8,7 @@ really are row by row. The next runs tell how long a batch takes.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,19 +25,30 @@ _TIMED_RUNS = 3
 _TIMED_S = 0.3
 
 
-def warm_up(name: str, model: LoadedModel, batch_sizes: Sequence[int]) -> list[SignatureReport]:
+def warm_up(
+    name: str,
+    model: LoadedModel,
+    batch_sizes: Sequence[int],
+    tell: Callable[[float, int], None] = lambda share, rows: None,
+) -> list[SignatureReport]:
     """What was seen of each signature. A model with state is left as it is.
+
+    ``tell`` hears before each batch size which share of all is done, and of how many rows it is.
 
     A signature that does not take made-up inputs (zeros, empty strings, open dimensions of 1)
     is not warmed up: the log says so, and the worker becomes ready all the same.
     """
     reports = []
-    for spec in model.signatures:
+    for i, spec in enumerate(model.signatures):
+
+        def tell_of_signature(share: float, rows: int, i: int = i) -> None:
+            tell((i + share) / len(model.signatures), rows)
+
         if model.stateful or spec.open:
             reports.append(SignatureReport(spec, None))
             continue
         try:
-            reports.append(_warm_up_signature(name, model, spec, batch_sizes))
+            reports.append(_warm_up_signature(name, model, spec, batch_sizes, tell_of_signature))
         except (InvalidArgument, OutOfRange) as error:
             # It does not take what is made up here: real requests may do better.
             log.info("warmup_skipped", model=name, signature=spec.name, reason=error)
@@ -49,12 +60,18 @@ def warm_up(name: str, model: LoadedModel, batch_sizes: Sequence[int]) -> list[S
 
 
 def _warm_up_signature(
-    name: str, model: LoadedModel, spec: SignatureSpec, batch_sizes: Sequence[int]
+    name: str,
+    model: LoadedModel,
+    spec: SignatureSpec,
+    batch_sizes: Sequence[int],
+    tell: Callable[[float, int], None],
 ) -> SignatureReport:
     row_nbytes = 0
     by_rows = True
     runs: list[tuple[int, float]] = []
-    for rows in batch_sizes if spec.batched else [1]:
+    sizes = batch_sizes if spec.batched else [1]
+    for i, rows in enumerate(sizes):
+        tell(i / len(sizes), rows)
         inputs = {i.name: _made_up(i, rows, spec.batched) for i in spec.inputs}
         outputs = [np.asarray(array) for _, array in model.run(spec.name, inputs)]
         row_nbytes = max(row_nbytes, -(-sum(map(_nbytes, outputs)) // rows))

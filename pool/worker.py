@@ -54,7 +54,7 @@ def main(control_fd: int, parent_pid: int) -> int:
     # Before models load, which may take minutes: a broker may die then too.
     worker.start(lambda: worker.obey(supervisor))
     try:
-        worker.load()
+        worker.load(lambda share, what: _tell(supervisor, share, what))
     except CannotServe as error:
         with contextlib.suppress(LinkClosed):
             supervisor.send([control.Kind.FAILED, error.exit_code, str(error), error.model])
@@ -78,12 +78,19 @@ class Worker:
         self._running = threading.Semaphore(settings.concurrent_batches)
         self._loaded = False
 
-    def load(self) -> None:
-        """Loads the models, and tells the broker. Raises CannotServe."""
+    def load(self, tell: Callable[[float, str], None]) -> None:
+        """Loads the models, and tells the broker. Raises CannotServe.
+
+        ``tell`` hears which share of all is done, and what comes next in words.
+        """
         reports = []
         with quietly() if self._settings.loads_quietly else contextlib.nullcontext():
-            for source in self._settings.models:
-                model, report = load(source, self._settings)
+            for i, source in enumerate(self._settings.models):
+
+                def tell_of_model(share: float, what: str, i: int = i) -> None:
+                    tell((i + share) / len(self._settings.models), what)
+
+                model, report = load(source, self._settings, tell_of_model)
                 self._models[source.name, source.version] = model
                 reports.append(report)
             # What models are made of stays: the collector need not look at it with every batch.
@@ -169,6 +176,11 @@ class Worker:
             self._intake.end()
             time.sleep(_GOODBYE_S)
         _exit(control.EXIT_OK)
+
+
+def _tell(supervisor: Link, share: float, what: str) -> None:
+    with contextlib.suppress(LinkClosed):
+        supervisor.send([control.Kind.LOADING, share, what])
 
 
 def _give_memory_back() -> None:

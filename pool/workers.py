@@ -170,6 +170,11 @@ class Workers:
         """Whether every slot serves."""
         return all(slot.current is not None for slot in self.slots)
 
+    @property
+    def serving_count(self) -> int:
+        """How many slots serve."""
+        return sum(slot.current is not None for slot in self.slots)
+
     def next_deadline(self) -> float:
         """When ``advance`` is to be called at the latest."""
         times = [slot.start_at for slot in self.slots if slot.start_at is not None]
@@ -315,7 +320,7 @@ class Workers:
             slot.start_at = now + pause_s
 
     def _log_death(self, slot: Slot, process: Process, reason: str) -> None:
-        left = sum(slot.current is not None for slot in self.slots)
+        left = self.serving_count
         fields = {"slot": slot.index, "worker": process.id, "reason": reason, "workers_left": left}
         self._do(Log("error", "worker_died", fields))
 

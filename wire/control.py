@@ -34,6 +34,7 @@ class Kind(IntEnum):
     RETIRE = 4  # worker_id: no more batches for it; RETIRED when it has none
     MODELS = 5  # ModelSettings of all that is served from now on, as maps
     PING = 6  # PONG is the answer
+    KEYS = 7  # the folder of clients' keys is to be read again
     # broker -> supervisor
     LISTENING = 11  # endpoints
     READY = 12  # worker_id, what it said of its models (see ``work.Ready``)
@@ -42,12 +43,16 @@ class Kind(IntEnum):
     HUNG = 15  # worker_id, why: it is to be killed
     UNLOADED = 16  # name, version: a version that MODELS left out is gone from all workers
     SERVED = 17  # worker_id: it was given its first batch
-    PONG = 18
+    PONG = 18  # rows that wait in all queues
     # child -> supervisor
     FAILED = 21  # exit code, message, [model, version] or nil: why the child exits
+    # gateway -> supervisor
+    ANSWERING = 25
+    # worker -> supervisor
+    LOADING = 26  # which share of its models is loaded and warmed up; what it does now, in words
     # supervisor -> worker
     LINK = 31  # the broker was started anew; the link to it beside it
-    # supervisor -> broker, worker
+    # supervisor -> broker, worker, gateway
     LOG = 41  # the fields of ``log.LogSettings``, which have changed
 
 
@@ -81,6 +86,8 @@ class BrokerSettings:
     out before each of them said which it still uses, or is gone. ``is_restarted``: clients of that
     broker are about to come back. ``reports`` is what its workers said of their models, as in
     ``work.Ready``: requests for them can be taken before a worker is ready again.
+    ``ipc_gid`` is the group of ipc sockets, if not the process's own. The file of the server's
+    keys is named, not sent: whoever needs the secret reads it there. Empty: no keys.
     """
 
     bind: list[str]
@@ -94,6 +101,9 @@ class BrokerSettings:
     awaited: list[int] = field(default_factory=list)
     is_restarted: bool = False
     reports: list[dict[str, Any]] = field(default_factory=list)
+    ipc_gid: int | None = None
+    curve_secret_key_file: str = ""
+    curve_clients: str = ""
 
     def to_wire(self) -> dict[str, Any]:
         """A map of plain values."""
@@ -152,6 +162,27 @@ class WorkerSettings:
     def from_wire(cls, body: dict[str, Any]) -> WorkerSettings:
         """The settings that ``to_wire`` wrote."""
         return cls(**{**body, "models": [ModelSource(**model) for model in body["models"]]})
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """What a gateway needs; the socket that it listens at comes beside it.
+
+    ``endpoint`` is the broker's. ``devices`` has a name, such as ``gpu:0``, and the UUID of each
+    GPU that workers may use.
+    """
+
+    endpoint: str
+    devices: list[tuple[str, str]]
+
+    def to_wire(self) -> dict[str, Any]:
+        """A map of plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, body: dict[str, Any]) -> GatewaySettings:
+        """The settings that ``to_wire`` wrote."""
+        return cls(body["endpoint"], [(name, uuid) for name, uuid in body["devices"]])
 
 
 # A service manager may signal every process of a service; only the supervisor acts on these.

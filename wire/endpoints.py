@@ -48,7 +48,7 @@ def check(endpoint: str, *, binding: bool = False, insecure: bool = False) -> st
     """The endpoint itself, when it is one that can be bound or connected to.
 
     Raises ConfigurationError otherwise; also for binding a TCP address that other machines
-    reach, unless ``insecure`` says that this is wanted.
+    reach, unless ``insecure`` says that this is wanted, or that keys guard it.
     """
     scheme, separator, rest = endpoint.partition("://")
     try:
@@ -82,7 +82,8 @@ def check(endpoint: str, *, binding: bool = False, insecure: bool = False) -> st
     if binding and not insecure and not _is_loopback(host):
         raise ConfigurationError(
             f"endpoint {endpoint!r} can be reached from other machines by anyone; bind "
-            "tcp://127.0.0.1:PORT, or set insecure = true under [broker]"
+            "tcp://127.0.0.1:PORT, or set curve_secret_key_file (see docs/security.md), or "
+            "insecure = true, under [broker]"
         )
     return endpoint
 

@@ -25,8 +25,10 @@ import socket
 import struct
 from collections.abc import Sequence
 
+from batchyard.wire.access import Access
 from batchyard.wire.arena import Mapping, align, create_memfd
 from batchyard.wire.endpoints import IPC_PATH_MAX
+from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.tensors import Buffer
 
 LOCAL_SUFFIX = ".local"
@@ -60,24 +62,24 @@ def socket_path(endpoint: str) -> str | None:
     return path if is_path else None
 
 
-def listen(address: str, mode: int) -> socket.socket:
+def listen(address: str, access: Access) -> socket.socket:
     """A listening socket at a path, which it replaces, or at an abstract name (leading zero).
 
-    ``mode`` is that of the path. Raises OSError.
+    ``access`` is that of the path. Raises OSError and ConfigurationError.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    # The file takes its mode from the umask: there is no moment at which others could connect.
-    umask = os.umask(0o777 & ~mode)
+    is_path = not address.startswith("\0")
     try:
-        if not address.startswith("\0") and os.path.lexists(address):
+        if is_path and os.path.lexists(address):
             os.unlink(address)
-        listener.bind(address)
+        with access.of_new_files():
+            listener.bind(address)
+        if is_path:
+            access.give(address)
         listener.listen(_WELCOMES_WAITING)
-    except OSError:
+    except (OSError, ConfigurationError):
         listener.close()
         raise
-    finally:
-        os.umask(umask)
     return listener
 
 

@@ -90,6 +90,18 @@ def test_scale(environment: Mapping[str, str], tmp_path: Path) -> None:
         assert len(measured[f"broker_cpu_{count}"]) == 2
 
 
+def test_security(environment: Mapping[str, str], tmp_path: Path) -> None:
+    found = tmp_path / "security.json"
+    printed = run(environment, "security", "--seconds", "0.1", "--repeat", "1", "--json", found)
+    figures = json.loads(found.read_text())["figures"]
+    assert len(figures) == 16
+    for figure in figures:
+        assert figure["median"] > 0
+        assert figure["title"] in printed
+        # Each with keys stands beside the same without.
+        assert (figure["ratio"] is None) is figure["key"].endswith("_tcp")
+
+
 def test_faults(environment: Mapping[str, str], tmp_path: Path) -> None:
     found = tmp_path / "faults.json"
     parts = ["--only", "poison", "--only", "drain"]

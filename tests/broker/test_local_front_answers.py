@@ -20,6 +20,7 @@ from support.waiting import DEADLINE_S
 from batchyard.broker import local_front
 from batchyard.broker.local_front import LocalFront
 from batchyard.wire import local
+from batchyard.wire.access import Access
 from batchyard.wire.local import INLINE_NBYTES
 
 
@@ -213,7 +214,7 @@ def test_the_end_with_many_descriptors(
     epoll = select.epoll()
     front = LocalFront(epoll, REGION_NBYTES, 2)
     endpoint = f"ipc://{tmp_path}/broker"
-    front.listen([endpoint], 0o600)
+    front.listen([endpoint], Access(0o600))
     client = Client(str(local.socket_path(endpoint)))
     accepted = front.accept(front.listener_filenos()[-1], WELCOME)
     try:

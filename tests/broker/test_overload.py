@@ -51,7 +51,7 @@ def test_what_the_backlog_makes_late_is_refused_at_once() -> None:
     asked = [b.ask(1, timeout_s=0.1) for _ in range(40)]
     # Five batches of four can be done in 100 ms; but a little is kept in reserve.
     assert Counter(answers(*asked, b=b)) == {None: 16, DEADLINE: 24}
-    assert b.state.catalog.models["m", 1].refused == 24
+    assert b.state.catalog.models["m", 1].misses == {"refused": 24}
 
 
 def test_of_a_message_those_that_can_be_in_time_are_taken() -> None:
@@ -141,7 +141,7 @@ def test_what_cannot_be_in_time_any_more_makes_room_for_what_is_behind() -> None
     batch = b.tick_one()
     assert answers(*late, b=b) == [DEADLINE] * 4
     assert [part.group for part in batch.parts] == later
-    assert b.state.catalog.models["m", 1].dropped == 4
+    assert b.state.catalog.models["m", 1].misses["dropped"] == 4
     assert None not in answers(running, b=b)
 
 

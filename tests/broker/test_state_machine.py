@@ -6,7 +6,7 @@ allowed, that a suspect is alone on its worker, that no block is handed out whil
 reply, a model or a lost worker's process may still touch it, that the last answer of a message
 with reply space comes when no worker has its rows any more, and that what the broker counts is
 what there is. Here is added that nothing waits without a reason, and that in the end every request
-is answered and all memory is back.
+is answered, and counted once, and all memory is back.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from support.broker_builders import (
 )
 from support.virtual_arena import make_region
 from support.virtual_broker import VirtualBroker
+from support.virtual_counts import assert_counted
 
 from batchyard.broker import events
 from batchyard.broker.lane import Lane
@@ -296,6 +297,7 @@ class BrokerMachine(RuleBasedStateMachine):
         for worker in list(broker.lost):
             broker.reap(worker)
         assert broker.is_all_answered
+        assert_counted(broker)
         assert broker.state.queue_nbytes == 0
         assert broker.state.next_wakeup() == float("inf") or not broker.waiting_rows
         assert [model.queued_rows for model in broker.catalog.models.values()] == [0] * len(MODELS)

@@ -73,7 +73,7 @@ def test_slow_requests_are_told_from_when_the_supervisor_says_so(
     worker, client = loop.worker(), loop.client()
     loop.supervisor.send([control.Kind.LOG, "json", "error", 0.001])
     loop.supervisor.send([control.Kind.PING])
-    assert loop.told() == [control.Kind.PONG]
+    assert loop.told() == [control.Kind.PONG, 0]
     assert settings == [LogSettings("json", "error", 0.001)]
     told: list[dict[str, object]] = []
     monkeypatch.setattr(log, "warning", lambda event, **fields: told.append(fields))
@@ -83,5 +83,5 @@ def test_slow_requests_are_told_from_when_the_supervisor_says_so(
     result_of(client)
     loop.supervisor.send([control.Kind.LOG, "json", "error", 0.0])
     loop.supervisor.send([control.Kind.PING])
-    assert loop.told() == [control.Kind.PONG]
+    assert loop.told() == [control.Kind.PONG, 0]
     assert [(fields["request_id"], fields["requests"]) for fields in told] == [("a,b", 4)]

@@ -115,6 +115,29 @@ def test_what_the_server_says_of_itself(client: Client, server: Server) -> None:
     assert stats["arena"]["used_bytes"] <= stats["arena"]["bytes"]
 
 
+def test_what_the_server_counts(client: Client) -> None:
+    def counted() -> tuple[dict[str, int], dict[str, Any]]:
+        metrics = client.metrics()
+        (model,) = [m for m in metrics["models"] if m["name"] == "double"]
+        (measures,) = model["measures"]
+        buckets = len(metrics["bounds"]["seconds"]) + 1
+        for name in ("request_seconds", "queue_seconds", "execution_seconds"):
+            assert len(measures[name]["counts"]) == buckets
+        assert set(model["deadline_misses"]) == {"refused", "dropped", "expired", "late"}
+        assert sum(measures["request_seconds"]["counts"]) == measures["codes"]["OK"]
+        return measures["codes"], metrics
+
+    before, _ = counted()
+    client.predict("double", [[1, 2], [3, 4]])
+    with pytest.raises(errors.NotFound):
+        client.predict("double", [[1, 2]], version=77)
+    after, metrics = counted()
+    assert after["OK"] == before["OK"] + 1
+    assert set(metrics) >= set(client.stats())
+    assert metrics["broker"]["clients"] >= 1
+    assert metrics["workers"][0]["busy_s"] > 0
+
+
 def test_threads_share_a_client(client: Client) -> None:
     def work(thread: int) -> list[bool]:
         numbers = [thread * 1000 + i for i in range(50)]

@@ -9,8 +9,8 @@ import pytest
 import zmq
 from support.waiting import DEADLINE_S, wait_until
 
-from batchyard.clients import connection
-from batchyard.clients.connection import Search
+from batchyard.clients import search as search_module
+from batchyard.clients.search import Search
 from batchyard.wire import protocol
 from batchyard.wire.protocol import MessageType
 
@@ -67,7 +67,7 @@ def test_the_first_in_order_is_taken_though_the_second_answers_first(
     greeters: list[Greeter],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "PREFERENCE_S", PREFERENCE_S)
+    monkeypatch.setattr(search_module, "PREFERENCE_S", PREFERENCE_S)
     first, second = greeters
     search = Search(context, [first.endpoint, second.endpoint], TIMEOUT_S)
 

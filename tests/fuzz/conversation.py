@@ -44,6 +44,12 @@ class Front:
     def knows(self, key: bytes) -> bool:
         return False
 
+    def clients(self) -> list[bytes]:
+        return []
+
+    def regions(self) -> dict[str, int]:
+        return {}
+
     def attach(self, worker: Any, key: bytes) -> None: ...
 
 

@@ -266,6 +266,7 @@ def queries() -> list[Any]:
         [[2, "metadata", {"model": "m", "version": 1, "label": "stable"}]],
         [[3, "metadata", {"model": "whole", "version": None}]],
         [[4, "stats", {}]],
+        [[5, "metrics", {}]],
     ]
 
 

@@ -267,7 +267,7 @@ SIGNATURE = (
         (MODEL + "[pool]\ndrain_timeout_s = 0", "pool.drain_timeout_s", "greater than 0"),
         (BROKER + "bind = []", "broker.bind", "at least 1 item"),
         (BROKER + 'bind = ["http://x"]', "broker", "must be tcp://HOST:PORT or ipc:///PATH"),
-        (BROKER + 'bind = ["tcp://0.0.0.0:1"]', "broker", "or set insecure = true under [broker]"),
+        (BROKER + 'bind = ["tcp://0.0.0.0:1"]', "broker", "or insecure = true, under [broker]"),
         (BROKER + 'ipc_mode = "0888"', "broker.ipc_mode", "match pattern"),
         (BROKER + "max_message_mb = 0", "broker.max_message_mb", "equal to 1"),
         (BROKER + "max_message_mb = 100_000", "broker.max_message_mb", "equal to 65536"),

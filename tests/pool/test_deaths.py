@@ -7,7 +7,7 @@ from support.virtual_server import KILLED, VirtualServer
 
 from batchyard.pool import events
 from batchyard.pool.events import Death
-from batchyard.pool.state import Phase
+from batchyard.pool.standing import Phase
 from batchyard.wire import control
 from batchyard.wire.control import Kind
 

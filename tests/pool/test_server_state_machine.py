@@ -9,7 +9,7 @@ from support.virtual_server import KILLED, PATH, VirtualServer, VirtualWorker, c
 
 from batchyard.pool import events
 from batchyard.pool.events import Death
-from batchyard.pool.state import Phase
+from batchyard.pool.standing import Phase
 from batchyard.wire import control
 
 POLICIES = ["latest", "all", {"latest": 2}, {"specific": [1, 3, 5]}]

@@ -20,6 +20,7 @@ from batchyard.broker.local_front import LocalFront
 from batchyard.broker.loop import BrokerLoop
 from batchyard.broker.state import BrokerState
 from batchyard.wire import arena, control, local, protocol, work
+from batchyard.wire.access import Access
 from batchyard.wire.errors import BatchyardError
 from batchyard.wire.link import Link
 from batchyard.wire.local import LocalSocket
@@ -165,8 +166,8 @@ class LoopInThread:
         stack.callback(epoll.close)
         self.local_front = LocalFront(epoll, REGION_NBYTES, regions_max)
         stack.callback(self.local_front.close)
-        self.front.bind(self.endpoint, 0o600)
-        self.local_front.listen([self.endpoint], 0o600)
+        self.front.bind([self.endpoint], Access(0o600))
+        self.local_front.listen([self.endpoint], Access(0o600))
         self.supervisor, theirs = Link.pair()
         catalog = Catalog(ARENA_NBYTES)
         catalog.add(make_model(**parameters))

@@ -26,8 +26,12 @@ class DocumentedClient:
         """Connects in the background."""
         self._socket = context.socket(zmq.DEALER)
         self._socket.linger = 0
+        self.prepare(self._socket)
         self._socket.connect(endpoint)
         self._ids = itertools.count(1)
+
+    def prepare(self, socket: zmq.Socket[bytes]) -> None:
+        """Options of the socket, before it connects."""
 
     def send_frames(self, *frames: bytes) -> None:
         """One message, whatever it is."""

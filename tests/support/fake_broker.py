@@ -14,6 +14,7 @@ import zmq
 from support.waiting import wait_until
 
 from batchyard.wire import local, protocol
+from batchyard.wire.access import Access
 from batchyard.wire.arena import create_memfd
 from batchyard.wire.local import LocalClosed, LocalSocket
 from batchyard.wire.protocol import MessageType
@@ -45,7 +46,7 @@ class FakeBroker:
 
     def listen(self, address: str = "") -> None:
         """Listens for local clients: beside the ipc path if nothing else is said."""
-        self._listener = local.listen(address or f"{self.path}.local", 0o600)
+        self._listener = local.listen(address or f"{self.path}.local", Access(0o600))
 
     def welcome(self, *more: Any, epoch: int | None = None) -> bytes:
         """A WELCOME header."""

@@ -12,6 +12,7 @@ from support.waiting import DEADLINE_S
 
 from batchyard.broker.local_front import LocalClient, LocalFront
 from batchyard.wire import local
+from batchyard.wire.access import Access
 from batchyard.wire.arena import Mapping
 from batchyard.wire.local import INLINE_NBYTES, LocalSocket
 
@@ -37,7 +38,7 @@ class Fronts:
     ) -> LocalFront:
         front = LocalFront(self.epoll, region_nbytes, regions_max)
         self._stack.callback(front.close)
-        front.listen([self.endpoint] if endpoints is None else endpoints, 0o600)
+        front.listen([self.endpoint] if endpoints is None else endpoints, Access(0o600))
         return front
 
     def path(self) -> str:

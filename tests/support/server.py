@@ -42,6 +42,7 @@ _COMMAND = [
 ]
 _CALLABLES = Path(__file__).parent / "callables.py"
 BROKER, WORKER = "batchyard.broker", "batchyard.pool.worker"
+METRICS = "batchyard.clients.gateways.metrics"
 
 
 def callable_path(name: str) -> str:
@@ -95,8 +96,11 @@ class Server:
         ipc: bool = False,
         environment: Mapping[str, str] | None = None,
         wait: bool = True,
+        client_options: Mapping[str, Any] | None = None,
     ) -> None:
         """Not started yet. ``wait``: entering waits until it is ready.
+
+        ``client_options`` are what its clients need, such as keys.
 
         ``ipc``: it also binds the default path of its own runtime folder. Its workers run on
         the CPU if nothing else is said.
@@ -112,7 +116,10 @@ class Server:
         self.gates = Gates(self.folder / "gates")
         self.ipc_path = self.runtime_folder / "batchyard" / "broker"
         self.endpoints: list[str] = []
+        # Where the metrics gateway listens, if there is one.
+        self.metrics_url = ""
         self._wait = wait
+        self._client_options = client_options or {}
         self._environment = environment or {}
         self._arguments = list(arguments)
         if config is not None:
@@ -182,6 +189,7 @@ class Server:
         if fields.get("event") != "ready":
             raise AssertionError(f"the server is not ready but says {line!r}\n{self.log_tail}")
         self.endpoints = fields["endpoints"].split(",")
+        self.metrics_url = fields.get("metrics", "")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Asks it to end and asserts that it does, with 0, leaving nothing behind."""
@@ -274,7 +282,7 @@ class Server:
 
     def client(self, **options: Any) -> Client:
         """A new client, which the caller closes."""
-        return Client(self.endpoint, **options)
+        return Client(self.endpoint, **{**self._client_options, **options})
 
     def stats(self) -> dict[str, Any]:
         """What the broker says of itself."""

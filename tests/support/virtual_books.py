@@ -12,6 +12,7 @@ from itertools import pairwise
 from batchyard.broker import events
 from batchyard.broker.catalog import Catalog
 from batchyard.broker.events import Action, Batch, Deliver, Dispatch, Refuse
+from batchyard.broker.measures import count_answers, count_refusal
 from batchyard.broker.queue import Part, RequestGroup
 from batchyard.broker.state import BrokerState
 from batchyard.wire.blocks import Block
@@ -251,8 +252,10 @@ class VirtualBooks:
             self._check_dispatch(action.batch)
         elif isinstance(action, Deliver):
             self._check_deliver(action)
+            count_answers(action, (), self.now)
         elif isinstance(action, Refuse):
             self._check_refuse(action)
+            count_refusal(action)
         elif isinstance(action, events.Kill):
             assert action.worker_id in self.workers
             self.note_loss(action.worker_id)

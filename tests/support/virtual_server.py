@@ -10,7 +10,8 @@ from batchyard.pool import events
 from batchyard.pool.config import Config, validate
 from batchyard.pool.events import Death
 from batchyard.pool.model_set import Key
-from batchyard.pool.state import Phase, ServerState
+from batchyard.pool.standing import Phase
+from batchyard.pool.state import ServerState
 from batchyard.pool.versions import Version
 from batchyard.wire.control import Kind, ModelSettings, ModelSource
 
@@ -54,16 +55,20 @@ class VirtualServer:
     config: Config = field(default_factory=config)
     beside: tuple[bool, ...] = (True, True)
     serving: bool = True
+    watchdog_s: float = float("inf")
 
     def __post_init__(self) -> None:
         self.now = 100.0
-        self.state = ServerState(self.config, self.found, self.beside)
+        self.state = ServerState(self.config, self.found, self.beside, self.watchdog_s)
         self.workers: dict[int, VirtualWorker] = {}
         self.broker: events.StartBroker | None = None
         self.brokers = 0
         self.packets: list[list[Any]] = []
         self.links: list[int] = []
         self.logs: list[str] = []
+        # What the service manager was told, and what of it says how the server fares.
+        self.notices: list[Mapping[str, object]] = []
+        self.status = ""
         self.failure: events.Fail | None = None
         self.is_reported_ready = False
         self.models: list[ModelSettings] = []
@@ -176,6 +181,9 @@ class VirtualServer:
                 self._told(packet)
             case events.ReportReady():
                 self.is_reported_ready = True
+            case events.TellServiceManager(variables):
+                self.notices.append(variables)
+                self.status = str(variables.get("STATUS", self.status))
             case events.Fail():
                 self.failure = action
             case events.Log(_, event, _):

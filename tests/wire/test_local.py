@@ -25,6 +25,7 @@ from support.local_ends import (
 )
 
 from batchyard.wire import arena, local
+from batchyard.wire.access import Access
 from batchyard.wire.endpoints import IPC_PATH_MAX
 from batchyard.wire.local import INLINE_NBYTES, LocalClosed, LocalSocket
 
@@ -237,8 +238,8 @@ def test_a_path_takes_its_mode_and_replaces_what_was_left(tmp_path: Path) -> Non
     path = str(tmp_path / "broker.local")
     umask = os.umask(0o022)
     try:
-        local.listen(path, 0o600).close()
-        with local.listen(path, 0o660) as listener:
+        local.listen(path, Access(0o600)).close()
+        with local.listen(path, Access(0o660)) as listener:
             assert os.stat(path).st_mode & 0o777 == 0o660
             assert os.umask(0o022) == 0o022
             end = local.connect(path)
@@ -256,12 +257,12 @@ def test_a_path_takes_its_mode_and_replaces_what_was_left(tmp_path: Path) -> Non
 
 def test_an_abstract_name_leaves_no_file(tmp_path: Path) -> None:
     name = f"\0batchyard-test-{secrets.token_hex(8)}"
-    with local.listen(name, 0o600):
+    with local.listen(name, Access(0o600)):
         end = local.connect(name)
         assert end is not None
         end.close()
         with pytest.raises(OSError, match="in use"):
-            local.listen(name, 0o600)
+            local.listen(name, Access(0o600))
     assert local.connect(name) is None
     assert list(tmp_path.iterdir()) == []
 
@@ -277,7 +278,7 @@ def test_where_nothing_can_be_bound_nothing_stays_open(tmp_path: Path) -> None:
     umask = os.umask(0o022)
     os.umask(umask)
     with pytest.raises(OSError):  # noqa: PT011 - which one is the kernel's choice
-        local.listen(str(tmp_path / "no folder" / "x"), 0o600)
+        local.listen(str(tmp_path / "no folder" / "x"), Access(0o600))
     assert os.umask(umask) == umask
 
 

@@ -1,0 +1,88 @@
+"""Which gateways a server has, and when each is started: once the broker listens, and again when it
+died. Pure.
+
+A gateway is a client of the broker in a process of its own, behind a socket that the supervisor
+holds: callers who come while it is being replaced wait there. It dying does not touch serving, so
+it is never given up for that, but it is not started without a pause for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from batchyard.pool.config import Config
+from batchyard.pool.inventory import VisibleDevice
+from batchyard.pool.restarts import LASTING_REASONS, Restarts
+
+_NEVER = float("inf")
+# Between starts of one that never gets to answer.
+_LONGEST_PAUSE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayPlan:
+    """A gateway: its name in logs, what it runs, and where it listens; port 0 is a free one.
+
+    ``needs`` are modules of others. ``devices`` are names and UUIDs of GPUs.
+    """
+
+    name: str
+    module: str
+    host: str
+    port: int
+    needs: tuple[str, ...] = ()
+    devices: list[tuple[str, str]] = field(default_factory=list)
+
+
+def plan_gateways(config: Config, devices: Iterable[VisibleDevice]) -> list[GatewayPlan]:
+    """Those that the configuration asks for."""
+    plans = []
+    metrics = config.metrics
+    if metrics.port is not None:
+        plans.append(
+            GatewayPlan(
+                name="metrics",
+                module="batchyard.clients.gateways.metrics",
+                host=metrics.host,
+                port=metrics.port,
+                needs=("aiohttp", "prometheus_client"),
+                devices=[(device.label, device.uuid) for device in devices],
+            )
+        )
+    return plans
+
+
+class GatewayLife:
+    """One gateway's processes, one after the other."""
+
+    def __init__(self) -> None:
+        self.start_at = _NEVER
+        self._begun = False
+        self._answers_since: float | None = None
+        self._deaths = Restarts()
+
+    def broker_listens(self, now: float) -> None:
+        """There is somebody to ask. It may be said again."""
+        if not self._begun:
+            self._begun = True
+            self.start_at = now
+
+    def started(self) -> None:
+        """It was started, as ``start_at`` said."""
+        self.start_at = _NEVER
+        self._answers_since = None
+
+    def answers(self, now: float) -> None:
+        """It takes requests."""
+        self._answers_since = now
+
+    def ended(self, now: float, told_code: int) -> bool:
+        """It died; ``told_code`` is the exit code that it told as its reason. Whether it will be
+        started again: not where the next would end in the same way."""
+        if told_code in LASTING_REASONS:
+            return False
+        since = self._answers_since
+        pause_s = self._deaths.pause_after(None if since is None else now - since, told_code)
+        self.start_at = now + (_LONGEST_PAUSE_S if pause_s is None else pause_s)
+        return True
