@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
 
 from batchyard.wire.log_format import Fields, as_json, as_text, plain, timestamp
 from batchyard.wire.log_limit import EventLimit
@@ -101,9 +100,7 @@ def configure(process: str, settings: LogSettings | None = None) -> LogSettings:
     _logger.propagate = False
     # What nobody caught is an event too; Python itself would write many lines.
     sys.excepthook = _crashed
-    threading.excepthook = lambda crash: _crashed(
-        crash.exc_type, crash.exc_value, crash.exc_traceback
-    )
+    threading.excepthook = _thread_crashed
     return settings
 
 
@@ -177,9 +174,15 @@ def crashed(exception: BaseException) -> None:
 
 
 def _crashed(
-    kind: type[BaseException], exception: BaseException | None, trace: TracebackType | None, *_: Any
+    kind: type[BaseException], exception: BaseException, trace: TracebackType | None
 ) -> None:
-    if exception is None or issubclass(kind, KeyboardInterrupt | SystemExit):
-        sys.__excepthook__(kind, exception or kind(), trace)
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, exception, trace)
     else:
         crashed(exception)
+
+
+def _thread_crashed(crash: threading.ExceptHookArgs) -> None:
+    # By SystemExit a thread ends without a word.
+    if crash.exc_value is not None and not issubclass(crash.exc_type, SystemExit):
+        crashed(crash.exc_value)

@@ -216,6 +216,10 @@ def test_what_nobody_caught_is_one_line(capsys: pytest.CaptureFixture[str]) -> N
     assert line["reason"] == "ZeroDivisionError: integer division or modulo by zero"
     assert line["traceback"].startswith("Traceback")
     assert "test_log.py" in line["traceback"]
+    thread = threading.Thread(target=sys.exit)
+    thread.start()
+    thread.join()
+    assert not capsys.readouterr().err
 
 
 def test_a_flood_is_counted_instead(capsys: pytest.CaptureFixture[str]) -> None:
