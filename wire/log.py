@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import TracebackType
+from typing import TextIO
 
 from batchyard.wire.log_format import Fields, as_json, as_text, plain, timestamp
 from batchyard.wire.log_limit import EventLimit
@@ -86,6 +88,39 @@ class _Formatter(logging.Formatter):
         return f"<{_PRIORITIES.get(level, 6)}>{text}" if self._is_journal else text
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Waits for nobody: what standard error does not take at once is lost, and counted.
+
+    Else a terminal that was stopped, or a pipe that nobody reads, would stop the broker.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called with the handler's lock."""
+        if not _takes_more(self.stream):
+            self._lost += 1
+            return
+        if self._lost:
+            event = _Event("lines_lost", {"number": self._lost})
+            self._lost = 0
+            super().emit(logging.makeLogRecord({"levelname": "WARNING", "msg": event}))
+        super().emit(record)
+
+
+def _takes_more(stream: TextIO) -> bool:
+    """Whether a line can be written now; to a pipe, one of up to 4 KiB."""
+    poll = select.poll()
+    try:
+        poll.register(stream, select.POLLOUT)
+    except (OSError, ValueError):
+        # It is none of the kernel's, or is closed.
+        return True
+    return bool(poll.poll(0))
+
+
 def configure(process: str, settings: LogSettings | None = None) -> LogSettings:
     """Sends this process's events to standard error; so may be done again, with other settings.
 
@@ -93,7 +128,7 @@ def configure(process: str, settings: LogSettings | None = None) -> LogSettings:
     """
     if settings is None:
         settings = LogSettings.from_environment(os.environ)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(_Formatter(process, settings.format == "json", is_journal()))
     _logger.handlers = [handler]
     _logger.setLevel(settings.level.upper())
