@@ -140,6 +140,6 @@ class QuietLog:
         """A line, for which there is room, with the number of those before that were left out."""
         self._lines -= 1
         if self._unlogged:
-            fields["unlogged"] = self._unlogged
+            fields["left_out"] = self._unlogged
         self._unlogged = 0
         log.warning(event, **fields)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.log_lines import parse_text
 
@@ -226,7 +226,8 @@ def test_a_flood_is_counted_instead(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().err.splitlines()) < 20
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 3))))
+@given(st.lists(st.tuples(st.sampled_from("aab"), st.sampled_from((0.0, 0.1, 1.5))), max_size=80))
+@example([*[("a", 0.0)] * 15, ("b", 0.0), ("a", 1.5)])
 def test_limit(steps: list[tuple[str, float]]) -> None:
     """Each event has ten at once, one more a second, and every one that is left out is counted."""
     limit = EventLimit()
