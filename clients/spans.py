@@ -50,31 +50,54 @@ def _provider() -> TracerProvider | None:
     global _own_provider
     with _lock:
         if _own_provider is None:
-            exporter = _exporter()
-            if exporter is None:
-                return None
-            _own_provider = TracerProvider()
-            _own_provider.add_span_processor(BatchSpanProcessor(exporter))
+            _own_provider = _make_provider()
         return _own_provider
 
 
-def _exporter() -> SpanExporter | None:
-    """The one that the environment names, as its package registers it."""
-    name = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
-    if name == "otlp":
-        protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get(
-            "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
-        )
-        name = _OTLP.get(protocol, protocol)
+def _make_provider() -> TracerProvider | None:
+    """As the environment says; None where it says what cannot work."""
     try:
-        (found,) = entry_points(group=_EXPORTERS, name=name)
-        exporter: SpanExporter = found.load()()
+        provider = TracerProvider()
     except Exception as error:
         # A program must not fail for want of traces.
-        reason = f"no exporter {name!r}: {type(error).__name__}: {error}"
-        logging.getLogger("batchyard.clients").warning("calls are not traced: %s", reason)
+        _tell(f"calls are not traced: {type(error).__name__}: {error}")
         return None
-    return exporter
+    exporting = 0
+    for name in _exporter_names():
+        try:
+            provider.add_span_processor(BatchSpanProcessor(_exporter(name)))
+            exporting += 1
+        except Exception as error:
+            _tell(f"calls are not traced: no exporter {name!r}: {type(error).__name__}: {error}")
+    if not exporting:
+        provider.shutdown()
+        return None
+    return provider
+
+
+def _exporter_names() -> list[str]:
+    """Those that the environment names, as their packages register them."""
+    listed = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
+    protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get(
+        "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
+    )
+    names = (name.strip() for name in listed.split(","))
+    return [
+        _OTLP.get(protocol, protocol) if name == "otlp" else name
+        for name in dict.fromkeys(names)
+        if name not in ("", "none")
+    ]
+
+
+def _exporter(name: str) -> SpanExporter:
+    for found in entry_points(group=_EXPORTERS, name=name):
+        exporter: SpanExporter = found.load()()
+        return exporter
+    raise LookupError("no package that is installed has it")
+
+
+def _tell(text: str) -> None:
+    logging.getLogger("batchyard.clients").warning("%s", text)
 
 
 class Tracing:

@@ -16,7 +16,7 @@ from batchyard.wire.tags import check_request_id
 if TYPE_CHECKING:
     from batchyard.clients.spans import CallSpan, Tracing
 
-_EXPORTER = "OTEL_TRACES_EXPORTER"
+_EXPORTERS = "OTEL_TRACES_EXPORTER"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
@@ -66,7 +66,7 @@ def find_tracing() -> Tracing | None:
 
 def _is_asked_for() -> bool:
     """Whether the environment says where spans go."""
-    exporter = os.environ.get(_EXPORTER, "").strip()
-    if exporter:
-        return exporter != "none"
+    exporters = os.environ.get(_EXPORTERS, "").strip()
+    if exporters:
+        return any(name.strip() not in ("", "none") for name in exporters.split(","))
     return any(os.environ.get(name) for name in _ENDPOINTS)

@@ -201,11 +201,17 @@ def _write(level: int, event: str, fields: Fields) -> None:
 
 def crashed(exception: BaseException) -> None:
     """Tells of an exception that nobody expected, and where it came from, in one line."""
+    reason = f"{type(exception).__name__}: {exception}"
+    error("crashed", reason=reason, traceback=traceback_of(exception))
+
+
+def traceback_of(exception: BaseException) -> str:
+    """Where it came from, as a field."""
     lines = "".join(traceback.format_exception(exception))
     if len(lines) > _TRACEBACK_MAX:
         # Its end says most.
-        lines = f"Traceback: … {lines[-_TRACEBACK_MAX:]}"
-    error("crashed", reason=f"{type(exception).__name__}: {exception}", traceback=lines)
+        return f"Traceback: … {lines[-_TRACEBACK_MAX:]}"
+    return lines
 
 
 def _crashed(

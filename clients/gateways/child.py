@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
+from batchyard.clients.gateways import library_logs
 from batchyard.wire import control, log
 from batchyard.wire.control import GatewaySettings, Kind
 from batchyard.wire.link import Link, LinkClosed
@@ -27,6 +28,7 @@ def run(name: str, serve: Serve, control_fd: int, parent_pid: int) -> int:
     control.die_with_parent(parent_pid)
     control.leave_signals_to_parent()
     log.configure(name)
+    library_logs.to_events()
     # Each connection takes a descriptor.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

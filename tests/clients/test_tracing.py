@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -235,3 +236,49 @@ def test_an_exporter_that_is_not_installed_is_told(
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "not-there")
     assert find_tracing() is None
     assert "calls are not traced: no exporter 'not-there'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "100"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "0"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
+    ],
+)
+def test_settings_that_cannot_work_do_not_fail_the_program(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The queue is shorter than the batches that the SDK would make of it."""
+    monkeypatch.setattr(spans_module, "_own_provider", None)
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    monkeypatch.setenv(variable, value)
+    assert find_tracing() is None
+    assert "calls are not traced: " in caplog.text
+    assert "ValueError" in caplog.text
+
+
+def test_several_exporters(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that is not there does not keep spans from the others."""
+    found = {name: InMemorySpanExporter() for name in ("console", "otlp_proto_http")}
+
+    def entry_points(group: str, name: str) -> list[SimpleNamespace]:
+        assert group == "opentelemetry_traces_exporter"
+        return [SimpleNamespace(load=lambda: lambda: found[name])] if name in found else []
+
+    monkeypatch.setattr(spans_module, "entry_points", entry_points)
+    monkeypatch.setattr(spans_module, "_own_provider", None)
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "not-there, console,otlp")
+    tracing = find_tracing()
+    assert tracing is not None
+    span = tracing.begin("m", "s", "predict", None)
+    assert span is not None
+    span.end(None)
+    provider = spans_module._own_provider
+    assert provider is not None
+    provider.shutdown()
+    for exporter in found.values():
+        assert [span.name for span in exporter.get_finished_spans()] == ["m/predict"]
+    assert "no exporter 'not-there': LookupError" in caplog.text

@@ -16,7 +16,7 @@ from support.debian import promtool
 from support.http_get import Answer, get
 from support.prometheus_text import Scraped
 from support.server import BROKER, METRICS, WORKER, Server, callable_path, model_table
-from support.waiting import wait_until
+from support.waiting import DEADLINE_S, wait_until
 
 from batchyard.clients.errors import DeadlineExceeded
 
@@ -95,6 +95,14 @@ def test_the_other_paths(server: Server) -> None:
         "# EOF\n"
     )
     assert server.endpoints == [server.endpoint], "its own endpoint is nobody else's"
+
+
+def test_who_sends_what_is_no_http_does_not_fill_the_log(server: Server) -> None:
+    host, _, port = server.metrics_url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHo\x1b[2Jst: x\r\n\r\n")
+        assert connection.makefile("rb").readline().split()[1] == b"400"
+    assert "Traceback" not in server.log
 
 
 def test_promtool_finds_nothing_wrong(server: Server) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import msgpack
 import pytest
 from hypothesis import given
@@ -54,6 +57,28 @@ def test_tags_of_some_requests(given_tags: tuple[Tag, ...], first: int, count: i
     assert tags_of(given_tags, first, count) == [
         tag for tag in given_tags if requests & set(range(tag.first, tag.first + tag.requests))
     ]
+
+
+class CountedTags(tuple[Tag, ...]):
+    """Counts how many of them are looked at."""
+
+    looks = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        self.looks += 1 if isinstance(key, int) else len(range(len(self))[key])
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Iterator[Tag]:
+        for i in range(len(self)):
+            yield self[i]
+
+
+def test_tags_of_one_request_are_found_without_a_look_at_all() -> None:
+    """Else a message of many requests that run one by one would hold up the broker for minutes."""
+    all_tags = CountedTags(Tag(i, 1, f"r{i}", None) for i in range(65_536))
+    for request in (0, 1, 40_000, 65_535):
+        assert tags_of(all_tags, request, 1) == [Tag(request, 1, f"r{request}", None)]
+    assert all_tags.looks < 4 * 50
 
 
 def test_who_is_traced() -> None:

@@ -169,6 +169,20 @@ def test_what_is_no_decent_request_gets_none_but_an_error(request_: bytes) -> No
     asyncio.run(main())
 
 
+def test_headers_without_end_are_refused_before_they_take_memory() -> None:
+    """Older aiohttp reads them for as long as they come: the process grew by 1 GiB in 3 s."""
+
+    async def main() -> None:
+        async with gateway(Source()) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % i for i in range(1000)))
+            async with asyncio.timeout(DEADLINE_S):
+                assert (await reader.readline()).split()[1] == b"400"
+            writer.close()
+
+    asyncio.run(main())
+
+
 def test_those_who_send_or_read_slowly_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "_CONNECTION_S", 0.1)
     monkeypatch.setattr(http, "_LOOK_S", 0.02)
