@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -24,6 +25,10 @@ def test_simulated_gpu_and_its_client() -> None:
             timeout=60,
             check=True,
         )
-    found = re.fullmatch(r"\{'in time': 1000\}, (\d+) batches\n", ended.stdout)
+    found = re.fullmatch(r"(\{.*\}), (\d+) batches\n", ended.stdout)
     assert found, ended.stdout + ended.stderr
-    assert 1000 / 32 <= int(found[1]) < 200
+    outcomes = ast.literal_eval(found[1])
+    assert sum(outcomes.values()) == 1000
+    # Half a second's work in a second's time; a machine that is busy otherwise may be slower.
+    assert set(outcomes) <= {"in time", "DEADLINE_EXCEEDED"}
+    assert outcomes["in time"] / 32 <= int(found[2]) < 200
