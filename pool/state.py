@@ -134,14 +134,12 @@ class ServerState:
             case VersionUnloaded(key):
                 self.offer.unloaded(key)
             case VersionsFound() | ConfigurationRead() | ConfigurationRefused():
-                # Also beside a configuration that is refused: a key that was revoked is not to
-                # stay for what is wrong elsewhere.
-                if not isinstance(event, VersionsFound) and self._first_config.broker.has_keys:
-                    self._do(TellBroker([Kind.KEYS]))
                 self._offered(event, now)
             case ReloadRequested():
-                # Who reads it says when it did.
-                pass
+                # Who reads it says when it did. A key that was revoked is not to stay until then,
+                # nor for what is wrong elsewhere: models' folders may be long in answering.
+                if self._first_config.broker.has_keys:
+                    self._do(TellBroker([Kind.KEYS]))
             case StopRequested():
                 self._stop_requested(now)
 
