@@ -44,8 +44,11 @@ class SlowRequests:
 
     def _tell_of_part(self, part: Part, batch: Batch, now: float) -> None:
         times = batch.times
+        if times is None:
+            # Of a batch that a broker before this one made, or before anybody looked.
+            return
         left_out = self._limit.admit(_EVENT, now)
-        if left_out is None or times is None:
+        if left_out is None:
             return
         spent = times.spent(part.group.arrived_at)
         log.warning(

@@ -111,6 +111,7 @@ class CallSpan:
         self._began_ns = time.time_ns()
         # When each answer came, and where the time went until then.
         self._timings: list[tuple[int, Timing]] = []
+        self._has_ended = False
         context = span.get_span_context()
         # As W3C Trace Context has it.
         self.traceparent = (
@@ -129,13 +130,16 @@ class CallSpan:
             self._span.set_attribute("server.port", int(port))
 
     def timed(self, timing: Timing, version: int) -> None:
-        """An answer came."""
+        """An answer came; perhaps after the caller's deadline."""
+        if self._has_ended:
+            return
         self._span.set_attribute("batchyard.model.version", version)
         if len(self._timings) < _TIMINGS_MAX:
             self._timings.append((time.time_ns(), timing))
 
     def end(self, error: BaseException | None) -> None:
         """The caller has what it asked for, or an error."""
+        self._has_ended = True
         for received_ns, timing in self._timings:
             self._add_parts(received_ns, timing)
         if error is not None:

@@ -78,7 +78,8 @@ async def _guard(runner: web.AppRunner) -> None:
                     connection.transport.abort()
                 ended += 1
         if ended:
-            log.warning("connections_ended", number=ended, reason="too slow, or too many")
+            reason = "too slow, or too many"
+            log.limited("warning", "connections_ended", number=ended, reason=reason)
 
 
 def text(body: str, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

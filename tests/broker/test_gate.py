@@ -143,6 +143,7 @@ def test_a_stranger_is_told_so_and_logged(
     ((event, fields),) = lines
     assert event == "stranger_refused"
     assert fields == {"address": "127.0.0.1", "key": fingerprint(door.ring.public("mallory"))}
+    assert door.gate.refused == 1
 
 
 @pytest.mark.parametrize("prepare", [without_keys, with_a_password])
@@ -294,7 +295,7 @@ def test_strangers_do_not_fill_the_log(
     now += 3600
     assert quiet.has_room()
     quiet.warning("stranger_refused", address="b")
-    assert lines[-1] == ("stranger_refused", {"address": "b", "unlogged": 10_001 - len(lines)})
+    assert lines[-1] == ("stranger_refused", {"address": "b", "left_out": 10_001 - len(lines)})
 
 
 def test_nobody_can_guess_the_number_of_the_next_client(tmp_path: Path) -> None:

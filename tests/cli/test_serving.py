@@ -9,9 +9,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from batchyard.cli.serving import load_config, serving_arguments
+from batchyard.cli.serving import early_log_settings, load_config, serving_arguments
 from batchyard.pool.config import Batching, Broker, Config, Pool, WorkerGroup
 from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.log import LogSettings
 
 FILE = """
 [broker]
@@ -91,6 +92,34 @@ def test_command_line_adds_models_and_replaces_values(file: str) -> None:
     assert (config.broker.max_message_mb, config.broker.max_queue_mb) == (8, 9)
     assert (config.pool.arena_mb, config.pool.drain_timeout_s) == (7, 2.0)
     assert config.pool.workers == [WorkerGroup(device="cpu", count=2)]
+
+
+def test_log_options(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(f'[log]\nformat = "json"\nlevel = "error"\n{FILE}')
+    options = ["--log-level=debug", "--slow-request-ms=2.5"]
+    assert load(str(path), *options).log.settings == LogSettings("json", "debug", 2.5)
+    assert load(str(path)).log.settings == LogSettings("json", "error", 0.0)
+    assert refusal(str(path), "--slow-request-ms=-1").startswith(f"{path}: log.slow_request_ms: ")
+
+
+@pytest.mark.parametrize(
+    ("table", "arguments", "form"),
+    [
+        ('[log]\nformat = "json"\nlevel = 3', {}, "text"),
+        ('[log]\nformat = "json"', {}, "json"),
+        ('[log]\nformat = "json"', {"log_format": "text"}, "text"),
+        ("log = 3", {"log_format": "json"}, "json"),
+        ("not TOML", {"log_format": "json"}, "json"),
+        ("", {}, "text"),
+    ],
+)
+def test_how_to_tell_what_is_wrong(
+    tmp_path: Path, table: str, arguments: dict[str, Any], form: str
+) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(table)
+    assert early_log_settings({"config": path, **arguments}).format == form
 
 
 def test_worker_options_replace_the_files_groups(file: str) -> None:

@@ -14,7 +14,7 @@ from support.server import Server, callable_path, model_table
 from support.spans import Receiver, children_of
 
 from batchyard.clients import AsyncClient, Client
-from batchyard.clients.errors import Internal, InvalidArgument
+from batchyard.clients.errors import DeadlineExceeded, Internal, InvalidArgument
 from batchyard.clients.tracing import find_tracing
 from batchyard.wire.tags import Timing
 
@@ -136,6 +136,21 @@ def test_errors(server: Server, spans: InMemorySpanExporter) -> None:
     assert [attributes_of(call)["error.type"] for call in calls] == ["INTERNAL", "INVALID_ARGUMENT"]
     assert all(call.status.status_code is trace.StatusCode.ERROR for call in calls)
     assert "must not be negative" in (calls[0].status.description or "")
+
+
+def test_an_answer_after_the_end_is_too_late(
+    spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracing = find_tracing()
+    assert tracing is not None
+    span = tracing.begin("m", "s", "predict", None)
+    assert span is not None
+    span.end(DeadlineExceeded("late"))
+    span.timed(Timing(0, 1, 2, 3, 4, 5, 6, 7), 1)
+    (call,) = spans.get_finished_spans()
+    assert attributes_of(call)["error.type"] == "DEADLINE_EXCEEDED"
+    # The SDK would complain of attributes that come after the end.
+    assert not caplog.records
 
 
 def test_what_is_not_sampled_does_not_travel(

@@ -20,6 +20,7 @@ from support.documented_client import (
     HELLO,
     INVALID_ARGUMENT,
     NOT_FOUND,
+    PREDICT,
     QUERY,
     RESULT,
     UNIMPLEMENTED,
@@ -95,8 +96,9 @@ def client(server: Server) -> Iterator[DocumentedClient]:
 
 def test_welcome(client: DocumentedClient) -> None:
     client.send(HELLO, [])
-    type_, (epoch, max_message_nbytes, *_), tensors = client.receive()
+    type_, (epoch, max_message_nbytes, _, features, *_), tensors = client.receive()
     assert (type_, max_message_nbytes, tensors) == (WELCOME, 1 << 30, [])
+    assert "tags" in features
     assert client.query("stats")["broker"]["epoch"] == epoch
 
 
@@ -191,6 +193,19 @@ def test_one_request_with_whole_shapes(client: DocumentedClient) -> None:
     _, (segments, _, outputs, *_), tensors = client.receive()
     assert segments == [[message_id, 0, 1]]
     assert as_array(outputs[0], tensors[0]).tolist() == [3, 4]
+
+
+def test_tags_and_timings(client: DocumentedClient) -> None:
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    tags = [[0, 1, "order 7", None], [1, 2, None, traceparent]]
+    client.send(PREDICT, [5, HALF_PLUS_TWO, 3, None, None, False, tags], floats(2, 4, 6))
+    type_, (segments, _, outputs, _, _, timings, *_), tensors = client.receive()
+    assert (type_, segments) == (RESULT, [[5, 0, 3]])
+    assert as_array(outputs[0], tensors[0]).tolist() == [3, 4, 5]
+    ((segment, *parts_us, batch_rows, padded_rows, worker),) = timings
+    assert (segment, batch_rows, padded_rows, worker) == (0, 3, 3, 0)
+    assert len(parts_us) == 4
+    assert all(0 <= us < 60_000_000 for us in parts_us)
 
 
 def test_version_and_label(client: DocumentedClient) -> None:
