@@ -108,8 +108,8 @@ class Gate:
         while any is ``revoked``."""
         try:
             return str(frame.get("User-Id")).encode() in self.revoked
-        except zmq.ZMQError:
-            # It came by ipc.
+        except (zmq.ZMQError, UnicodeDecodeError):
+            # It came by ipc; there a client may set the property itself, to any bytes.
             return False
 
     def close(self) -> None:

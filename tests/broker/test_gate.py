@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import select
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -183,8 +184,8 @@ def test_who_is_revoked_is_refused_at_once_and_others_are_not(door: Door) -> Non
     alice.send(b"before")
     assert door.next_message()[1] == b"before"
     door.gate.reload()
-    for socket, expected in ((alice, REVOKED), (bob, b"more"), (near, b"more")):
-        socket.send_multipart([b"more", b"with", b"tensors"])
+    for client, expected in ((alice, REVOKED), (bob, b"more"), (near, b"more")):
+        client.send_multipart([b"more", b"with", b"tensors"])
         assert door.next_message()[1] == expected
     # A new connection does not get as far.
     _, monitor = door.client(door.tcp, door.curve("alice"))
@@ -193,6 +194,26 @@ def test_who_is_revoked_is_refused_at_once_and_others_are_not(door: Door) -> Non
     door.gate.reload()
     alice.send(b"again")
     assert door.next_message()[1] == b"again"
+
+
+# What a client by ipc says in ZMTP 3.1: its greeting, its properties, and a message.
+NULL_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+READY = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x07User-Id\0\0\0\x02\xff\xfe"
+MESSAGE = b"\x00\x02hi"
+
+
+def test_by_ipc_nobody_is_revoked_whoever_they_say_they_are(door: Door) -> None:
+    door.client(door.tcp, door.curve("alice"))
+    door.next_message()
+    door.ring.revoke("alice")
+    door.gate.reload()
+    with socket.socket(socket.AF_UNIX) as near:
+        near.connect(door.ipc.removeprefix("ipc://"))
+        near.settimeout(DEADLINE_S)
+        near.sendall(NULL_GREETING)
+        near.recv(len(NULL_GREETING), socket.MSG_WAITALL)
+        near.sendall(bytes([4, len(READY)]) + READY + MESSAGE)
+        assert door.next_message()[1] == b"hi"
 
 
 def test_what_cannot_be_read_changes_nothing_and_none_is_none(

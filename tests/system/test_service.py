@@ -272,16 +272,25 @@ def test_a_second_pool_runs_beside_the_first(service: Service, watched: Service)
     watched.systemctl("start")
 
 
-def test_who_has_no_key_or_is_revoked_stays_out_after_a_reload(watched: Service) -> None:
+def test_who_has_no_key_or_is_revoked_stays_out_after_a_reload_also_of_what_cannot_work(
+    watched: Service,
+) -> None:
+    container, path = watched.container, "/etc/batchyard/second.toml"
+    before = container.run("cat", path)
     assert "asks for keys" in watched.predict("double", SECOND_TCP)
-    watched.container.run(BATCHYARD, "keys", "--dir", KEYS, "revoke", "laptop")
-    watched.systemctl("reload")
+    container.run(BATCHYARD, "keys", "--dir", KEYS, "revoke", "laptop")
+    container.write(path, before + model("gone", "/srv/gone.py"))
+    try:
+        watched.systemctl("reload", code=1)
+    finally:
+        container.write(path, before)
+    assert "/srv/gone.py" in watched.journal()
     wait_until(lambda: "event=key_revoked" in watched.journal(), watched.journal)
     said = watched.predict("double", SECOND_TCP, *WITH_KEYS)
     assert "does not know this client's key" in said
     # Who is on this machine needs none.
     assert watched.predict("double", watched.ipc) == ANSWER
-    watched.container.run(BATCHYARD, "keys", "--dir", KEYS, "allow", "laptop")
+    container.run(BATCHYARD, "keys", "--dir", KEYS, "allow", "laptop")
     watched.systemctl("reload")
     wait_until(lambda: watched.predict("double", SECOND_TCP, *WITH_KEYS) == ANSWER, watched.journal)
 
