@@ -19,7 +19,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from batchyard.broker import gate
 from batchyard.broker.front import REVOKED, Front
-from batchyard.broker.gate import Gate, QuietLog
+from batchyard.broker.gate import Gate
 from batchyard.wire import log
 from batchyard.wire.access import Access
 from batchyard.wire.keys import ClientCurve, fingerprint
@@ -132,6 +132,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, object]]
     told: list[tuple[str, dict[str, object]]] = []
     for level in ("info", "warning", "error"):
         monkeypatch.setattr(log, level, lambda event, **fields: told.append((event, fields)))
+    monkeypatch.setattr(log, "limited", lambda _, event, **fields: told.append((event, fields)))
     return told
 
 
@@ -280,22 +281,6 @@ def test_garbage_is_refused(door: Door, request_: list[bytes]) -> None:
             assert version == b"1.0"
             assert text
             assert (status == b"200") == (asked is not request_) == bool(user)
-
-
-def test_strangers_do_not_fill_the_log(
-    monkeypatch: pytest.MonkeyPatch, lines: list[tuple[str, dict[str, object]]]
-) -> None:
-    now = 0.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    quiet = QuietLog()
-    for _ in range(10_000):
-        if quiet.has_room():
-            quiet.warning("stranger_refused", address="a")
-    assert 1 <= len(lines) <= 20
-    now += 3600
-    assert quiet.has_room()
-    quiet.warning("stranger_refused", address="b")
-    assert lines[-1] == ("stranger_refused", {"address": "b", "left_out": 10_001 - len(lines)})
 
 
 def test_nobody_can_guess_the_number_of_the_next_client(tmp_path: Path) -> None:
