@@ -15,10 +15,9 @@ class Devices:
 
     def __init__(self, named: Sequence[tuple[str, str]]) -> None:
         self._named = named
+        self._is_open = not named
         self._nvml: Any = None
         self._handles: dict[str, Any] = {}
-        if named:
-            self._open()
 
     def _open(self) -> None:
         try:
@@ -36,6 +35,10 @@ class Devices:
     def read(self) -> list[dict[str, Any]]:
         """For each GPU: ``device``, ``name``, ``utilization`` from 0 to 1 (None where NVML does not
         tell, as of MIG instances), ``memory_used_bytes``, ``memory_bytes``."""
+        if not self._is_open:
+            # Not before: it may hang, and whoever made this must not.
+            self._open()
+            self._is_open = True
         found = []
         for device, handle in self._handles.items():
             with contextlib.suppress(self._nvml.NVMLError):

@@ -17,6 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from batchyard.clients.gateways.child import run
+from batchyard.clients.gateways.device_source import DeviceSource
 from batchyard.clients.gateways.devices import Devices
 from batchyard.clients.gateways.exposition import Exposition
 from batchyard.clients.gateways.health import obstacles
@@ -33,10 +34,9 @@ _PATHS = "/metrics, /healthz, /readyz, /stats.json"
 class MetricsGateway:
     """Answers each path; used by one event loop."""
 
-    def __init__(self, source: BrokerSource, devices: Devices) -> None:
+    def __init__(self, source: BrokerSource, devices: DeviceSource) -> None:
         self._source = source
         self._devices = devices
-        self._reading_devices = asyncio.Lock()
         self._page = read_page()
         self._version = version()
 
@@ -55,7 +55,7 @@ class MetricsGateway:
         return app
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        metrics, devices = await asyncio.gather(self._source.read(), self._read_devices())
+        metrics, devices = await asyncio.gather(self._source.read(), self._devices.read())
         exposition = Exposition(metrics, devices, self._version)
         body, content_type = exposition.encode(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type, **_FRESH})
@@ -70,7 +70,7 @@ class MetricsGateway:
         return text("\n".join(reasons) or "ok", 503 if reasons else 200, _FRESH)
 
     async def _stats(self, _: web.Request) -> web.Response:
-        metrics, devices = await asyncio.gather(self._source.read(), self._read_devices())
+        metrics, devices = await asyncio.gather(self._source.read(), self._devices.read())
         body: dict[str, Any] = {"version": self._version, "devices": devices}
         if metrics is None:
             body["error"] = "the broker does not answer"
@@ -91,20 +91,18 @@ class MetricsGateway:
         headers = {"Content-Type": file.content_type, "Cache-Control": "no-cache"}
         return web.Response(body=file.body, headers=headers)
 
-    async def _read_devices(self) -> list[dict[str, Any]]:
-        async with self._reading_devices:
-            return await asyncio.to_thread(self._devices.read)
-
 
 @contextlib.asynccontextmanager
 async def serve(settings: GatewaySettings, sock: socket.socket) -> AsyncIterator[None]:
     """Serves at ``sock`` while the context is open."""
     source = BrokerSource(settings.endpoint)
-    gateway = MetricsGateway(source, Devices(settings.devices))
+    devices = DeviceSource(Devices(settings.devices))
+    gateway = MetricsGateway(source, devices)
     try:
         async with serving(gateway.application(), sock):
             yield
     finally:
+        devices.close()
         await source.close()
 
 

@@ -124,6 +124,22 @@ def test_a_slow_server_does_not_write_without_end(lines: pytest.LogCaptureFixtur
     assert said(lines)[-1]["left_out"] == "990"
 
 
+def test_batches_of_which_no_times_are_known_take_no_lines(
+    lines: pytest.LogCaptureFixture,
+) -> None:
+    """They were under way when this was turned on."""
+    slow_requests = SlowRequests(1.0)
+    for _ in range(20):
+        slow_requests.delivered(deliver(make_group(make_lane(), 1)), 17.0)
+    for _ in range(20):
+        unknown = deliver(make_group(make_lane(), 1))
+        unknown.batch.times = None
+        slow_requests.delivered(unknown, 18.0)
+    slow_requests.delivered(deliver(make_group(make_lane(), 1)), 18.0)
+    assert len(lines.records) == 11
+    assert said(lines)[-1]["left_out"] == "10"
+
+
 SECONDS = st.floats(0, 1e5)
 
 

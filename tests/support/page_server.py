@@ -9,6 +9,7 @@ import threading
 from types import TracebackType
 from typing import Any
 
+from batchyard.clients.gateways.device_source import DeviceSource
 from batchyard.clients.gateways.devices import Devices
 from batchyard.clients.gateways.http import serving
 from batchyard.clients.gateways.metrics import MetricsGateway
@@ -58,7 +59,7 @@ class PageServer:
     def __init__(self, sample: dict[str, Any]) -> None:
         """Not started yet."""
         self.source = PlayedSource(sample)
-        self._gateway = MetricsGateway(self.source, PlayedDevices())
+        self._gateway = MetricsGateway(self.source, DeviceSource(PlayedDevices()))
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._loop = asyncio.new_event_loop()
         self._is_over: asyncio.Event | None = None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import pytest
 from support.metrics_sample import make_metrics
 from support.waiting import DEADLINE_S
 
-from batchyard.clients.gateways import http, page_files
+from batchyard.clients.gateways import device_source, http, page_files
+from batchyard.clients.gateways.device_source import DeviceSource
 from batchyard.clients.gateways.devices import Devices
 from batchyard.clients.gateways.http import serving
 from batchyard.clients.gateways.metrics import MetricsGateway
@@ -37,11 +40,13 @@ class Source(BrokerSource):
 
 
 @contextlib.asynccontextmanager
-async def gateway(source: Source) -> AsyncIterator[int]:
+async def gateway(source: Source, devices: Devices | None = None) -> AsyncIterator[int]:
     """The port of one."""
     sock = socket.create_server(("127.0.0.1", 0))
-    async with serving(MetricsGateway(source, Devices([])).application(), sock):
+    shared = DeviceSource(devices or Devices([]))
+    async with serving(MetricsGateway(source, shared).application(), sock):
         yield sock.getsockname()[1]
+    shared.close()
 
 
 async def exchange(port: int, request: bytes) -> bytes:
@@ -228,3 +233,22 @@ def test_a_broker_that_does_not_answer() -> None:
             assert "batchyard_up 0.0" in body
 
     asyncio.run(main())
+
+
+def test_a_driver_that_hangs_hides_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_source, "ANSWER_TIMEOUT_S", 0.01)
+    may_answer = threading.Event()
+    devices = Devices([])
+    monkeypatch.setattr(devices, "read", lambda: [] if may_answer.wait(DEADLINE_S) else None)
+
+    async def main() -> None:
+        async with gateway(Source(), devices) as port:
+            assert "batchyard_up 1.0" in (await ask(port, "/metrics"))[2]
+            status, _, body = await ask(port, "/stats.json")
+            assert (status, json.loads(body)["devices"]) == (200, [])
+            assert not may_answer.is_set()
+
+    try:
+        asyncio.run(main())
+    finally:
+        may_answer.set()
