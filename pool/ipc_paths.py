@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +20,11 @@ from batchyard.wire.access import Access
 from batchyard.wire.endpoints import check
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.local import LOCAL_SUFFIX
+
+_PRIVATE_PREFIX = "batchyard-"
+_PRIVATE_NAME = "broker"
+# A server that starts beside this one has made its lock's file, and is about to take the lock.
+_YOUNG_S = 60.0
 
 
 @contextlib.contextmanager
@@ -42,14 +49,29 @@ def private_endpoint() -> Iterator[str]:
     Raises ConfigurationError when there is no room for one.
     """
     try:
-        folder = tempfile.TemporaryDirectory(prefix="batchyard-", ignore_cleanup_errors=True)
+        _remove_orphans(Path(tempfile.gettempdir()))
+        folder = tempfile.TemporaryDirectory(prefix=_PRIVATE_PREFIX, ignore_cleanup_errors=True)
     except OSError as error:
         raise ConfigurationError(
             f"no temporary folder for a socket: {error.strerror}; set TMPDIR, or bind an ipc:// "
             "endpoint"
         ) from error
     with folder as path:
-        yield check(f"ipc://{path}/broker", binding=True)
+        yield check(f"ipc://{path}/{_PRIVATE_NAME}", binding=True)
+
+
+def _remove_orphans(temporary: Path) -> None:
+    """Removes the folders of this user's servers that were killed, which nobody else would."""
+    for lock_path in temporary.glob(f"{_PRIVATE_PREFIX}*/{_PRIVATE_NAME}.lock"):
+        with contextlib.suppress(OSError):
+            folder = lock_path.parent.lstat()
+            is_ours = stat.S_ISDIR(folder.st_mode) and folder.st_uid == os.geteuid()
+            if not is_ours or time.time() - lock_path.lstat().st_mtime < _YOUNG_S:
+                continue
+            lock = _lock(lock_path)
+            if lock is not None:
+                shutil.rmtree(lock_path.parent, ignore_errors=True)
+                os.close(lock)
 
 
 @contextlib.contextmanager
