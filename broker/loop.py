@@ -63,7 +63,7 @@ class BrokerLoop:
         self.started_at = time.monotonic()
         self.delivery = Delivery(front, local_front, state.allocator)
         self.local_front = local_front
-        self._front = front
+        self.front = front
         self._supervisor = supervisor
         self._poller = poller = Poller(epoll)
         self._workers = WorkerService(
@@ -118,7 +118,7 @@ class BrokerLoop:
         # arrived together can leave together.
         for _ in range(_ROUNDS_MAX):
             self._poller.serve(ready)
-            if self._clients.is_open and self._front.has_input():
+            if self._clients.is_open and self.front.has_input():
                 self._clients.serve_far()
             ready = self._poller.wait(0)
             if not ready:
@@ -142,7 +142,7 @@ class BrokerLoop:
         if time.monotonic() < self._settled_at:
             return False
         self._idle_turns += 1
-        return not self._front.has_input() or self._idle_turns > _DRAIN_TURNS
+        return not self.front.has_input() or self._idle_turns > _DRAIN_TURNS
 
     def close(self) -> None:
         """Closes the links to workers."""
@@ -153,7 +153,7 @@ class BrokerLoop:
             self._resume()
         if not self._clients.is_open:
             return self._poller.wait(_SILENCE_LOOK_S)
-        if self._front.has_input():
+        if self.front.has_input():
             return self._poller.wait(0)
         now = time.monotonic()
         timeout = self.state.next_wakeup() - now
@@ -204,8 +204,8 @@ class BrokerLoop:
         elif kind == control.Kind.LOG:
             self.configure_logs(log.configure("broker", LogSettings(*packet[1:])))
         elif kind == control.Kind.KEYS:
-            if self._front.gate is not None:
-                self._front.gate.reload()
+            if self.front.gate is not None:
+                self.front.gate.reload()
         elif kind == control.Kind.PING:
             queued_rows = sum(m.queued_rows for m in self.state.catalog.models.values())
             self._tell_supervisor([control.Kind.PONG, queued_rows])

@@ -123,6 +123,8 @@ def _metrics(broker: BrokerLoop) -> dict[str, Any]:
     # ZeroMQ does not tell who is connected: of those that use it, the ones that wait for answers.
     far = [client for client in state.clients if not broker.local_front.knows(client)]
     metrics["broker"]["clients"] = len(broker.local_front.clients()) + len(far)
+    gate = broker.front.gate
+    metrics["broker"]["strangers_refused"] = 0 if gate is None else gate.refused
     metrics["regions"] = broker.local_front.regions()
     for worker in metrics["workers"]:
         worker["busy_s"] = state.busy_s_by_slot[worker["id"]]

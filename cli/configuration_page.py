@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from batchyard.pool import config
+from batchyard.pool import config, config_models
 
 _SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("[broker]", config.Broker),
@@ -21,10 +21,10 @@ _SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("[[pool.workers]]", config.WorkerGroup),
     ("[metrics]", config.Metrics),
     ("[log]", config.Log),
-    ("[[models]]", config.Model),
-    ("[models.batching]", config.Batching),
-    ("[models.signature]", config.Signature),
-    ("[models.signature.inputs.NAME], [models.signature.outputs.NAME]", config.Tensor),
+    ("[[models]]", config_models.Model),
+    ("[models.batching]", config_models.Batching),
+    ("[models.signature]", config_models.Signature),
+    ("[models.signature.inputs.NAME], [models.signature.outputs.NAME]", config_models.Tensor),
 ]
 _INTRODUCTION = """\
 # Configuration

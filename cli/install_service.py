@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from batchyard.cli import service_files
+from batchyard.cli import public_folders, service_files
 from batchyard.cli.service_files import SYSUSERS, TEMPLATE, UNIT
 from batchyard.wire.control import EXIT_CONFIGURATION, EXIT_FAILURE
 
@@ -135,7 +135,7 @@ def _write(path: Path, text: str) -> bool:
     if old == text:
         click.echo(f"unchanged  {path}")
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
+    public_folders.make(path.parent)
     if old is not None:
         path.with_name(f"{path.name}.old").write_text(old)
         click.echo(f"replaced   {path} (it was {path.name}.old; changes belong to systemctl edit)")
@@ -169,7 +169,7 @@ def _install_configuration(path: Path, config: Path | None, service: str, name: 
         note = " (--config differs)" if config is not None and old != wanted else ""
         click.echo(f"kept       {path}{note}")
         return old == sample
-    path.parent.mkdir(parents=True, exist_ok=True)
+    public_folders.make(path.parent)
     _put(path, wanted)
     click.echo(f"written    {path}{' (a sample)' if config is None else ''}")
     return config is None

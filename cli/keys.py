@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from batchyard.cli import public_folders
 from batchyard.wire.control import EXIT_CONFIGURATION
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.keys import (
@@ -107,7 +108,7 @@ def allow(folder: Path, key: str, name: str | None) -> None:
         known, _ = _read_clients(folder) if _clients(folder).is_dir() else ({}, [])
         if public in known:
             raise ConfigurationError(f"this key is allowed already, as {known[public]!r}")
-        _make_folder(_clients(folder), 0o755)
+        _make_folder(_clients(folder))
         _install(path.read_bytes(), _clients(folder) / f"{name}{PUBLIC_SUFFIX}", 0o644)
         click.echo(f"allowed {name}, fingerprint {fingerprint(public)}; {_RELOAD}")
 
@@ -152,7 +153,7 @@ def make_pair(folder: Path, name: str) -> tuple[Path, Path]:
     from zmq.auth import create_certificates
 
     _checked(name)
-    _make_folder(folder, 0o755)
+    _make_folder(folder)
     public, secret = (folder / f"{name}{suffix}" for suffix in (PUBLIC_SUFFIX, SECRET_SUFFIX))
     for path in (public, secret):
         if path.exists():
@@ -182,12 +183,13 @@ def _install(content: bytes, path: Path, mode: int) -> None:
             os.unlink(temporary)
 
 
-def _make_folder(folder: Path, mode: int) -> None:
+def _make_folder(folder: Path) -> None:
     with _failing_with(folder):
+        if os.geteuid() != 0:
+            # What a person has around the keys is the person's own.
+            folder.parent.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir():
-            folder.mkdir(parents=True)
-            # Whatever the umask: the server's user is to read what is public.
-            folder.chmod(mode)
+            public_folders.make(folder)
 
 
 def _clients(folder: Path) -> Path:

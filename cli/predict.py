@@ -21,6 +21,7 @@ from batchyard.wire.control import EXIT_CONFIGURATION
 @click.option("--version", type=int, help="The model's version; default: the one that is served.")
 @click.option("--label", help="The version's label instead.")
 @click.option("--timeout", type=float, help="Deadline in seconds.")
+@click.option("--request-id", help="Names the request in the server's logs.")
 @endpoint_option
 def command(
     model: str,
@@ -29,6 +30,7 @@ def command(
     version: int | None,
     label: str | None,
     timeout: float | None,
+    request_id: str | None,
     endpoints: tuple[str, ...],
 ) -> None:
     """Run one request on MODEL and print its outputs as JSON.
@@ -39,7 +41,13 @@ def command(
     value = _parse(inputs)
     with connected(endpoints) as client:
         outputs = client.predict(
-            model, value, signature=signature, version=version, label=label, timeout=timeout
+            model,
+            value,
+            signature=signature,
+            version=version,
+            label=label,
+            timeout=timeout,
+            request_id=request_id,
         )
         click.echo(json.dumps({name: to_json(array) for name, array in outputs.items()}))
 

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from batchyard.cli.options import given, options_for
 from batchyard.pool.config import (
-    Batching,
     Broker,
     Config,
     Log,
@@ -24,6 +23,7 @@ from batchyard.pool.config import (
     read_toml,
     validate,
 )
+from batchyard.pool.config_models import Batching
 from batchyard.pool.inventory import read_inventory
 from batchyard.pool.plan import ServerPlan, make_plan, usable_cpus
 from batchyard.wire.control import EXIT_CONFIGURATION

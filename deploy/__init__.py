@@ -1,1 +1,1 @@
-"""Files for what runs and watches a server: systemd's units, a sample configuration."""
+"""Files for what runs and watches a server: systemd, Docker, Prometheus, Grafana."""

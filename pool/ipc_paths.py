@@ -88,7 +88,9 @@ def _make_folder(folder: Path, access: Access) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     # To reach a socket takes the right to pass through its folder, and nothing more.
     passage = 0o010 * bool(access.mode & 0o020) | 0o001 * bool(access.mode & 0o002)
+    # The group first, so that no other gets through meanwhile.
     Access(0o700 | passage, access.gid).give(str(folder))
+    folder.chmod(0o700 | passage)
 
 
 def _lock(path: Path) -> int | None:

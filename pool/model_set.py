@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from batchyard.pool.config import Config, Model
+from batchyard.pool.config import Config
+from batchyard.pool.config_models import Model
 from batchyard.pool.versions import Found, Version, choose
 from batchyard.wire.control import ModelSettings, ModelSource
 

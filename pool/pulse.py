@@ -20,6 +20,8 @@ class Pulse:
         self._pause_s = min(PAUSE_S, _SHARE_OF_WATCHDOG * watchdog_s / (UNANSWERED_MAX + 1))
         self.ask_at = float("inf")
         self._unanswered = 0
+        self._first_answer: float | None = None
+        self._last_answer = 0.0
 
     @property
     def patience_s(self) -> float:
@@ -27,17 +29,31 @@ class Pulse:
         return self._pause_s * UNANSWERED_MAX
 
     def begin(self, now: float) -> None:
-        """It listens."""
-        self.ask_at = now + self._pause_s
+        """It starts, or listens. It is asked at once: its first answer says that it works."""
+        self.ask_at = now
         self._unanswered = 0
+        self._first_answer = None
 
     def end(self) -> None:
         """It is gone."""
         self.ask_at = float("inf")
 
-    def answered(self) -> None:
+    def answered(self, now: float) -> None:
         """It does not hang."""
         self._unanswered = 0
+        self._last_answer = now
+        if self._first_answer is None:
+            self._first_answer = now
+
+    def lived_s(self, now: float) -> float | None:
+        """How long one that ends now worked; None: it never answered.
+
+        One that hung did not live as long as it was waited for.
+        """
+        if self._first_answer is None:
+            return None
+        end = self._last_answer if self._unanswered > UNANSWERED_MAX else now
+        return end - self._first_answer
 
     def ask(self, now: float) -> bool:
         """It is asked again; False when that has no use any more: it hangs."""

@@ -81,14 +81,15 @@ class Standing:
     def _is_sign_of_life(self, event: Event) -> bool:
         """Whether the broker is alive, or what was left of it was cleared away.
 
-        The next one has as long to answer as any. One after the other that never answers is none.
+        The next one has as long to answer as any. One after the other that never answers is none,
+        though each may get as far as to listen.
         """
         if isinstance(event, BrokerEnded):
             had_answered, self._has_answered = self._has_answered, False
             return had_answered
         if isinstance(event, BrokerAnswered):
             self._has_answered = True
-        return isinstance(event, BrokerAnswered | BrokerListening)
+        return isinstance(event, BrokerAnswered)
 
     def _note(self, event: Event) -> None:
         match event:

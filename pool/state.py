@@ -71,7 +71,6 @@ class ServerState:
         self._complaints = self.offer.target.complaints
         self._is_broker_up = False
         self._broker_start_at = _NEVER
-        self._broker_listens_since: float | None = None
         self._broker_deaths = Restarts()
         self._pulse = Pulse(watchdog_s)
         self._standing = Standing(is_watched=watchdog_s < _NEVER)
@@ -115,10 +114,9 @@ class ServerState:
                 if self.endpoints:
                     self._do(Log("info", "broker_restarted", {}))
                 self.endpoints = endpoints
-                self._broker_listens_since = now
                 self._pulse.begin(now)
             case BrokerAnswered():
-                self._pulse.answered()
+                self._pulse.answered(now)
             case BrokerEnded(death):
                 self._broker_ended(death, now)
             case BrokerDrained():
@@ -136,14 +134,12 @@ class ServerState:
             case VersionUnloaded(key):
                 self.offer.unloaded(key)
             case VersionsFound() | ConfigurationRead() | ConfigurationRefused():
-                # Also beside a configuration that is refused: a key that was revoked is not to
-                # stay for what is wrong elsewhere.
-                if not isinstance(event, VersionsFound) and self._first_config.broker.has_keys:
-                    self._do(TellBroker([Kind.KEYS]))
                 self._offered(event, now)
             case ReloadRequested():
-                # Who reads it says when it did.
-                pass
+                # Who reads it says when it did. A key that was revoked is not to stay until then,
+                # nor for what is wrong elsewhere: models' folders may be long in answering.
+                if self._first_config.broker.has_keys:
+                    self._do(TellBroker([Kind.KEYS]))
             case StopRequested():
                 self._stop_requested(now)
 
@@ -199,12 +195,12 @@ class ServerState:
     def _broker_ended(self, death: Death, now: float) -> None:
         self._is_broker_up = False
         self._pulse.end()
-        since, self._broker_listens_since = self._broker_listens_since, None
         if self.phase is Phase.STARTING:
             self._do(Fail(death.exit_code, death.of("broker")))
             return
         self._do(Log("error", "broker_died", {"reason": death.reason}))
-        lived_s = None if since is None else now - since
+        # One that listens and hangs is of as little use as one that dies at once.
+        lived_s = self._pulse.lived_s(now)
         told_code = death.exit_code if death.was_told else control.EXIT_FAILURE
         pause_s = self._broker_deaths.pause_after(lived_s, told_code)
         if pause_s is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchyard.pool.config import Model
+from batchyard.pool.config_models import Model
 from batchyard.wire.errors import ConfigurationError
 
 _SAVED_MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")

@@ -10,7 +10,8 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
-from batchyard.pool.config import Config, Model
+from batchyard.pool.config import Config
+from batchyard.pool.config_models import Model
 from batchyard.pool.events import ConfigurationRead, ConfigurationRefused, Event, VersionsFound
 from batchyard.pool.versions import Found, Version, find_all, find_versions, settled
 from batchyard.wire import log

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
+from typing import TextIO
 
 from batchyard.wire.log_format import Fields, as_json, as_text, plain, timestamp
 from batchyard.wire.log_limit import EventLimit
@@ -87,6 +88,39 @@ class _Formatter(logging.Formatter):
         return f"<{_PRIORITIES.get(level, 6)}>{text}" if self._is_journal else text
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Waits for nobody: what standard error does not take at once is lost, and counted.
+
+    Else a terminal that was stopped, or a pipe that nobody reads, would stop the broker.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called with the handler's lock."""
+        if not _takes_more(self.stream):
+            self._lost += 1
+            return
+        if self._lost:
+            event = _Event("lines_lost", {"number": self._lost})
+            self._lost = 0
+            super().emit(logging.makeLogRecord({"levelname": "WARNING", "msg": event}))
+        super().emit(record)
+
+
+def _takes_more(stream: TextIO) -> bool:
+    """Whether a line can be written now; to a pipe, one of up to 4 KiB."""
+    poll = select.poll()
+    try:
+        poll.register(stream, select.POLLOUT)
+    except (OSError, ValueError):
+        # It is none of the kernel's, or is closed.
+        return True
+    return bool(poll.poll(0))
+
+
 def configure(process: str, settings: LogSettings | None = None) -> LogSettings:
     """Sends this process's events to standard error; so may be done again, with other settings.
 
@@ -94,16 +128,14 @@ def configure(process: str, settings: LogSettings | None = None) -> LogSettings:
     """
     if settings is None:
         settings = LogSettings.from_environment(os.environ)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(_Formatter(process, settings.format == "json", is_journal()))
     _logger.handlers = [handler]
     _logger.setLevel(settings.level.upper())
     _logger.propagate = False
     # What nobody caught is an event too; Python itself would write many lines.
     sys.excepthook = _crashed
-    threading.excepthook = lambda crash: _crashed(
-        crash.exc_type, crash.exc_value, crash.exc_traceback
-    )
+    threading.excepthook = _thread_crashed
     return settings
 
 
@@ -183,9 +215,15 @@ def traceback_of(exception: BaseException) -> str:
 
 
 def _crashed(
-    kind: type[BaseException], exception: BaseException | None, trace: TracebackType | None, *_: Any
+    kind: type[BaseException], exception: BaseException, trace: TracebackType | None
 ) -> None:
-    if exception is None or issubclass(kind, KeyboardInterrupt | SystemExit):
-        sys.__excepthook__(kind, exception or kind(), trace)
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, exception, trace)
     else:
         crashed(exception)
+
+
+def _thread_crashed(crash: threading.ExceptHookArgs) -> None:
+    # By SystemExit a thread ends without a word.
+    if crash.exc_value is not None and not issubclass(crash.exc_type, SystemExit):
+        crashed(crash.exc_value)

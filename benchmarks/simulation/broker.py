@@ -15,7 +15,7 @@ from batchyard.broker.policy import NEVER
 from batchyard.broker.queue import RequestGroup
 from batchyard.broker.settings import served_models
 from batchyard.broker.state import BrokerState
-from batchyard.pool.config import Batching
+from batchyard.pool.config_models import Batching
 from batchyard.wire.control import ModelSettings
 from batchyard.wire.protocol import InputHeader, Target
 from batchyard.wire.signatures import SignatureSpec, TensorSpec

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from batchyard.benchmarks.tuning.bench import Placement, Setting
 from batchyard.benchmarks.tuning.toml_file import batching_of
-from batchyard.pool.config import Config, Model
+from batchyard.pool.config import Config
+from batchyard.pool.config_models import Model
 
 # Where each experiment's server differs from the last one's, its label does too.
 MARK = "batchyard-tune-"

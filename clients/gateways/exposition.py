@@ -78,6 +78,11 @@ def _of_broker(metrics: Mapping[str, Any]) -> Iterator[Metric]:
         "Answers that were dropped because their client does not read.",
         [((), broker["replies_dropped"])],
     )
+    yield _counter(
+        "strangers_refused",
+        "Clients that came by TCP with a key that is not allowed.",
+        [((), broker["strangers_refused"])],
+    )
     used, free = arena["used_bytes"], arena["bytes"] - arena["used_bytes"]
     yield _gauge(
         "arena_bytes",

@@ -67,6 +67,21 @@ def test_it_writes_an_image_and_changes_nothing_the_second_time(tmp_path: Path) 
 
 
 @needs_systemd
+def test_the_services_user_gets_at_what_root_installs_with_any_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        assert install("--root", str(tmp_path)).exit_code == 0
+    finally:
+        os.umask(before)
+    reader = service_files.Reader()
+    for path in ("etc/systemd/system/batchyard.service", "etc/batchyard/batchyard.toml"):
+        file = tmp_path / path
+        folders = list(file.relative_to(tmp_path).parents)[:-1]
+        assert reader.can_enter(file)
+        assert all(reader.can_enter(tmp_path / folder) for folder in folders), folders
+
+
+@needs_systemd
 def test_what_an_operator_wrote_is_kept(tmp_path: Path) -> None:
     configuration = tmp_path / "etc/batchyard/second.toml"
     configuration.parent.mkdir(parents=True)

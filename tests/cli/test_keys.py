@@ -45,6 +45,12 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
 @pytest.mark.usefixtures("_any_umask")
 def test_new_makes_a_pair_that_is_the_owners(tmp_path: Path) -> None:
     folder = tmp_path / "etc" / "keys"
@@ -55,6 +61,21 @@ def test_new_makes_a_pair_that_is_the_owners(tmp_path: Path) -> None:
     modes = [mode(folder / name) for name in ("server.key_secret", "server.key", "")]
     assert modes == [0o600, 0o644, 0o755]
     assert sorted(os.listdir(folder)) == ["server.key", "server.key_secret"]
+
+
+@pytest.mark.usefixtures("_any_umask")
+@pytest.mark.parametrize(("uid", "may_pass"), [(0, True), (1000, False)])
+def test_what_root_makes_leads_to_the_keys_and_a_persons_own_folders_are_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, may_pass: bool
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    keys_folder = tmp_path / "etc/batchyard/keys"
+    done(keys_folder, "new", "a")
+    done(keys_folder, "allow", "a")
+    assert mode(keys_folder) == mode(keys_folder / "clients") == 0o755
+    own = 0o777 & ~current_umask()
+    for above in (tmp_path / "etc", tmp_path / "etc/batchyard"):
+        assert mode(above) == (0o755 if may_pass else own)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -47,8 +47,9 @@ def test_bytes_are_base64(server: Server) -> None:
 
 
 def test_choices_reach_the_server(server: Server) -> None:
-    for choice in (["--version=1"], ["--label=stable"], ["--signature=serving_default"]):
-        assert outputs(predict(server, *choice, "--timeout=9", "double", "[[1, 2]]"))
+    choices = ("--version=1", "--label=stable", "--signature=serving_default", "--request-id=a b")
+    for choice in choices:
+        assert outputs(predict(server, choice, "--timeout=9", "double", "[[1, 2]]"))
     assert predict(server, "--timeout=0", "double", "[[1, 2]]").exit_code == 1
 
 
@@ -60,6 +61,7 @@ def test_choices_reach_the_server(server: Server) -> None:
         (["--signature=other", "double", "[[1, 2]]"], "batchyard: NOT_FOUND: "),
         (["double", "[[1]]"], "batchyard: INVALID_ARGUMENT: model 'double'"),
         (["double", '{"z": 1}'], "batchyard: INVALID_ARGUMENT: model 'double'"),
+        (["--request-id=é", "double", "[[1, 2]]"], "batchyard: INVALID_ARGUMENT: request_id must"),
     ],
 )
 def test_errors_are_a_line_and_exit_with_1(

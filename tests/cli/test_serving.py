@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from batchyard.cli.serving import early_log_settings, load_config, serving_arguments
-from batchyard.pool.config import Batching, Broker, Config, Pool, WorkerGroup
+from batchyard.pool.config import Broker, Config, Pool, WorkerGroup
+from batchyard.pool.config_models import Batching
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.log import LogSettings
 

@@ -18,7 +18,7 @@ from batchyard.cli.json_tensors import from_json, to_json
 from batchyard.cli.predict import _parse
 from batchyard.clients.calls import Call
 from batchyard.clients.session import Session
-from batchyard.pool import config, versions
+from batchyard.pool import config, config_models, versions
 from batchyard.wire import protocol
 from batchyard.wire.control import EXIT_CONFIGURATION
 from batchyard.wire.errors import BatchyardError, Cancelled, ConfigurationError
@@ -202,7 +202,7 @@ def check_folder(document: Any) -> None:
             with contextlib.suppress(OSError, ValueError):
                 (root / Path(path).name).symlink_to(root / Path(path).name)
         runtime: Any = "python" if ":" in inside else "savedmodel"
-        model = config.Model(name="m", path=f"{name}/{inside}", runtime=runtime)
+        model = config_models.Model(name="m", path=f"{name}/{inside}", runtime=runtime)
         try:
             found = versions.find_versions(model)
         except ConfigurationError as error:

@@ -107,12 +107,13 @@ def test_groups_by_name_and_number() -> None:
             plan(ipc_group=wrong)
 
 
-def test_sighup_has_the_keys_read_whatever_the_configuration_says() -> None:
+def test_sighup_has_the_keys_read_before_anything_else_and_whatever_that_says() -> None:
     with_keys = config(MODELS).model_copy(
         update={"broker": configuration(curve_secret_key_file="x", curve_clients="y").broker}
     )
-    for made, expected in ((with_keys, 2), (config(MODELS), 0)):
+    for made, expected in ((with_keys, 1), (config(MODELS), 0)):
         server = VirtualServer(config=made)
-        server.happens(events.ConfigurationRead(made, server.found))
+        server.happens(events.ReloadRequested())
+        assert len(server.of_kind(Kind.KEYS)) == expected
         server.happens(events.ConfigurationRefused("a typo"))
         assert len(server.of_kind(Kind.KEYS)) == expected

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from batchyard.pool.config import Batching, Config, WorkerGroup, read_toml, validate
+from batchyard.pool.config import Config, WorkerGroup, read_toml, validate
+from batchyard.pool.config_models import Batching
 from batchyard.wire.errors import ConfigurationError
 
 MODEL = '[[models]]\nname = "m"\npath = "/m"\n'

@@ -185,9 +185,33 @@ def test_a_broker_that_dies_ten_times_young_ends_the_server() -> None:
         server.passes(30)
         if server.brokers == 1:
             # The first one lived.
+            server.happens(events.BrokerAnswered())
+            server.passes(1)
             server.broker_dies()
         server.broker_dies()
     assert server.failure == events.Fail(control.EXIT_FAILURE, "broker ended: signal SIGKILL")
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_brokers_that_listen_and_hang_end_the_server(answers: int) -> None:
+    """Each is killed when it has been waited for, long after it was young."""
+    server = VirtualServer()
+    for _ in range(2):
+        server.happens(events.BrokerAnswered())
+        server.passes(2)
+    for _ in range(10):
+        server.passes(60)
+        server.broker_dies()
+        # There may be a pause before the next is started.
+        server.passes(15)
+        assert server.failure is None
+        server.happens(events.BrokerListening(["tcp://127.0.0.1:1"]))
+        for _ in range(answers):
+            server.happens(events.BrokerAnswered())
+    server.passes(60)
+    server.broker_dies()
+    assert server.failure is not None
+    assert server.logs.count("broker_hung") == 11
 
 
 def test_workers_that_die_while_it_drains_are_replaced() -> None:

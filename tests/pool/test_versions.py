@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from batchyard.pool.config import Model
+from batchyard.pool.config_models import Model
 from batchyard.pool.versions import Version, choose, find_versions, settled
 from batchyard.wire.errors import ConfigurationError
 

@@ -159,8 +159,16 @@ class ChromiumPage:
         self._target = target
         self._session = session
 
-    def close(self) -> None:
-        """It asks nobody any more."""
+    def __enter__(self) -> ChromiumPage:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # It asks nobody any more.
         self._browser.ask("Target.closeTarget", targetId=self._target)
 
     def ask(self, method: str, **parameters: Any) -> Any:

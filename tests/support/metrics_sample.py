@@ -80,6 +80,7 @@ def make_metrics(**over: Any) -> dict[str, Any]:
                 "cpu_s": 1.5,
                 "draining": False,
                 "replies_dropped": 1,
+                "strangers_refused": 2,
                 "clients": 2,
             },
             "workers": [_WORKER],

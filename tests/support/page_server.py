@@ -82,9 +82,14 @@ class PageServer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._is_over is not None
-        self._loop.call_soon_threadsafe(self._is_over.set)
-        self._thread.join()
+        self.stop()
+
+    def stop(self) -> None:
+        """Nobody is there any more. Idempotent."""
+        if self._thread.is_alive():
+            assert self._is_over is not None
+            self._loop.call_soon_threadsafe(self._is_over.set)
+            self._thread.join()
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -95,3 +100,6 @@ class PageServer:
         async with serving(self._gateway.application(), self._socket):
             self._is_up.set()
             await self._is_over.wait()
+        # Connections that were ended are closed in the loop's next rounds.
+        for _ in range(3):
+            await asyncio.sleep(0)

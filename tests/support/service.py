@@ -66,9 +66,10 @@ class Service:
         """Sends a signal to one of its processes."""
         self.container.run("kill", f"-{number.name}", str(pid))
 
-    def journal(self) -> str:
+    def journal(self, *options: str) -> str:
         """What it logged, and systemd of it."""
-        return self.container.run("journalctl", "--unit", self.name, "--output=cat", "--no-pager")
+        words = ["journalctl", "--unit", self.name, "--output=cat", "--no-pager", *options]
+        return self.container.run(*words)
 
     def stats(self) -> dict[str, Any]:
         """What ``batchyard status --json`` says."""

@@ -63,7 +63,9 @@ class VirtualServer:
         self.workers: dict[int, VirtualWorker] = {}
         self.broker: events.StartBroker | None = None
         self.brokers = 0
+        # What the broker was told, and how often it was asked whether it hangs.
         self.packets: list[list[Any]] = []
+        self.pings = 0
         self.links: list[int] = []
         self.logs: list[str] = []
         # What the service manager was told, and what of it says how the server fares.
@@ -191,6 +193,9 @@ class VirtualServer:
 
     def _told(self, packet: list[Any]) -> None:
         assert self.broker is not None
+        if packet[0] == Kind.PING:
+            self.pings += 1
+            return
         self.packets.append(packet)
         if packet[0] == Kind.MODELS:
             self.models = [ModelSettings(**model) for model in packet[1]]

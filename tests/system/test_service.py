@@ -16,13 +16,13 @@ from support.waiting import wait_until
 SUPPORT = Path(__file__).parent.parent / "support"
 TCP = "tcp://127.0.0.1:8600"
 BROKER, WORKER = "batchyard.broker", "batchyard.pool.worker"
-KEYS = "/etc/batchyard/keys"
 CONFIGURATION = "/etc/batchyard/batchyard.toml"
 ANSWER = '{"y": [[2.0, 4.0, 6.0, 8.0]]}\n'
 CLIENT = 65534
 WATCHDOG_S = 5
 METRICS = 9090
 KEYS = "/etc/batchyard/keys"
+WITH_KEYS = ("--server-key", f"{KEYS}/server.key", "--secret-key-file", f"{KEYS}/laptop.key_secret")
 # The second pool: the same machine, other ports, and keys.
 SECOND_TCP = "tcp://127.0.0.1:8601"
 SECOND_BROKER = f"""
@@ -177,39 +177,9 @@ def test_a_configuration_that_cannot_work_is_refused_at_reload_with_its_reason(
     assert "refused" not in service.shown("StatusText")
 
 
-def test_keys_are_a_credential_and_who_is_revoked_stays_out_after_a_reload(
-    service: Service,
-) -> None:
-    container, before = service.container, service.container.run("cat", CONFIGURATION)
-    for words in (("new", "server"), ("new", "laptop"), ("allow", "laptop")):
-        container.run(BATCHYARD, "keys", *words)
-    secret, credential = f"{KEYS}/server.key_secret", "/etc/credstore/batchyard.key_secret"
-    container.run("install", "-D", "--mode=600", secret, credential)
-    curve = (
-        'curve_secret_key_file = "${CREDENTIALS_DIRECTORY}/batchyard.key_secret"\n'
-        f'curve_clients = "{KEYS}/clients"'
-    )
-    keys = {"SERVER_KEY": f"{KEYS}/server.key", "SECRET_KEY_FILE": f"{KEYS}/laptop.key_secret"}
-    words = [BATCHYARD, "predict", "--endpoint", TCP, "double", '{"x": [[1, 2, 3, 4]]}']
-    with_keys = ["env", *(f"BATCHYARD_{name}={path}" for name, path in keys.items()), *words]
-    try:
-        container.write(CONFIGURATION, configuration(model("double"), broker=curve))
-        service.systemctl("restart")
-        assert container.run(*with_keys) == ANSWER
-        assert "asks for keys" in service.predict("double", TCP)
-        assert service.predict("double", service.ipc) == ANSWER
-        container.run(BATCHYARD, "keys", "revoke", "laptop")
-        service.systemctl("reload")
-        wait_until(lambda: "event=key_revoked" in service.journal(), service.journal)
-        assert "does not know this client's key" in container.run(*with_keys, code=1)
-    finally:
-        container.write(CONFIGURATION, before)
-        service.systemctl("restart")
-
-
-@pytest.mark.parametrize("module", [WORKER, BROKER])
+@pytest.mark.parametrize(("module", "event"), [(WORKER, "worker_died"), (BROKER, "broker_died")])
 def test_a_process_that_is_killed_is_replaced_without_a_lost_request(
-    service: Service, module: str
+    service: Service, module: str, event: str
 ) -> None:
     before = service.children(module)
     restarts = service.shown("NRestarts")
@@ -222,6 +192,9 @@ def test_a_process_that_is_killed_is_replaced_without_a_lost_request(
         service.wait_for_status("2 of 2 workers", "rows waiting: 0")
     assert set(result["outcomes"]) == {"OK"}, result
     assert service.shown("NRestarts") == restarts
+    errors = service.journal("--priority=err")
+    assert f"event={event}" in errors
+    assert "event=worker_restarting" not in errors
 
 
 def test_systemd_starts_it_again_when_the_supervisor_is_killed(service: Service) -> None:
@@ -293,11 +266,33 @@ def watched(container: Container) -> Iterator[Service]:
 def test_a_second_pool_runs_beside_the_first(service: Service, watched: Service) -> None:
     service.systemctl("start")
     assert watched.predict("double", watched.ipc) == ANSWER
-    keys = ["--server-key", f"{KEYS}/server.key", "--secret-key-file", f"{KEYS}/laptop.key_secret"]
-    assert watched.predict("double", SECOND_TCP, *keys) == ANSWER
+    assert watched.predict("double", SECOND_TCP, *WITH_KEYS) == ANSWER
     watched.systemctl("stop")
     assert service.predict("double", service.ipc) == ANSWER
     watched.systemctl("start")
+
+
+def test_who_has_no_key_or_is_revoked_stays_out_after_a_reload_also_of_what_cannot_work(
+    watched: Service,
+) -> None:
+    container, path = watched.container, "/etc/batchyard/second.toml"
+    before = container.run("cat", path)
+    assert "asks for keys" in watched.predict("double", SECOND_TCP)
+    container.run(BATCHYARD, "keys", "--dir", KEYS, "revoke", "laptop")
+    container.write(path, before + model("gone", "/srv/gone.py"))
+    try:
+        watched.systemctl("reload", code=1)
+    finally:
+        container.write(path, before)
+    assert "/srv/gone.py" in watched.journal()
+    wait_until(lambda: "event=key_revoked" in watched.journal(), watched.journal)
+    said = watched.predict("double", SECOND_TCP, *WITH_KEYS)
+    assert "does not know this client's key" in said
+    # Who is on this machine needs none.
+    assert watched.predict("double", watched.ipc) == ANSWER
+    container.run(BATCHYARD, "keys", "--dir", KEYS, "allow", "laptop")
+    watched.systemctl("reload")
+    wait_until(lambda: watched.predict("double", SECOND_TCP, *WITH_KEYS) == ANSWER, watched.journal)
 
 
 def test_a_broker_that_hangs_is_replaced_by_the_server_with_the_models_kept(

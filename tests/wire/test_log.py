@@ -216,6 +216,28 @@ def test_what_nobody_caught_is_one_line(capsys: pytest.CaptureFixture[str]) -> N
     assert line["reason"] == "ZeroDivisionError: integer division or modulo by zero"
     assert line["traceback"].startswith("Traceback")
     assert "test_log.py" in line["traceback"]
+    thread = threading.Thread(target=sys.exit)
+    thread.start()
+    thread.join()
+    assert not capsys.readouterr().err
+
+
+def test_nobody_waits_for_who_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    with open(reading, "rb", buffering=0) as reader, open(writing, "w") as stream:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stream)
+            log.configure("broker", LogSettings())
+        # More than a pipe holds: it would wait for ever.
+        for _ in range(100):
+            log.info("unread", text="x" * 1000)
+        os.set_blocking(reading, False)
+        read = reader.read(1 << 20).splitlines()
+        log.info("read")
+        lost, last = reader.read(1 << 20).splitlines()
+        assert b"level=warning process=broker event=lines_lost" in lost
+        assert lost.endswith(b" number=%d" % (100 - len(read)))
+        assert last.endswith(b" event=read")
 
 
 def test_a_flood_is_counted_instead(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,8 +38,11 @@ def played() -> Iterator[PageServer]:
 
 def test_real_numbers_of_a_real_server(browser: Chromium, tmp_path: Path) -> None:
     table = model_table("echo", callable_path("echo"))
-    with Server("--metrics-port", "0", config=table) as server, server.client() as client:
-        page = browser.open(f"{server.metrics_url}/?interval_ms=200", width=390, height=844)
+    with (
+        Server("--metrics-port", "0", config=table) as server,
+        server.client() as client,
+        browser.open(f"{server.metrics_url}/?interval_ms=200", width=390, height=844) as page,
+    ):
         wait_until(lambda: page.text("#state") == "ready", "the page says ready")
 
         def seen() -> bool:
@@ -57,33 +61,33 @@ def test_real_numbers_of_a_real_server(browser: Chromium, tmp_path: Path) -> Non
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         page.screenshot(tmp_path / "page.png")
         assert len((tmp_path / "page.png").read_bytes()) > 20_000
-        page.close()
 
 
 def test_the_arithmetic_is_that_of_python(browser: Chromium, played: PageServer) -> None:
     before, after = busy_pair()
-    page = browser.open(played.url)
-    wait_until(lambda: page.text("#state") == "ready", "the page is there")
-    found = page.evaluate(
-        f"""(async () => {{
-            const {{ between, changes, mean, quantile }} = await import("/static/interval.js");
-            const [before, after] = [{json.dumps(before)}, {json.dumps(after)}];
-            const again = {{ ...after, broker: {{ ...after.broker, epoch: 9, uptime_s: 0.5 }} }};
-            const told = (interval) => ({{
-                seconds: interval.seconds, cpu: interval.cpu, busy: interval.busy,
-                models: [...interval.models, interval.total].map((m) => ({{
-                    requests: m.requests, good: m.good, errors: m.errors, misses: m.misses,
-                    rows: m.meanRows, padding: m.padding, sizes: m.batchRows,
-                    quantiles: [0.5, 0.95, 0.99].map((q) => quantile(m.request, q)),
-                    execution: mean(m.execution), error: m.predictionError,
-                }})),
-            }});
-            return {{
-                once: told(between(before, after)), again: told(between(before, again)),
-                none: between(after, after), changes: changes(before, after),
-            }};
-        }})()"""
-    )
+    with browser.open(played.url) as page:
+        wait_until(lambda: page.text("#state") == "ready", "the page is there")
+        found = page.evaluate(
+            f"""(async () => {{
+                const {{ between, changes, mean, quantile }} = await import("/static/interval.js");
+                const [before, after] = [{json.dumps(before)}, {json.dumps(after)}];
+                const again = structuredClone(after);
+                Object.assign(again.broker, {{ epoch: 9, uptime_s: 0.5 }});
+                const told = (interval) => ({{
+                    seconds: interval.seconds, cpu: interval.cpu, busy: interval.busy,
+                    models: [...interval.models, interval.total].map((m) => ({{
+                        requests: m.requests, good: m.good, errors: m.errors, misses: m.misses,
+                        rows: m.meanRows, padding: m.padding, sizes: m.batchRows,
+                        quantiles: [0.5, 0.95, 0.99].map((q) => quantile(m.request, q)),
+                        execution: mean(m.execution), error: m.predictionError,
+                    }})),
+                }});
+                return {{
+                    once: told(between(before, after)), again: told(between(before, again)),
+                    none: between(after, after), changes: changes(before, after),
+                }};
+            }})()"""
+        )
     again = {**after, "broker": {**after["broker"], "epoch": 9, "uptime_s": 0.5}}
     for key, end in (("once", after), ("again", again)):
         interval = between(before, end)
@@ -117,8 +121,8 @@ def test_the_arithmetic_is_that_of_python(browser: Chromium, played: PageServer)
 
 def test_names_are_text(browser: Chromium) -> None:
     hostile = model(HOSTILE, error=HOSTILE, state="END")
-    with PageServer(sample(10.0, [hostile, model("<script>alert(1)</script>")])) as server:
-        page = browser.open(server.url)
+    models = [hostile, model("<script>alert(1)</script>")]
+    with PageServer(sample(10.0, models)) as server, browser.open(server.url) as page:
         wait_until(lambda: page.text("#state") == "not ready", "what it says of a failed model")
         for text in (page.text("#models"), page.text("#alert"), page.text("#model")):
             assert HOSTILE in text
@@ -129,8 +133,9 @@ def test_names_are_text(browser: Chromium) -> None:
 
 
 def test_it_says_when_nobody_answers(browser: Chromium) -> None:
-    with PageServer(busy_pair()[1]) as server:
-        page = browser.open(server.url)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(PageServer(busy_pair()[1]))
+        page = stack.enter_context(browser.open(server.url))
         wait_until(lambda: page.text("#state") == "ready", "the page says ready")
         server.source.is_silent = True
         wait_until(lambda: page.text("#state") == "no answer", "the page says that nobody answers")
@@ -141,24 +146,27 @@ def test_it_says_when_nobody_answers(browser: Chromium) -> None:
         wait_until(lambda: page.text("#state") == "draining", "the page says that it drains")
         assert page.text("#alert") == ""
         assert "the broker was started again" in page.text("#events")
-    wait_until(
-        lambda: "the metrics gateway cannot be reached" in page.text("#alert"), "nobody is there"
-    )
-    page.close()
+        server.stop()
+        wait_until(
+            lambda: "the metrics gateway cannot be reached" in page.text("#alert"),
+            "the page says that nobody is there",
+        )
 
 
 def test_keys_move_along_the_plots(browser: Chromium, played: PageServer) -> None:
-    page = browser.open(played.url, dark=True)
-    assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
-    wait_until(lambda: page.evaluate("document.querySelectorAll('#plots path').length"), "lines")
-    page.ask("Page.bringToFront")
-    page.evaluate("document.querySelector('#plots svg').focus()")
-    page.press("ArrowLeft")
-    wait_until(lambda: page.text("#told").startswith("Requests: in time "), "it is read out")
-    assert page.evaluate("document.querySelectorAll('#plots .cursor').length") > 1
-    page.press("Escape")
-    wait_until(
-        lambda: page.evaluate("document.querySelectorAll('#plots .cursor').length") == 0,
-        "no cursor",
-    )
-    assert page.text("#devices").count("gpu:") == 2
+    with browser.open(played.url, dark=True) as page:
+        assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+        wait_until(
+            lambda: page.evaluate("document.querySelectorAll('#plots path').length"), "lines"
+        )
+        page.ask("Page.bringToFront")
+        page.evaluate("document.querySelector('#plots svg').focus()")
+        page.press("ArrowLeft")
+        wait_until(lambda: page.text("#told").startswith("Requests: in time "), "it is read out")
+        assert page.evaluate("document.querySelectorAll('#plots .cursor').length") > 1
+        page.press("Escape")
+        wait_until(
+            lambda: page.evaluate("document.querySelectorAll('#plots .cursor').length") == 0,
+            "no cursor",
+        )
+        assert page.text("#devices").count("gpu:") == 2
