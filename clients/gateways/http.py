@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from batchyard.wire import log
 
@@ -22,6 +25,7 @@ _CONNECTION_S = 30.0
 _LOOK_S = 1.0
 # What has begun may end, when the gateway does.
 _SHUTDOWN_S = 1.0
+_PORT = re.compile(r":\d*$")
 _HEADERS = {
     "Server": "batchyard",
     "X-Content-Type-Options": "nosniff",
@@ -36,6 +40,8 @@ _HEADERS = {
 async def serving(app: web.Application, sock: socket.socket) -> AsyncIterator[None]:
     """Answers what comes to ``sock``, which is bound, while the context is open."""
     app.on_response_prepare.append(_add_headers)
+    if ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
+        app.middlewares.append(_refuse_other_names)
     runner = web.AppRunner(
         app,
         handle_signals=False,
@@ -59,6 +65,27 @@ async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(_HEADERS)
     # One request each: then the age of a connection says enough.
     response.force_close()
+
+
+@web.middleware
+async def _refuse_other_names(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A web site may say that its name is 127.0.0.1's: then a browser on this machine, which takes
+    what it reads here for that site's own, would let the site read it (DNS rebinding)."""
+    host = request.headers.get("Host")
+    if host is not None and not _is_local_name(host):
+        return text("ask by an IP address or as localhost; so must a proxy (header Host)", 421)
+    return await handler(request)
+
+
+def _is_local_name(host: str) -> bool:
+    name = _PORT.sub("", host).lower().removeprefix("[").removesuffix("]")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 async def _guard(runner: web.AppRunner) -> None:

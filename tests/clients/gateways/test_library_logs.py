@@ -80,7 +80,7 @@ def test_what_is_no_http_is_told_only_to_who_looks_for_a_fault(
 def test_an_exception_that_nobody_expected_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("metrics", LogSettings("json", "info"))
     library_logs.to_events()
-    assert b" 500 " in asyncio.run(_send(b"GET /broken HTTP/1.1\r\nHost: x\r\n\r\n"))[0]
+    assert b" 500 " in asyncio.run(_send(b"GET /broken HTTP/1.1\r\nHost: localhost\r\n\r\n"))[0]
     (line,) = _said(capsys)
     assert (line["event"], line["level"]) == ("gateway_erred", "error")
     assert line["reason"].endswith("ValueError: nobody\nexpected this")

@@ -40,9 +40,11 @@ class Source(BrokerSource):
 
 
 @contextlib.asynccontextmanager
-async def gateway(source: Source, devices: Devices | None = None) -> AsyncIterator[int]:
+async def gateway(
+    source: Source, devices: Devices | None = None, host: str = "127.0.0.1"
+) -> AsyncIterator[int]:
     """The port of one."""
-    sock = socket.create_server(("127.0.0.1", 0))
+    sock = socket.create_server((host, 0))
     shared = DeviceSource(devices or Devices([]))
     async with serving(MetricsGateway(source, shared).application(), sock):
         yield sock.getsockname()[1]
@@ -60,10 +62,12 @@ async def exchange(port: int, request: bytes) -> bytes:
         writer.close()
 
 
-async def ask(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, str, str]:
+async def ask(
+    port: int, path: str, host: str = "localhost", method: str = "GET"
+) -> tuple[int, str, str]:
     """The status, the headers and the body."""
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", *(f"{k}: {v}" for k, v in headers.items())]
-    answer = await exchange(port, "\r\n".join([*lines, "", ""]).encode())
+    request = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"
+    answer = await exchange(port, request.encode())
     head, _, body = answer.decode().partition("\r\n\r\n")
     return int(head.split()[1]), head.lower(), body
 
@@ -85,8 +89,8 @@ def test_only_reading_is_possible() -> None:
     async def main() -> None:
         async with gateway(Source()) as port:
             for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
-                assert (await ask(port, "/metrics", method))[0] == 405
-            status, headers, body = await ask(port, "/metrics", "HEAD")
+                assert (await ask(port, "/metrics", method=method))[0] == 405
+            status, headers, body = await ask(port, "/metrics", method="HEAD")
             assert (status, body) == (200, "")
             assert "content-type: text/plain; version=" in headers
 
@@ -170,6 +174,49 @@ def test_what_is_no_decent_request_gets_none_but_an_error(request_: bytes) -> No
                 answer = await exchange(port, request_)
                 assert not answer or answer.split()[1] in (b"400", b"431"), answer[:200]
             assert (await ask(port, "/healthz"))[0] == 200
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("127.0.0.1:9090", 200),
+        ("[::1]:9090", 200),
+        ("10.0.0.7", 200),
+        ("LocalHost:9090", 200),
+        ("metrics.localhost", 200),
+        ("", 421),
+        ("evil.example", 421),
+        ("evil.example:9090", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("notlocalhost", 421),
+        ("[evil.example]", 421),
+    ],
+)
+def test_no_web_site_reads_it_by_a_name_of_its_own(host: str, status: int) -> None:
+    async def main() -> None:
+        async with gateway(Source()) as port:
+            for path in ("/stats.json", "/", "/nothing"):
+                told = (await ask(port, path, host))[0]
+                assert told == (status if status == 421 or path != "/nothing" else 404)
+
+    asyncio.run(main())
+
+
+def test_who_says_no_name_is_no_browser() -> None:
+    async def main() -> None:
+        async with gateway(Source()) as port:
+            assert b" 200 " in await exchange(port, b"GET /healthz HTTP/1.0\r\n\r\n")
+
+    asyncio.run(main())
+
+
+def test_in_a_network_names_are_its_own_affair() -> None:
+    async def main() -> None:
+        async with gateway(Source(), host="0.0.0.0") as port:
+            assert (await ask(port, "/healthz", "metrics.example:9090"))[0] == 200
 
     asyncio.run(main())
 
