@@ -68,8 +68,14 @@ class Offer:
         self._gone.clear()
 
     def unloaded(self, key: Key) -> None:
-        """No request is for a version any more that was served once."""
+        """No process has a version any more that was served once.
+
+        If it is wanted again by now, it is to be loaded again.
+        """
         self._lingering.pop(key, None)
+        if key in self.served.served:
+            kept = {k: served for k, served in self.served.served.items() if k != key}
+            self.served = replace(self.served, served=kept)
 
     def broker_lost(self) -> None:
         """The next broker knows of no request for an old version."""

@@ -133,6 +133,7 @@ class ServerState:
                 self.workers.ended(id, death, now)
             case VersionUnloaded(key):
                 self.offer.unloaded(key)
+                self.workers.unloaded(key)
             case VersionsFound() | ConfigurationRead() | ConfigurationRefused():
                 self._offered(event, now)
             case ReloadRequested():

@@ -87,6 +87,11 @@ class Workers:
             process.kill_at = now + _END_S
             self._do(EndWorker(id))
 
+    def unloaded(self, key: Key) -> None:
+        """Every process was told to forget a version."""
+        for process in self._processes():
+            process.sources = {k: source for k, source in process.sources.items() if k != key}
+
     def hung(self, id: int, why: str) -> None:
         """A batch runs too long."""
         _, process = self._find(id)

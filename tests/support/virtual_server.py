@@ -74,6 +74,8 @@ class VirtualServer:
         self.failure: events.Fail | None = None
         self.is_reported_ready = False
         self.models: list[ModelSettings] = []
+        # What it was told before: it may not have read the last packet when it speaks.
+        self.models_before: list[ModelSettings] = []
         self.happens(events.Started())
         if self.serving:
             self.happens(events.BrokerListening(["tcp://127.0.0.1:1"]))
@@ -114,6 +116,13 @@ class VirtualServer:
 
     def finds(self, *numbers: int, files: int = 0) -> None:
         self.happens(events.VersionsFound(versions(*numbers, files=files)))
+
+    def unloads(self, version: int) -> None:
+        """The broker has no requests for a version that it was told to serve no more."""
+        key = "m", version
+        for worker in self.workers.values():
+            worker.sources = {k: s for k, s in worker.sources.items() if k != key}
+        self.happens(events.VersionUnloaded(key))
 
     def rolls_on(self) -> None:
         """Whatever was started loads, whoever is retired finishes, until nothing more happens."""
@@ -166,7 +175,7 @@ class VirtualServer:
                 assert self.broker is None
                 self.broker = action
                 self.brokers += 1
-                self.models = action.models
+                self.models = self.models_before = action.models
                 self.links.clear()
             case events.StartWorker():
                 assert self.broker is not None
@@ -198,6 +207,7 @@ class VirtualServer:
             return
         self.packets.append(packet)
         if packet[0] == Kind.MODELS:
+            self.models_before = self.models
             self.models = [ModelSettings(**model) for model in packet[1]]
         elif packet[0] == Kind.RETIRE:
             self._retires(self.workers[packet[1]])
