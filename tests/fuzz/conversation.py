@@ -33,6 +33,7 @@ class Front:
     """Takes note of what is sent."""
 
     name = "fuzz"
+    gate = None
 
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, bytes, list[Buffer]]] = []

@@ -52,6 +52,10 @@ def test_models_are_added_and_removed_without_a_lost_request() -> None:
             wait_until(lambda: names(server) == {"echo"}, lambda: server.log_tail)
             with pytest.raises(NotFound, match="'other' is not served here"):
                 client.predict("other", ROW)
+            # No process has it any more, though each loaded it once.
+            reload(server, config + ECHO + OTHER)
+            wait_until(lambda: "other" in names(server), lambda: server.log_tail)
+            assert client.predict("other", ROW)["y"].tolist() == [2.0]
         finally:
             stop.set()
             asking.join()

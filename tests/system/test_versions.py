@@ -82,12 +82,16 @@ def test_a_version_comes_and_the_old_one_goes(
         assert predict(client) == predict(client, version=2) == [3.0]
         with pytest.raises(NotFound, match="has no version 1"):
             predict(client, version=1)
-        # The next process has no need of version 1.
-        shutil.rmtree(folder / "1")
+        assert "event=version_switched added=m:2 removed=m:1" in server.log
+        # Back to the old one, by taking the new one away.
+        shutil.rmtree(folder / "2")
+        wait_until(lambda: current(server) == [1], lambda: str(models(server)), LOADED_S)
+        assert predict(client) == predict(client, version=1) == [3.0]
+        wait_until(lambda: set(models(server)) == {1}, lambda: str(models(server)))
+        # The next process has no need of version 2.
         (worker,) = server.processes(WORKER)
         os.kill(worker, signal.SIGKILL)
         assert predict(client, timeout=LOADED_S) == [3.0]
-        assert "event=version_switched added=m:2 removed=m:1" in server.log
 
 
 def test_a_version_that_does_not_load_is_told_and_tried_again(
