@@ -63,6 +63,31 @@ def test_the_old_version_is_loaded_until_it_is_unloaded() -> None:
     assert sorted(server.loading[0].sources) == [("m", 2)]
 
 
+def test_a_version_that_was_unloaded_is_loaded_again() -> None:
+    server = rolling()
+    server.rolls_on()
+    server.unloads(1)
+    server.finds(1)
+    assert all(("m", 1) in worker.sources for worker in server.loading)
+    assert server.loading
+    server.rolls_on()
+    assert server.told() == {1: "current"}
+    assert server.loaded() == {0: [1, 2], 1: [1, 2]}
+
+
+def test_a_version_that_comes_back_while_it_is_unloaded_is_loaded_again() -> None:
+    server = rolling()
+    server.rolls_on()
+    server.finds(1)
+    assert server.told() == {1: "current"}
+    # The broker had not read that yet.
+    server.unloads(1)
+    assert server.loading
+    server.rolls_on()
+    assert server.told() == {1: "current"}
+    assert all(1 in versions for versions in server.loaded().values())
+
+
 def test_without_room_beside_the_old_one_goes_first() -> None:
     server = rolling(beside=(False, False))
     assert not server.loading
