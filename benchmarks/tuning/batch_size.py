@@ -36,10 +36,8 @@ def choose_placement(tuner: Tuner) -> None:
         tuner.measure_curve(placement)
         first = _candidates(tuner, placement)[0]
         tuner.lab.step = "batch threads"
-        if tuner.contest.champion is None:
-            _enter(tuner, first)
-        else:
-            tuner.contest.challenge(first, hint=tuner.likely_rate(first))
+        _enter(tuner, first)
+    _check_reach(tuner)
     _choose_threads_of_fixed(tuner)
     verdicts = tuner.contest.verdicts[before:]
     champion = tuner.champion
@@ -89,8 +87,18 @@ def _elsewhere(tuner: Tuner) -> list[Setting]:
 
 
 def _enter(tuner: Tuner, setting: Setting) -> None:
-    verdict = tuner.contest.enter(setting, tuner.likely_rate(setting))
-    if not verdict.score:
+    tuner.contest.enter(setting, tuner.likely_rate(setting))
+    at_once = replace(setting, batch_timeout_micros=0)
+    if not tuner.contest.rate and setting != at_once:
+        # Batches that wait for as long as they can are late when they run a little longer.
+        tuner.may_wait = False
+        tuner.contest.enter(at_once, tuner.likely_rate(at_once))
+
+
+def _check_reach(tuner: Tuner) -> None:
+    """Raises GoalOutOfReach when no placement comes to anything."""
+    if not tuner.contest.rate:
+        verdict = tuner.contest.verdicts[-1]
         share = f"{100 * verdict.load.in_time_share:.1f} %" if verdict.load else "nothing"
         raise GoalOutOfReach(
             f"at the lowest rate that was tried {share} was in time: the deadline leaves too "
@@ -116,7 +124,8 @@ def _candidates(tuner: Tuner, placement: Placement) -> list[Setting]:
 
 def _starting(tuner: Tuner, placement: Placement, rows: int) -> Setting:
     """On a CPU nothing waits; on a GPU a batch waits until it is full, while its size is sought."""
-    timeout = VERY_HIGH_TIMEOUT_MICROS if tuner.lab.bench.device == "gpu" else 0
+    waits = tuner.lab.bench.device == "gpu" and tuner.may_wait
+    timeout = VERY_HIGH_TIMEOUT_MICROS if waits else 0
     return Setting(placement, rows, batch_timeout_micros=timeout)
 
 

@@ -60,8 +60,9 @@ class Contest(ABC):
     verdicts: list[Verdict] = field(default_factory=list)
 
     def enter(self, setting: Setting, guess: float) -> Verdict:
-        """A first champion, which is expected to reach about ``guess``; or a challenger."""
-        if self.champion is not None:
+        """A first champion, which is expected to reach about ``guess``; or a challenger of one
+        that reaches anything."""
+        if self.rate:
             return self.challenge(setting, hint=guess)
         verdict = self._measured(setting, guess)
         self.champion, self.rate = setting, verdict.score

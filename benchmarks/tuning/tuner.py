@@ -54,6 +54,8 @@ class Tuner:
     curves: dict[Placement, Curve] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    # Whether batches may wait until they are full while their size is sought, as the guide has it.
+    may_wait: bool = True
     _expected: dict[Setting, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -88,6 +88,7 @@ def test_a_version_comes_and_the_old_one_goes(
         wait_until(lambda: current(server) == [1], lambda: str(models(server)), LOADED_S)
         assert predict(client) == predict(client, version=1) == [3.0]
         wait_until(lambda: set(models(server)) == {1}, lambda: str(models(server)))
+        wait_until(lambda: len(server.processes(WORKER)) == 1, "the old process ended")
         # The next process has no need of version 2.
         (worker,) = server.processes(WORKER)
         os.kill(worker, signal.SIGKILL)

@@ -81,22 +81,22 @@ devices = st.one_of(
 )
 
 
-@given(
-    seconds=devices,
-    deadlines=st.floats(4, 8),
-    device=st.sampled_from(["cpu", "gpu"]),
-    slower=st.floats(0.4, 2.5),
-    seed=st.integers(0, 1000),
-)
-@settings(max_examples=6, **QUICK)
-def test_deadline(
-    seconds: Callable[[int], float], deadlines: float, device: str, slower: float, seed: int
-) -> None:
+@pytest.mark.parametrize("seed", range(6))
+def test_deadline(seed: int) -> None:
     """About the best of the grid, in a tenth of the grid's time.
 
     95 % is reached on 29 of 30 random devices (``batchyard bench tuner --simulate``); where two
     placements are as good as each other, chance may decide for a setting of 90 %.
     """
+    # Not Hypothesis's choice, which depends on the constants of all modules that are loaded.
+    chance = random.Random(seed)
+    seconds = [
+        linear(chance.uniform(0.01, 0.03), chance.uniform(0.002, 0.006)),
+        flat(chance.uniform(0.02, 0.05), chance.randint(4, 32), chance.uniform(0.003, 0.01)),
+        stepped(chance.uniform(0.01, 0.03), chance.choice([8, 16]), chance.uniform(0.01, 0.03)),
+    ][seed % 3]
+    device = ["cpu", "gpu"][seed % 2]
+    deadlines, slower = chance.uniform(4, 8), chance.uniform(0.4, 2.5)
     two, one = Placement(2), Placement(1)
     bench = SyntheticBench(
         lambda rows, placement: seconds(rows) * (slower if placement == two else 1.0),
@@ -245,3 +245,19 @@ def test_curve_stops_where_nothing_is_gained() -> None:
     bench = bench_of(lambda rows: 0.010 * -(-rows // 8))
     tuner = Tuner(Lab(bench, BUDGET_S, lambda line: None), Throughput())
     assert tuner.measure_curve(Placement(1)).sizes[-1] == 32
+
+
+@pytest.mark.parametrize("seed", [37, 41])
+def test_a_placement_that_is_too_slow_for_long_waits_does_not_end_it(seed: int) -> None:
+    """Two workers take so long that batches which wait to the last moment are late by chance."""
+    two, one = Placement(2), Placement(1)
+    seconds = stepped(0.02, 8, 0.014)
+    bench = SyntheticBench(
+        lambda rows, placement: seconds(rows) * (2.5 if placement == two else 1.0),
+        device="gpu",
+        cores=2,
+        placements=(two, one),
+        noise=0.02,
+        seed=seed,
+    )
+    assert tuned(bench, Deadline(7 * seconds(4))).verification.holds
