@@ -242,7 +242,7 @@ SIGNATURE = (
         (
             SIGNATURE.replace(PYTHON_MODEL, MODEL) % '{ dtype = "int8", shape = [-1] }',
             "models[0]",
-            "signature is for the python runtime",
+            'For a Python function add runtime = "python"',
         ),
         (
             SIGNATURE % '{ dtype = "int4", shape = [-1] }',
