@@ -97,6 +97,7 @@ def test_files(planned: list[LoadPlan], tmp_path: Path) -> None:
         (["m", "--steps", "0:5"], "must last more than 0 s"),
         (["m", "--trace", "/nowhere"], "/nowhere"),
         (["m", "--rate", "1", "--inputs", "{"], "the inputs are no JSON"),
+        (["m", "--rate", "1", "--inputs", "@/no/x"], "the inputs' file /no/x: No such file"),
         (["m", "--rate", "1", "--inputs", "[1]"], "must be a JSON object"),
         (["m", "--rate", "1", "--shape", "a"], "no shape like"),
         (["m", "--rate", "1", "--json", "/nowhere/x"], "there is no folder /nowhere"),
