@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from batchyard.wire.control import EXIT_INTERRUPTED
+from batchyard.wire.control import INTERRUPTED_EXIT
 
 # Subcommands are imported when they are asked for, so that each starts fast.
 _SUBCOMMANDS = {
@@ -53,7 +53,7 @@ def main() -> None:
             except KeyboardInterrupt:
                 # As a shell has it for what a signal ended; click's own is 1, a failure.
                 click.echo(err=True)
-                sys.exit(EXIT_INTERRUPTED)
+                sys.exit(INTERRUPTED_EXIT)
 
         def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
             with formatter.section("Commands"):
