@@ -18,7 +18,7 @@ from rich.table import Table
 from batchyard.benchmarks.progress import ProgressBar
 from batchyard.cli.local_server import ServerDidNotStart, local_server, sample_model
 from batchyard.clients import Client
-from batchyard.wire.control import EXIT_FAILURE
+from batchyard.wire.control import EXIT_FAILURE, INTERRUPTED_EXIT
 
 _MODEL = "half_plus_two"
 # Single requests that each client process keeps under way.
@@ -63,7 +63,8 @@ def command(clients: int, requests: int, workers: int) -> None:
         console.print(str(error), style="red", markup=False)
         sys.exit(EXIT_FAILURE)
     except KeyboardInterrupt:
-        sys.exit(EXIT_FAILURE)
+        console.print("\nStopped; nothing is left running.")
+        sys.exit(INTERRUPTED_EXIT)
     console.print("Stopped; nothing is left running.")
 
 

@@ -190,7 +190,7 @@ def _say_what_is_next(
 ) -> None:
     click.echo("Next:")
     if is_sample:
-        click.echo(f"  put your models into {configuration}")
+        click.echo(f"  put your models into {configuration}: [[models]] with name and path")
     click.echo(f"  {' '.join(words)} check {configuration}")
     enable = f"systemctl --root={root} enable" if root else "systemctl enable --now"
     click.echo(f"  {enable} {service}")

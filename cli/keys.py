@@ -40,16 +40,26 @@ def default_folder() -> Path:
     return Path(config) / "batchyard" / "keys"
 
 
-@click.group()
-@click.option(
+def _into_context(context: click.Context, option: click.Parameter, folder: Path | None) -> None:
+    if folder is not None:
+        context.obj = folder
+
+
+# Before the subcommand or behind it.
+_dir_option = click.option(
     "--dir",
-    "folder",
     type=click.Path(file_okay=False, path_type=Path),
+    expose_value=False,
+    callback=_into_context,
     help="Where the keys are.  [default: /etc/batchyard/keys for root, ~/.config/batchyard/keys "
     "for others]",
 )
+
+
+@click.group()
+@_dir_option
 @click.pass_context
-def command(context: click.Context, folder: Path | None) -> None:
+def command(context: click.Context) -> None:
     """Make keys, and say who may connect to a server.
 
     A server and each client have a pair: NAME.key_secret, which nobody else may read, and
@@ -57,11 +67,12 @@ def command(context: click.Context, folder: Path | None) -> None:
     in are the files of a folder, curve_clients in its configuration: DIR/clients. docs/security.md
     goes through it step by step.
     """
-    context.obj = folder or default_folder()
+    context.obj = context.obj or default_folder()
 
 
 @command.command()
 @click.argument("name")
+@_dir_option
 @click.pass_obj
 def new(folder: Path, name: str) -> None:
     """Make a pair of keys: NAME.key_secret and NAME.key."""
@@ -73,12 +84,16 @@ def new(folder: Path, name: str) -> None:
 
 
 @command.command("list")
+@_dir_option
 @click.pass_obj
 def list_(folder: Path) -> None:
     """List the pairs, and the clients that are allowed."""
     with _told():
         pairs, wrong = read_folder(folder)
         clients, more_wrong = ({}, []) if not _clients(folder).is_dir() else _read_clients(folder)
+        if not (pairs or clients or wrong or more_wrong):
+            click.echo(f"no keys in {folder}; batchyard keys new NAME makes a pair")
+            return
         table = Table()
         for column in ("name", "fingerprint", "what"):
             table.add_column(column)
@@ -95,6 +110,7 @@ def list_(folder: Path) -> None:
 @command.command()
 @click.argument("key", metavar="FILE|NAME")
 @click.option("--as", "name", help="What the client is called; default: the file's name.")
+@_dir_option
 @click.pass_obj
 def allow(folder: Path, key: str, name: str | None) -> None:
     """Let a client connect: FILE is its public key, or NAME a pair of this folder.
@@ -115,6 +131,7 @@ def allow(folder: Path, key: str, name: str | None) -> None:
 
 @command.command()
 @click.argument("name")
+@_dir_option
 @click.pass_obj
 def revoke(folder: Path, name: str) -> None:
     """Let a client connect no more. Its connections are refused when the server has reloaded."""
@@ -129,6 +146,7 @@ def revoke(folder: Path, name: str) -> None:
 
 @command.command()
 @click.argument("keys", metavar="FILE|NAME...", nargs=-1, required=True)
+@_dir_option
 @click.pass_obj
 def show(folder: Path, keys: tuple[str, ...]) -> None:
     """Show public keys and their fingerprints; never a secret."""

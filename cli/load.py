@@ -18,7 +18,7 @@ from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.load.plan import LoadPlan, Poisson
 from batchyard.cli.load_options import load_options, make_plan
 from batchyard.cli.outputs import end
-from batchyard.wire.control import EXIT_CONFIGURATION, EXIT_FAILURE
+from batchyard.wire.control import EXIT_CONFIGURATION, EXIT_FAILURE, INTERRUPTED_EXIT
 from batchyard.wire.errors import BatchyardError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def command(
     except BenchmarkFailed as error:
         _fail(str(error), EXIT_FAILURE)
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        _fail("stopped; of a run that was not over nothing is shown or written", INTERRUPTED_EXIT)
 
 
 @dataclass(frozen=True, slots=True)

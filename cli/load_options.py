@@ -264,7 +264,9 @@ def _inputs(text: str | None) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ConfigurationError(f"the inputs' file {text[1:]}: {error.strerror}") from None
+    except ValueError as error:
         raise ConfigurationError(f"the inputs are no JSON: {error}") from None
     if not isinstance(value, dict):
         raise ConfigurationError("the inputs must be a JSON object of arrays by input name")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from batchyard.wire.control import INTERRUPTED_EXIT
+
 # Subcommands are imported when they are asked for, so that each starts fast.
 _SUBCOMMANDS = {
     "serve": "Serve models.",
@@ -44,6 +46,14 @@ def main() -> None:
             module = importlib.import_module(f"batchyard.cli.{cmd_name.replace('-', '_')}")
             command: click.Command = module.command
             return command
+
+        def invoke(self, ctx: click.Context) -> object:
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:
+                # As a shell has it for what a signal ended; click's own is 1, a failure.
+                click.echo(err=True)
+                sys.exit(INTERRUPTED_EXIT)
 
         def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
             with formatter.section("Commands"):

@@ -52,12 +52,20 @@ def command(
         click.echo(json.dumps({name: to_json(array) for name, array in outputs.items()}))
 
 
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError as error:
+        print(f"batchyard: the inputs' file {path}: {error.strerror}", file=sys.stderr)
+        sys.exit(EXIT_CONFIGURATION)
+
+
 def _parse(text: str) -> Any:
     try:
         if text == "-":
             text = sys.stdin.read()
         elif text.startswith("@"):
-            text = Path(text[1:]).read_text()
+            text = _read(text[1:])
         value = json.loads(text)
         if isinstance(value, dict) and set(value) != {"b64"}:
             return {name: from_json(item) for name, item in value.items()}

@@ -29,8 +29,9 @@ def command(**options: Any) -> None:
     """Serve models: those of CONFIG.toml, and each --model.
 
     Prints one line when every worker has loaded and warmed up every model. SIGTERM or Ctrl-C
-    finishes what was accepted and stops; a second one stops at once. SIGHUP reads the
-    configuration again. systemd is told how it fares (Type=notify); see install-service.
+    finishes what was accepted and stops; a second one, half a second later or more, stops at
+    once. SIGHUP reads the configuration again. systemd is told how it fares (Type=notify); see
+    install-service.
 
     Options for batching are for the models that --model adds. Those for workers make groups, one
     for each --device, that replace the file's. All others replace what the file says.

@@ -39,6 +39,9 @@ _COLUMNS = {
 }
 _SHOWN = ("req/s", "err/s", "missed/s", "queue", "p50", "p95", "p99")
 _NAME_LEAST = 14
+# Of a worker's line: what has to be there without a bar, and what is left out, this order first.
+_WORKER_LEAST = 41
+_WORKER_MORE = {"RESTARTS": 9, "BATCHES/S": 9}
 
 
 class TopView:
@@ -86,7 +89,7 @@ class TopView:
         if interval is None:
             return [*head, *events][:height]
         bar = max(_BAR_LEAST, min(_BAR_MOST, width - _BESIDE_BAR))
-        workers = [Text(""), *self._workers(interval, bar)]
+        workers = [Text(""), *self._workers(interval, width, bar)]
         devices = [*self._devices(interval, bar)]
         room = height - len(head) - len(workers) - len(devices) - len(events) - 3
         models = self._models(interval, width, max(3, room))
@@ -221,23 +224,26 @@ class TopView:
         )
         return min(batch_rows), max(batch_rows), spark
 
-    def _workers(self, interval: Interval, bar: int) -> Iterator[Text]:
+    def _workers(self, interval: Interval, width: int, bar: int) -> Iterator[Text]:
+        columns = _worker_columns_for(width - bar)
+        more = "".join(f"{name:>{_WORKER_MORE[name]}}" for name in columns)
         yield Text(
-            f"{'WORKER':<7}{'DEVICE':<10}{'STATE':<9}{'BUSY':<{bar + 6}}"
-            f"{'BATCHES/S':>9}{'RESTARTS':>9}{'PID':>9}",
-            "dim",
+            f"{'WORKER':<7}{'DEVICE':<10}{'STATE':<9}{'BUSY':<{bar + 6}}{more}{'PID':>9}", "dim"
         )
         for worker in interval.workers:
-            yield self._worker(worker, interval.seconds, bar)
+            yield self._worker(worker, interval.seconds, columns, bar)
 
-    def _worker(self, worker: WorkerInterval, seconds: float, bar: int) -> Text:
+    def _worker(self, worker: WorkerInterval, seconds: float, columns: list[str], bar: int) -> Text:
         state = "red" if worker.state in ("FAILED", "STOPPING") else ""
+        texts = {
+            "BATCHES/S": (_rate(worker.batches, seconds), ""),
+            "RESTARTS": (str(worker.restarts), "yellow" * bool(worker.restarts)),
+        }
         return Text.assemble(
             f"{worker.id:<7}{_cut(worker.device, 9):<10}",
             (f"{worker.state:<9}", state),
             *self._share(worker.busy, bar),
-            f"{_rate(worker.batches, seconds):>9}",
-            (f"{worker.restarts:>9}", "yellow" * bool(worker.restarts)),
+            *((f"{texts[name][0]:>{_WORKER_MORE[name]}}", texts[name][1]) for name in columns),
             f"{worker.pid:>9}",
         )
 
@@ -268,6 +274,13 @@ def _columns_for(width: int) -> list[str]:
         left -= needed
         fitting.add(name)
     return [name for name in _SHOWN if name in fitting]
+
+
+def _worker_columns_for(width: int) -> list[str]:
+    fitting = dict(_WORKER_MORE)
+    while fitting and _WORKER_LEAST + sum(fitting.values()) > width:
+        del fitting[next(iter(fitting))]
+    return [name for name in reversed(_WORKER_MORE) if name in fitting]
 
 
 def _rate(count: int, seconds: float) -> str:

@@ -18,7 +18,7 @@ from batchyard.cli.outputs import end_on_sigterm
 from batchyard.cli.serving import plan, refuse
 from batchyard.pool.config import WorkerGroup, validate
 from batchyard.pool.plan import usable_cpus
-from batchyard.wire.control import EXIT_CONFIGURATION, EXIT_FAILURE
+from batchyard.wire.control import EXIT_CONFIGURATION, EXIT_FAILURE, INTERRUPTED_EXIT
 from batchyard.wire.errors import BatchyardError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def _tune(request: _Request, options: dict[str, Any]) -> None:
             tuning = tune(bench, request.goal, budget_s, tell)
     except KeyboardInterrupt:
         click.echo("batchyard: stopped; nothing was written", err=True)
-        sys.exit(EXIT_FAILURE)
+        sys.exit(INTERRUPTED_EXIT)
     except (ServerDidNotStart, BenchmarkFailed, GoalOutOfReach, BatchyardError) as error:
         click.echo(f"batchyard: {error}", err=True)
         sys.exit(EXIT_FAILURE)

@@ -213,14 +213,17 @@ class Route:
             # Text and bytes side by side.
             array = np.array(value, object)
         except ValueError as error:
-            raise InvalidArgument(f"{self._where}: input {spec.name!r}: {error}") from None
+            raise InvalidArgument(f"{self._where}: input {spec.name!r}{_why(error)}") from None
         given = dtypes.from_numpy(array.dtype)
         if given == spec.dtype:
             return self._strings(spec.name, value) if given == dtypes.STRING else array
         if is_array or given is None or spec.dtype == dtypes.STRING or given == dtypes.STRING:
-            # Of objects that are no strings, like None, it is no help to say "string".
-            known = given if array.dtype != object else None
-            raise self._wrong_dtype(spec, known or str(array.dtype))
+            if array.dtype == object:
+                # Of objects that are no strings, like None, it is no help to say "string".
+                raise InvalidArgument(
+                    f"{self._where}: input {spec.name!r} holds {_kinds(array)}, needs {spec.dtype}"
+                )
+            raise self._wrong_dtype(spec, given or str(array.dtype))
         if _kind(given) > _kind(spec.dtype):
             raise self._wrong_dtype(spec, given)
         try:
@@ -281,7 +284,7 @@ class Route:
         try:
             array = np.asarray(value)
         except ValueError as error:
-            raise InvalidArgument(f"{self._where}: input {name!r}: {error}") from None
+            raise InvalidArgument(f"{self._where}: input {name!r}{_why(error)}") from None
         dtype = dtypes.from_numpy(array.dtype)
         if dtype is None:
             raise self._no_rows(name, str(array.dtype), array.shape)
@@ -322,6 +325,19 @@ class Route:
             self._model, self._version, self._label, self.signature.name, self._priority, inputs
         ).encode()
         return target
+
+
+def _why(error: ValueError) -> str:
+    """Why numpy makes no array of a value."""
+    if "inhomogeneous" in str(error):
+        return " is no array: its lists differ in length"
+    return f": {error}"
+
+
+def _kinds(array: Array) -> str:
+    """The types of an array's objects."""
+    names = sorted({type(item).__name__ for item in array.ravel().tolist()})
+    return ", ".join("None (null)" if name == "NoneType" else name for name in names)
 
 
 def _row_nbytes(signature: SignatureSpec) -> int | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from batchyard.wire.control import BrokerSettings
 from batchyard.wire.errors import ConfigurationError
@@ -55,12 +56,23 @@ def check_keys(settings: BrokerSettings, environ: Mapping[str, str]) -> None:
     """
     if not settings.curve_secret_key_file:
         return
-    keys, _ = read_folder(settings.curve_clients)
+    with _named("broker.curve_clients"):
+        keys, _ = read_folder(settings.curve_clients)
     if is_hidden(settings.curve_secret_key_file, environ):
         return
-    server = read_key_pair(settings.curve_secret_key_file)
+    with _named("broker.curve_secret_key_file"):
+        server = read_key_pair(settings.curve_secret_key_file)
     if server.public in keys:
         name = keys[server.public]
         raise ConfigurationError(
             f"{settings.curve_clients}/{name}.key is the server's own key: clients need their own"
         )
+
+
+@contextlib.contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Says which key of the configuration names what is wrong."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{key}: {error}") from None

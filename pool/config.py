@@ -267,6 +267,11 @@ def _explain(detail: Any) -> str:
             # Which of several types was tried: no place in the file.
             continue
         place += f"[{step}]" if isinstance(step, int) else f".{step}" if place else str(step)
+    if place == "models" and detail["type"] in ("missing", "too_short"):
+        return (
+            "no model to serve: write a [[models]] table with a name and a path into it; see "
+            "docs/configuration.md"
+        )
     if detail["type"] == "extra_forbidden":
         return f"{place}: there is no such key; see docs/configuration.md"
     if detail["type"] == "missing":

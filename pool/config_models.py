@@ -191,5 +191,8 @@ class Model(Section):
                 f"not {self.path!r}"
             )
         if self.runtime != "python" and self.signature is not None:
-            raise ValueError("signature is for the python runtime; a SavedModel has its own")
+            raise ValueError(
+                "signature is for the python runtime; a SavedModel has its own. For a Python "
+                'function add runtime = "python"'
+            )
         return self

@@ -45,6 +45,8 @@ from batchyard.wire import control
 from batchyard.wire.control import Kind
 
 _NEVER = float("inf")
+# Who signals a process and then its whole group (GNU timeout, some service managers) means it once.
+_SAME_SIGNAL_S = 0.5
 
 
 class ServerState:
@@ -75,6 +77,7 @@ class ServerState:
         self._pulse = Pulse(watchdog_s)
         self._standing = Standing(is_watched=watchdog_s < _NEVER)
         self._drain_by = _NEVER
+        self._stop_asked_at = _NEVER
         # What came while the server started.
         self._waiting: list[Event] = []
 
@@ -246,13 +249,14 @@ class ServerState:
         if self.phase is Phase.STARTING:
             # Nothing was accepted yet.
             self._do(Stop())
-        elif self.phase is Phase.DRAINING:
+        elif self.phase is Phase.DRAINING and now - self._stop_asked_at >= _SAME_SIGNAL_S:
             message = "stopped at once, as asked; requests may be unanswered"
             self._do(Fail(control.EXIT_FAILURE, message))
         elif self.phase is Phase.SERVING:
             timeout_s = self._config.pool.drain_timeout_s
             self._do(Log("info", "draining", {"timeout_s": timeout_s}))
             self.phase = Phase.DRAINING
+            self._stop_asked_at = now
             self._drain_by = now + timeout_s
             self.workers.stop_replacing()
             self._do(TellBroker([Kind.DRAIN]))

@@ -373,23 +373,26 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Has signals wake the loop up while the server runs."""
+        """Has signals wake the loop up while the server runs.
+
+        After that they are ignored: what is left is an exit code, which is not to be theirs. To
+        block them would not do: threads of libraries, such as numpy's, do not.
+        """
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
         old_fd = signal.set_wakeup_fd(theirs.fileno())
-        old_handlers: dict[signal.Signals, Any] = {
-            number: signal.signal(number, lambda *_: None) for number in control.PARENT_SIGNALS
-        }
+        for number in control.PARENT_SIGNALS:
+            signal.signal(number, lambda *_: None)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._signalled(ours))
         # Who calls may have blocked them, so that none ends the process before or after.
         mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, control.PARENT_SIGNALS)
         try:
             yield
         finally:
+            for number in control.PARENT_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            for number, handler in old_handlers.items():
-                signal.signal(number, handler)
             signal.set_wakeup_fd(old_fd)
             ours.close()
             theirs.close()

@@ -56,7 +56,9 @@ def _find_versions(model: Model) -> dict[int, Version]:
         return {UNVERSIONED: _find_callable(model)}
     folder = Path(model.path).absolute()
     if not folder.is_dir():
-        raise ConfigurationError(f"model {model.name!r}: {model.path} is no folder")
+        raise ConfigurationError(
+            f"model {model.name!r}: {model.path} is no folder{_python_hint(model.path)}"
+        )
     if _is_saved_model(folder):
         number = _number(folder.name)
         return {UNVERSIONED if number is None else number: _version(folder)}
@@ -109,6 +111,15 @@ def settled(before: Found, now: Found, known: Found) -> dict[str, dict[int, Vers
             elif (old := known.get(name, {}).get(number)) is not None:
                 result[name][number] = old
     return result
+
+
+def _python_hint(path: str) -> str:
+    """What to write if a Python function was meant."""
+    if path.endswith(".py"):
+        return f'; a Python function is {path}:FUNCTION, with runtime = "python"'
+    if ":" in path:
+        return '; for a Python function add runtime = "python"'
+    return ""
 
 
 def _find_callable(model: Model) -> Version:

@@ -20,6 +20,8 @@ EXIT_FAILURE = 1
 EXIT_CONFIGURATION = 2
 EXIT_DEVICE = 3
 EXIT_MODEL = 4
+# Of a command, never of a server: Ctrl-C ended it, as shells count.
+INTERRUPTED_EXIT = 128 + signal.SIGINT
 
 _PR_SET_PDEATHSIG = 1
 

@@ -70,8 +70,9 @@ def read_key_pair(path: str | Path) -> KeyPair:
         )
     if mode & 0o027:
         raise ConfigurationError(
-            f"{path}: its mode {stat.S_IMODE(mode):04o} lets others at the secret key; "
-            f"chmod 600 {path}"
+            f"{path}: its mode {stat.S_IMODE(mode):04o} lets others at the secret key, which is "
+            "no secret any more: make a new pair (batchyard keys new NAME). If nobody else can "
+            f"have read it, chmod 600 {path}"
         )
     if zmq.curve_public(secret) != public:
         raise ConfigurationError(f"{path}: the public key is not that of the secret key")
@@ -95,6 +96,11 @@ def public_key(text: str) -> bytes:
     name. Raises ConfigurationError."""
     if len(text) == _Z85_CHARACTERS and not os.path.exists(text):
         return _checked(text.encode(errors="replace"), "the server's key")
+    if not os.path.exists(text):
+        raise ConfigurationError(
+            f"the server's key: {text!r} is neither a file nor a key, which has "
+            f"{_Z85_CHARACTERS} characters"
+        )
     return read_public_key(text)
 
 
@@ -137,9 +143,15 @@ def client_curve(
     if server_key is None and secret_file is None:
         return None
     if server_key is None:
-        raise ConfigurationError("secret_key_file needs server_key too: the server's public key")
+        raise ConfigurationError(
+            "secret_key_file (--secret-key-file) needs server_key (--server-key) too: the server's "
+            "public key"
+        )
     if secret_file is None:
-        raise ConfigurationError("server_key needs secret_key_file too: the client's own keys")
+        raise ConfigurationError(
+            "server_key (--server-key) needs secret_key_file (--secret-key-file) too: the client's "
+            "own keys"
+        )
     return ClientCurve(public_key(server_key), read_key_pair(Path(secret_file)))
 
 

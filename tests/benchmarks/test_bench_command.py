@@ -135,7 +135,7 @@ def test_nothing_is_left_when_it_is_stopped(
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == (1 if number is signal.SIGINT else 128 + number)
+    assert process.returncode == 128 + number
     wait_until(lambda: not _using(folder), lambda: f"still there: {_using(folder)}")
 
 

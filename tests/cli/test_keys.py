@@ -51,6 +51,19 @@ def current_umask() -> int:
     return umask
 
 
+def test_the_folder_is_taken_before_and_behind_the_subcommand(tmp_path: Path) -> None:
+    result = CliRunner().invoke(keys.command, ["new", "--dir", str(tmp_path / "keys"), "server"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    for arguments in (["--dir", "FOLDER", "list"], ["list", "--dir", "FOLDER"]):
+        words = [word.replace("FOLDER", str(tmp_path / "keys")) for word in arguments]
+        assert "server" in CliRunner().invoke(keys.command, words).stdout
+
+
+def test_list_without_keys_says_so(tmp_path: Path) -> None:
+    said = done(tmp_path, "list")
+    assert said == f"no keys in {tmp_path}; batchyard keys new NAME makes a pair\n"
+
+
 @pytest.mark.usefixtures("_any_umask")
 def test_new_makes_a_pair_that_is_the_owners(tmp_path: Path) -> None:
     folder = tmp_path / "etc" / "keys"

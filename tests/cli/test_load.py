@@ -97,6 +97,7 @@ def test_files(planned: list[LoadPlan], tmp_path: Path) -> None:
         (["m", "--steps", "0:5"], "must last more than 0 s"),
         (["m", "--trace", "/nowhere"], "/nowhere"),
         (["m", "--rate", "1", "--inputs", "{"], "the inputs are no JSON"),
+        (["m", "--rate", "1", "--inputs", "@/no/x"], "the inputs' file /no/x: No such file"),
         (["m", "--rate", "1", "--inputs", "[1]"], "must be a JSON object"),
         (["m", "--rate", "1", "--shape", "a"], "no shape like"),
         (["m", "--rate", "1", "--json", "/nowhere/x"], "there is no folder /nowhere"),
@@ -170,7 +171,8 @@ def test_ending_leaves_no_generator(server: Server, number: signal.Signals) -> N
         process.kill()
         process.wait()
     assert process.returncode == 128 + number
-    assert (output, errors) == ("", "")
+    told = "batchyard: stopped; of a run that was not over nothing is shown or written\n"
+    assert (output, errors) == ("", told if number is signal.SIGINT else "")
     wait_until(
         lambda: not any(os.path.exists(f"/proc/{child}") for child in children),
         "the generators are gone",

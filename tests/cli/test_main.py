@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +80,27 @@ def test_a_subcommand_loads_no_tensorflow() -> None:
     ).stdout.split()
     assert "click" in loaded
     assert "tensorflow" not in loaded
+
+
+def test_ctrl_c_has_the_exit_code_of_shells() -> None:
+    # What runs tests in the background has them ignore SIGINT; a person's shell does not.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + MAIN[-1]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        endpoint = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, "status", "--endpoint", endpoint],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            # It waits for an answer then.
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                output = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.communicate()
+    assert (process.returncode, *output) == (130, "", "\n")

@@ -73,11 +73,17 @@ def test_errors_are_a_line_and_exit_with_1(
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("text", ["[1,", "@/no/such/file", '{"x": {"b64": "*"}}'])
+@pytest.mark.parametrize("text", ["[1,", "@/dev/null", '{"x": {"b64": "*"}}'])
 def test_inputs_that_are_no_json_exit_with_2(text: str) -> None:
     result = predict(None, "double", text)
     assert result.exit_code == 2
     assert result.stderr.startswith("batchyard: the inputs are no JSON: ")
+
+
+def test_inputs_in_no_file_exit_with_2() -> None:
+    result = predict(None, "double", "@/no/such/file")
+    assert result.exit_code == 2
+    assert result.stderr == "batchyard: the inputs' file /no/such/file: No such file or directory\n"
 
 
 def test_b64_that_is_no_text_exits_with_2() -> None:

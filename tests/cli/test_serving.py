@@ -9,6 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from batchyard.cli import service_files
 from batchyard.cli.serving import early_log_settings, load_config, serving_arguments
 from batchyard.pool.config import Broker, Config, Pool, WorkerGroup
 from batchyard.pool.config_models import Batching
@@ -32,6 +33,7 @@ runtime = "python"
 [models.batching]
 max_batch_size = 5
 """
+SAMPLE = service_files.shipped("batchyard.toml")
 
 
 def load(*arguments: str) -> Config:
@@ -154,12 +156,27 @@ def test_batching_options_without_a_model_are_refused(file: str) -> None:
     )
 
 
-def test_nothing_to_serve_is_refused(tmp_path: Path) -> None:
-    message = "no model to serve: give --model NAME=PATH, or a CONFIG.toml"
-    assert refusal() == message
-    empty = tmp_path / "empty.toml"
-    empty.touch()
-    assert refusal(str(empty)) == message
+def test_nothing_to_serve_is_refused() -> None:
+    assert refusal() == "no model to serve: give --model NAME=PATH, or a CONFIG.toml"
+
+
+@pytest.mark.parametrize("text", ["", "models = []", "[pool]\narena_mb = 3", SAMPLE])
+def test_file_without_models_says_what_to_write_into_it(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(text)
+    said = refusal(str(path))
+    assert said.startswith(f"{path}: no model to serve: write a [[models]] table with a name and ")
+    assert "\n" not in said
+
+
+def test_file_with_a_misspelt_table_says_so_beside_the_missing_models(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('[[modles]]\nname = "m"\npath = "/m"\n')
+    lines = refusal(str(path)).splitlines()
+    assert [line.removeprefix(f"{path}: ").partition(":")[0] for line in lines] == [
+        "no model to serve",
+        "modles",
+    ]
 
 
 @pytest.mark.parametrize("argument", ["m", "=/m", "m=", ""])

@@ -68,6 +68,18 @@ def test_columns_go_where_there_is_no_room() -> None:
     assert len(heading) == 50
 
 
+@pytest.mark.parametrize(
+    ("width", "left"),
+    [(63, ["BATCHES/S", "RESTARTS"]), (62, ["BATCHES/S"]), (54, ["BATCHES/S"]), (53, [])],
+)
+def test_workers_columns_go_where_there_is_no_room(width: int, left: list[str]) -> None:
+    lines = shown(*busy_pair(), width=width).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("WORKER"))
+    assert lines[first].split() == ["WORKER", "DEVICE", "STATE", "BUSY", *left, "PID"]
+    assert all(len(line) <= width for line in lines[first : first + 3])
+    assert lines[first + 1].endswith(" 100")
+
+
 def test_the_busiest_models_are_shown_where_not_all_fit() -> None:
     models = [model(f"m{i:02}") for i in range(40)]
     busy = copy.deepcopy(models)

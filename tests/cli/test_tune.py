@@ -140,7 +140,7 @@ def test_ctrl_c_ends_everything(tmp_path: Path, config: Path) -> None:
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == 1, said
+    assert process.returncode == 130, said
     assert not (tmp_path / "tuned.toml").exists()
     wait_until(lambda: not list(temporary.iterdir()), "something is left")
 

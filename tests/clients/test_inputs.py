@@ -87,7 +87,6 @@ def test_bfloat16_takes_python_numbers_and_its_own_arrays() -> None:
         ("float32", [1j], "complex128"),
         ("bool", [1], "int64"),
         ("float32", ["1"], "string"),
-        ("float32", None, "object"),
         # Arrays are taken as they are or refused, whatever their values.
         ("float32", np.zeros(2), "float64"),
         ("float64", np.zeros(2, np.float32), "float32"),
@@ -101,6 +100,20 @@ def test_bfloat16_takes_python_numbers_and_its_own_arrays() -> None:
 def test_wrong_dtype_is_refused_by_name(dtype: str, value: Any, given: str) -> None:
     message = f"model 'm' signature 's': input 'x' has dtype {given}, needs {dtype}"
     assert refusal(column(dtype), value) == message
+
+
+@pytest.mark.parametrize(
+    ("value", "kinds"),
+    [
+        (None, "None (null)"),
+        ([1.0, None], "None (null), float"),
+        ([{}], "dict"),
+        (np.array(["a"], object), "str"),
+    ],
+)
+def test_objects_that_are_no_numbers_are_named(value: Any, kinds: str) -> None:
+    message = f"model 'm' signature 's': input 'x' holds {kinds}, needs float32"
+    assert refusal(column("float32"), value) == message
 
 
 def test_what_numpy_makes_an_array_of_counts_as_an_array() -> None:
@@ -137,7 +150,8 @@ def test_float_overflow_is_refused(dtype: str, value: float) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "string"])
 def test_ragged_lists_are_refused(dtype: str) -> None:
     ragged: Any = [["a"], ["b", "c"]] if dtype == "string" else [[1.0], [1.0, 2.0]]
-    assert "input 'x': " in refusal(column(dtype), ragged)
+    said = refusal(column(dtype), ragged)
+    assert said.endswith(": input 'x' is no array: its lists differ in length")
 
 
 @pytest.mark.parametrize(
@@ -317,7 +331,8 @@ def test_open_signature_keeps_zeros_at_the_end_of_strings() -> None:
 
 
 def test_open_signature_refuses_ragged_lists() -> None:
-    refusal(OPEN, {"a": [[1], [1, 2]]})
+    said = refusal(OPEN, {"a": [[1], [1, 2]]})
+    assert said.endswith("input 'a' is no array: its lists differ in length")
 
 
 def metadata(**signatures: SignatureSpec) -> dict[str, Any]:

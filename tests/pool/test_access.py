@@ -77,9 +77,9 @@ def test_credentials_of_systemd(ring: Keyring) -> None:
 @pytest.mark.parametrize(
     ("secret", "clients", "reason"),
     [
-        ("server.key", "clients", "public key only"),
-        ("nothing", "clients", "No such file"),
-        ("server.key_secret", "nothing", "No such file"),
+        ("server.key", "clients", "broker.curve_secret_key_file: .* public key only"),
+        ("nothing", "clients", "broker.curve_secret_key_file: .*/nothing: No such file"),
+        ("server.key_secret", "nothing", "broker.curve_clients: .*/nothing: No such file"),
         ("alice.key_secret", "clients", "server's own key"),
     ],
 )

@@ -151,8 +151,8 @@ SIGNATURE = (
 @pytest.mark.parametrize(
     ("text", "place", "reason"),
     [
-        ("", "models", "is missing"),
-        ("models = []", "models", "at least 1 item"),
+        ("", "no model to serve", "write a [[models]] table"),
+        ("models = []", "no model to serve", "write a [[models]] table"),
         ("models = 3", "models", "valid list"),
         ("pool = 3\n" + MODEL, "pool", "valid dictionary"),
         (MODEL + MODEL, "models", "two models are named 'm'"),
@@ -242,7 +242,7 @@ SIGNATURE = (
         (
             SIGNATURE.replace(PYTHON_MODEL, MODEL) % '{ dtype = "int8", shape = [-1] }',
             "models[0]",
-            "signature is for the python runtime",
+            'For a Python function add runtime = "python"',
         ),
         (
             SIGNATURE % '{ dtype = "int4", shape = [-1] }',

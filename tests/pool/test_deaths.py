@@ -256,6 +256,21 @@ def test_draining_has_an_end() -> None:
 def test_a_second_signal_ends_it_hard() -> None:
     server = VirtualServer()
     server.happens(events.StopRequested())
+    server.passes(0.5)
+    server.happens(events.StopRequested())
+    assert server.failure is not None
+
+
+def test_signals_of_one_moment_count_as_one() -> None:
+    """``timeout`` signals its child and then the group that the child is in."""
+    server = VirtualServer()
+    server.happens(events.StopRequested())
+    for _ in range(3):
+        server.passes(0.15)
+        server.happens(events.StopRequested())
+    assert server.failure is None
+    # They move nothing either: what comes half a second after the first is a second one.
+    server.passes(0.1)
     server.happens(events.StopRequested())
     assert server.failure is not None
 

@@ -75,6 +75,15 @@ def test_path_that_is_no_folder(tmp_path: Path) -> None:
     assert refusal(file).endswith("is no folder")
 
 
+def test_python_function_without_its_runtime_is_told_of_it(tmp_path: Path) -> None:
+    source = tmp_path / "f.py"
+    source.touch()
+    said = refusal(tmp_path / "f.py:double")
+    assert said.endswith('f.py:double is no folder; for a Python function add runtime = "python"')
+    said = refusal(source)
+    assert said.endswith(f'; a Python function is {source}:FUNCTION, with runtime = "python"')
+
+
 def test_folder_without_versions(tmp_path: Path) -> None:
     (tmp_path / "latest").mkdir()
     assert "holds neither saved_model.pb nor numeric version folders" in refusal(tmp_path)

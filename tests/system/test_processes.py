@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,10 +94,28 @@ def test_a_second_signal_stops_at_once() -> None:
         running, _ = run_at_gate(server, client, 1)
         server.signal(signal.SIGTERM)
         wait_until(lambda: server.stats()["broker"]["draining"], "it drains")
+        since_s = server.stats()["broker"]["uptime_s"]
+        # In the first half second it counts as the first.
+        server.signal(signal.SIGTERM)
+        wait_until(
+            lambda: server.stats()["broker"]["uptime_s"] > since_s + 0.6, "the moment is over"
+        )
         server.signal(signal.SIGTERM)
         assert server.wait_for_exit() == control.EXIT_FAILURE
         with pytest.raises(Unavailable):
             running.result(DEADLINE_S)
+
+
+def test_signals_of_one_moment_leave_the_exit_code_alone() -> None:
+    with Server(config=GATED) as server:
+
+        def is_over() -> bool:
+            os.kill(server.pid, signal.SIGTERM)
+            # What is not reaped yet can be signalled.
+            return Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+        wait_until(is_over, "it ended")
+        assert server.wait_for_exit() == control.EXIT_OK
 
 
 def test_draining_has_an_end() -> None:

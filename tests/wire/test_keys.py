@@ -55,7 +55,8 @@ def test_a_secret_that_others_may_read_is_none(ring: Keyring, mode: int) -> None
     path = ring.secret_file("alice")
     path.chmod(mode)
     assert f"{mode:04o}" in refusal(path)
-    assert "chmod 600" in refusal(path)
+    assert "make a new pair (batchyard keys new NAME)" in refusal(path)
+    assert f"chmod 600 {path}" in refusal(path)
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o440])
@@ -104,6 +105,8 @@ def test_public_keys_are_files_or_text(ring: Keyring) -> None:
     for wrong in ("x" * 39, "\x7f" * 40, "ä" * 40, "#" * 40, "a\0b"):
         with pytest.raises(ConfigurationError):
             public_key(wrong)
+    with pytest.raises(ConfigurationError, match="'nope' is neither a file nor a key, which"):
+        public_key("nope")
 
 
 def test_a_folder_has_the_keys_that_can_be_read(ring: Keyring) -> None:
@@ -130,7 +133,7 @@ def test_a_client_has_both_keys_or_none(ring: Keyring) -> None:
     # What is given goes before what is around.
     other = client_curve(None, ring.secret_file("bob"), environ)
     assert other == keys.ClientCurve(ring.public("server"), ring.pair("bob"))
-    with pytest.raises(ConfigurationError, match="server_key needs secret_key_file"):
+    with pytest.raises(ConfigurationError, match=r"--server-key.* needs secret_key_file"):
         client_curve(ring.server_key, None, {})
-    with pytest.raises(ConfigurationError, match="secret_key_file needs server_key"):
+    with pytest.raises(ConfigurationError, match=r"--secret-key-file.* needs server_key"):
         client_curve(None, secret, {})
