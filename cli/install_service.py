@@ -22,7 +22,7 @@ _SYSUSERS = Path("etc/sysusers.d/batchyard.conf")
 _CONFIGURATION = Path("etc/batchyard")
 _ADVICE = (
     "warning: the service will not start; install Batchyard where everybody may read it: "
-    "python3 -m venv /opt/batchyard && /opt/batchyard/bin/pip install 'batchyard[cpu]'"
+    "python3 -m venv /opt/batchyard && /opt/batchyard/bin/pip install WHEEL[cpu] (of `make dist`)"
 )
 
 
