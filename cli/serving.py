@@ -100,7 +100,7 @@ def load_config(options: dict[str, Any]) -> Config:
     added = [_model(argument, batching) for argument in options["models"]]
     if added:
         tables["models"] = _merged(tables.get("models"), added)
-    if not tables.get("models"):
+    if path is None and not tables.get("models"):
         raise ConfigurationError("no model to serve: give --model NAME=PATH, or a CONFIG.toml")
     workers = _worker_groups(options)
     pool = {**given(options, _POOL), **({"workers": workers} if workers else {})}

@@ -267,6 +267,8 @@ def _explain(detail: Any) -> str:
             # Which of several types was tried: no place in the file.
             continue
         place += f"[{step}]" if isinstance(step, int) else f".{step}" if place else str(step)
+    if place == "models" and detail["type"] in ("missing", "too_short"):
+        return "models: there is none to serve; each is a table [[models]]"
     if detail["type"] == "extra_forbidden":
         return f"{place}: there is no such key; see docs/configuration.md"
     if detail["type"] == "missing":

@@ -158,8 +158,15 @@ def test_nothing_to_serve_is_refused(tmp_path: Path) -> None:
     message = "no model to serve: give --model NAME=PATH, or a CONFIG.toml"
     assert refusal() == message
     empty = tmp_path / "empty.toml"
-    empty.touch()
-    assert refusal(str(empty)) == message
+    for text in ("", "models = []\n"):
+        empty.write_text(text)
+        told = f"{empty}: models: there is none to serve; each is a table [[models]]"
+        assert refusal(str(empty)) == told
+    empty.write_text("[modles]\n")
+    assert refusal(str(empty)).splitlines() == [
+        told,
+        f"{empty}: modles: there is no such key; see docs/configuration.md",
+    ]
 
 
 @pytest.mark.parametrize("argument", ["m", "=/m", "m=", ""])

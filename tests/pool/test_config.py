@@ -151,8 +151,8 @@ SIGNATURE = (
 @pytest.mark.parametrize(
     ("text", "place", "reason"),
     [
-        ("", "models", "is missing"),
-        ("models = []", "models", "at least 1 item"),
+        ("", "models", "there is none to serve"),
+        ("models = []", "models", "there is none to serve"),
         ("models = 3", "models", "valid list"),
         ("pool = 3\n" + MODEL, "pool", "valid dictionary"),
         (MODEL + MODEL, "models", "two models are named 'm'"),
