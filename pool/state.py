@@ -45,6 +45,8 @@ from batchyard.wire import control
 from batchyard.wire.control import Kind
 
 _NEVER = float("inf")
+# Signals so close to each other are one: `timeout` sends one to its child, and one to its group.
+SAME_SIGNAL_S = 0.25
 
 
 class ServerState:
@@ -75,6 +77,8 @@ class ServerState:
         self._pulse = Pulse(watchdog_s)
         self._standing = Standing(is_watched=watchdog_s < _NEVER)
         self._drain_by = _NEVER
+        # From when on a signal is a second one.
+        self._stops_at_once_from = _NEVER
         # What came while the server started.
         self._waiting: list[Event] = []
 
@@ -246,7 +250,7 @@ class ServerState:
         if self.phase is Phase.STARTING:
             # Nothing was accepted yet.
             self._do(Stop())
-        elif self.phase is Phase.DRAINING:
+        elif self.phase is Phase.DRAINING and now >= self._stops_at_once_from:
             message = "stopped at once, as asked; requests may be unanswered"
             self._do(Fail(control.EXIT_FAILURE, message))
         elif self.phase is Phase.SERVING:
@@ -254,6 +258,7 @@ class ServerState:
             self._do(Log("info", "draining", {"timeout_s": timeout_s}))
             self.phase = Phase.DRAINING
             self._drain_by = now + timeout_s
+            self._stops_at_once_from = now + SAME_SIGNAL_S
             self.workers.stop_replacing()
             self._do(TellBroker([Kind.DRAIN]))
 

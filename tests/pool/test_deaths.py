@@ -256,6 +256,12 @@ def test_draining_has_an_end() -> None:
 def test_a_second_signal_ends_it_hard() -> None:
     server = VirtualServer()
     server.happens(events.StopRequested())
+    # As `timeout` sends it: to the process, and to its group.
+    server.happens(events.StopRequested())
+    server.passes(0.2)
+    server.happens(events.StopRequested())
+    assert server.failure is None
+    server.passes(0.1)
     server.happens(events.StopRequested())
     assert server.failure is not None
 

@@ -17,6 +17,7 @@ from support.waiting import DEADLINE_S, wait_until
 
 from batchyard.clients import Client
 from batchyard.clients.errors import DeadlineExceeded, Internal, Unavailable
+from batchyard.pool.state import SAME_SIGNAL_S
 from batchyard.wire import control
 
 GATED = model_table("gated", callable_path("gated"), max_batch_size=1)
@@ -93,6 +94,8 @@ def test_a_second_signal_stops_at_once() -> None:
         running, _ = run_at_gate(server, client, 1)
         server.signal(signal.SIGTERM)
         wait_until(lambda: server.stats()["broker"]["draining"], "it drains")
+        # Before that it is taken for the first.
+        time.sleep(2 * SAME_SIGNAL_S)
         server.signal(signal.SIGTERM)
         assert server.wait_for_exit() == control.EXIT_FAILURE
         with pytest.raises(Unavailable):
