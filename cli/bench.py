@@ -30,7 +30,7 @@ from batchyard.benchmarks.page import page
 from batchyard.benchmarks.results import Results
 from batchyard.benchmarks.table import table
 from batchyard.cli.local_server import ServerDidNotStart
-from batchyard.cli.outputs import end_on_sigterm, writable
+from batchyard.cli.outputs import end_on_sigterm, need_the_extra, writable
 from batchyard.wire.control import EXIT_FAILURE
 from batchyard.wire.errors import BatchyardError
 
@@ -39,7 +39,10 @@ _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 @click.group()
 def command() -> None:
-    """Measure Batchyard beside a reference in the same run, interleaved."""
+    """Measure Batchyard beside a reference in the same run, interleaved.
+
+    Needs the extra `bench`: pip install 'batchyard[bench]'.
+    """
     end_on_sigterm()
 
 
@@ -79,6 +82,7 @@ def _reporting(measure: Callable[..., Results], options: list[Any]) -> click.Com
 
     @functools.wraps(measure)
     def reported(json_path: Path | None, html_path: Path | None, **options: Any) -> None:
+        need_the_extra()
         try:
             results = measure(**options)
         except (ServerDidNotStart, BenchmarkFailed, BatchyardError) as error:

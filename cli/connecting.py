@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,7 +14,7 @@ import click
 
 from batchyard.clients import Client
 from batchyard.wire.control import EXIT_CONFIGURATION, EXIT_FAILURE
-from batchyard.wire.errors import BatchyardError, ConfigurationError
+from batchyard.wire.errors import BatchyardError, ConfigurationError, Unavailable
 from batchyard.wire.keys import SECRET_KEY_FILE_VARIABLE, SERVER_KEY_VARIABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -76,4 +77,22 @@ def connected(endpoints: tuple[str, ...], **options: Any) -> Iterator[Client]:
         sys.exit(EXIT_CONFIGURATION)
     except BatchyardError as error:
         print(f"batchyard: {error}", file=sys.stderr)
+        if isinstance(error, Unavailable):
+            for name in _unknown_hosts(endpoints):
+                print(
+                    f"batchyard: there is no host {name}, as far as is known here", file=sys.stderr
+                )
         sys.exit(EXIT_FAILURE)
+
+
+def _unknown_hosts(endpoints: tuple[str, ...]) -> Iterator[str]:
+    """Names that do not resolve, of which libzmq says nothing. Asking takes its time: only here,
+    where nothing else waits."""
+    for endpoint in endpoints:
+        scheme, _, rest = endpoint.partition("://")
+        host = rest.rpartition(":")[0].strip("[]")
+        if scheme == "tcp":
+            try:
+                socket.getaddrinfo(host, None)
+            except (OSError, UnicodeError):
+                yield host

@@ -15,14 +15,16 @@ import click
 
 from batchyard.cli import public_folders, service_files
 from batchyard.cli.service_files import SYSUSERS, TEMPLATE, UNIT
+from batchyard.pool.config import read_toml, validate
 from batchyard.wire.control import EXIT_CONFIGURATION, EXIT_FAILURE
+from batchyard.wire.errors import ConfigurationError
 
 _UNITS = Path("etc/systemd/system")
 _SYSUSERS = Path("etc/sysusers.d/batchyard.conf")
 _CONFIGURATION = Path("etc/batchyard")
 _ADVICE = (
     "warning: the service will not start; install Batchyard where everybody may read it: "
-    "python3 -m venv /opt/batchyard && /opt/batchyard/bin/pip install 'batchyard[cpu]'"
+    "python3 -m venv /opt/batchyard && /opt/batchyard/bin/pip install WHEEL[cpu] (of `make dist`)"
 )
 
 
@@ -59,6 +61,13 @@ def command(
         _refuse(f"NAME {name!r} must be at most 21 of a-z, 0-9, - and _, a letter first")
     if start and root is not None:
         _refuse("--start starts the service of this machine, so it cannot go with --root")
+    if root is not None:
+        if not root.is_dir():
+            _refuse(f"--root {root}: there is no such folder")
+        # systemd-sysusers takes no other.
+        root = root.absolute()
+    if config is not None:
+        _check_configuration(config)
     words = service_files.command()
     try:
         reader = service_files.reader_of(user)
@@ -109,6 +118,14 @@ def _check_that_it_can(root: Path | None) -> None:
         _refuse("must be run as root, to write below /etc; --dry-run shows what it would write")
 
 
+def _check_configuration(config: Path) -> None:
+    """Exits when the server would refuse it on any machine; `check` looks at this one."""
+    try:
+        validate(read_toml(config), str(config))
+    except ConfigurationError as error:
+        _refuse(str(error))
+
+
 def _verify(files: Mapping[Path, str]) -> None:
     """Exits when systemd does not take the units: before any of them is in place."""
     with tempfile.TemporaryDirectory() as folder:
@@ -157,6 +174,13 @@ def _install_configuration(path: Path, config: Path | None, service: str, name: 
     """Whether what is there now is the sample, in which no model is."""
     sample = service_files.shipped("batchyard.toml")
     if name is not None:
+        # The port before that is the first server's.
+        sample = sample.replace(
+            '# bind = ["tcp://127.0.0.1:8600", "ipc:///run/batchyard/broker"]',
+            'bind = ["tcp://127.0.0.1:8601", "ipc:///run/batchyard/broker"]',
+        )
+        sample = sample.replace("The default: this machine only", "This machine only")
+        sample = sample.replace("# port = 9090", "# port = 9091")
         sample = sample.replace("/run/batchyard/", f"/run/batchyard-{name}/")
         sample = sample.replace("batchyard.key_secret", f"batchyard-{name}.key_secret")
         sample = sample.replace("batchyard.toml", f"{name}.toml")
@@ -189,11 +213,17 @@ def _say_what_is_next(
     service: str, configuration: Path, words: Sequence[str], root: Path | None, is_sample: bool
 ) -> None:
     click.echo("Next:")
-    if is_sample:
-        click.echo(f"  put your models into {configuration}: [[models]] with name and path")
-    click.echo(f"  {' '.join(words)} check {configuration}")
-    enable = f"systemctl --root={root} enable" if root else "systemctl enable --now"
-    click.echo(f"  {enable} {service}")
+    if root is not None:
+        if is_sample:
+            click.echo(f"  put your models into {root / configuration.relative_to('/')}")
+        click.echo(f"  systemctl --root={root} enable {service}")
+        click.echo("and in the image, when it runs:")
+        click.echo(f"  {' '.join(words)} check {configuration}")
+    else:
+        if is_sample:
+            click.echo(f"  put your models into {configuration}")
+        click.echo(f"  {' '.join(words)} check {configuration}")
+        click.echo(f"  systemctl enable --now {service}")
     click.echo("  usermod -aG batchyard-clients USER      who may use its socket")
     click.echo(f"  systemctl status {service}; journalctl -fu {service}")
 

@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import click
 from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.load.plan import LoadPlan, Poisson
 from batchyard.cli.load_options import load_options, make_plan
-from batchyard.cli.outputs import end
+from batchyard.cli.outputs import end, need_the_extra
 from batchyard.wire.control import EXIT_CONFIGURATION, EXIT_FAILURE, INTERRUPTED_EXIT
 from batchyard.wire.errors import BatchyardError, ConfigurationError
 
@@ -44,8 +43,7 @@ def command(
 
     Exit code 1: the server cannot be reached, or a generator failed.
     """
-    if not find_spec("hdrh"):
-        raise click.UsageError("needs more than a server does: pip install 'batchyard[bench]'")
+    need_the_extra()
     if compare and html_path is None:
         raise click.UsageError("--compare needs --html")
     outputs = _Outputs(quiet, json_path, html_path, compare)

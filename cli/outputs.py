@@ -1,4 +1,4 @@
-"""What commands that take minutes have in common: files for their results, and how they end."""
+"""What commands that take minutes have in common: what they need, files, and how they end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from pathlib import Path
 from types import FrameType
 
 import click
+
+
+def need_the_extra() -> None:
+    """Raises UsageError when what measures is not installed: a server needs less."""
+    if not all(find_spec(name) for name in ("hdrh", "tomlkit")):
+        raise click.UsageError("needs more than a server does: pip install 'batchyard[bench]'")
 
 
 def writable(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:

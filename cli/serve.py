@@ -52,8 +52,6 @@ def command(**options: Any) -> None:
         service_manager.tell({"STATUS": f"Refused: {error}"})
         _end(EXIT_CONFIGURATION, str(error), settings)
     os.environ.update(settings.to_environment())
-    for note in notes:
-        log.info("device_chosen", note=note)
     models = ",".join(f"{model.name}:{model.version}" for model in server_plan.broker.models)
     devices = Counter(worker.settings.device for worker in server_plan.workers)
 
@@ -73,8 +71,9 @@ def command(**options: Any) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, PARENT_SIGNALS)
         with progress:
             Supervisor(
-                server_plan, ready, lambda: load_config(options), service_manager, progress
+                server_plan, ready, lambda: load_config(options), service_manager, progress, notes
             ).run()
+        log.info("stopped")
     except ServerFailed as error:
         service_manager.tell({"STATUS": f"Failed: {error}"})
         _end(error.exit_code, str(error), settings)

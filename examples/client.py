@@ -1,4 +1,7 @@
-"""Sends single rows with a deadline and counts what came back in time."""
+"""Sends single rows with a deadline and counts what came back in time.
+
+For a server of examples/simulated_gpu.toml: batchyard serve examples/simulated_gpu.toml
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,12 @@ def main(endpoints: list[str]) -> None:
     """Prints how the requests ended, and how many batches they became."""
     outcomes: Counter[str] = Counter()
     with Client(endpoints or None) as client:
-        before = client.stats()["models"][0]["batches"]
         row = np.ones((1, 4), np.float32)
+        try:
+            client.predict("double", row)
+        except (errors.NotFound, errors.InvalidArgument) as error:
+            sys.exit(f"not the model of examples/simulated_gpu.toml: {error}")
+        before = client.stats()["models"][0]["batches"]
         futures = [client.submit("double", row, timeout=1.0) for _ in range(1000)]
         for future in futures:
             try:

@@ -78,6 +78,12 @@ def _remove_orphans(temporary: Path) -> None:
 def _claimed(path: Path, access: Access) -> Iterator[None]:
     lock_path = Path(f"{path}.lock")
     try:
+        if not path.parent.parent.is_dir():
+            # Folders that nobody asked for are a typing error's.
+            raise ConfigurationError(
+                f"cannot bind ipc://{path}: there is no folder {path.parent.parent}, in which "
+                f"{path.parent.name} could be made"
+            )
         _make_folder(path.parent, access)
         lock = _lock(lock_path)
         beside = Path(f"{path}{LOCAL_SUFFIX}")
@@ -107,7 +113,7 @@ def _make_folder(folder: Path, access: Access) -> None:
     """Makes a folder that others cannot look into, if it is not there."""
     if folder.exists():
         return
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     # To reach a socket takes the right to pass through its folder, and nothing more.
     passage = 0o010 * bool(access.mode & 0o020) | 0o001 * bool(access.mode & 0o002)
     # The group first, so that no other gets through meanwhile.

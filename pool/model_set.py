@@ -95,7 +95,16 @@ def loads_as(a: ModelSource, b: ModelSource) -> bool:
 
 def has_all(loaded: Mapping[Key, ModelSource], needed: Mapping[Key, ModelSource]) -> bool:
     """Whether a worker that loaded these need not load any of the others."""
-    return all(key in loaded and loads_as(loaded[key], source) for key, source in needed.items())
+    return not lacking(loaded, needed)
+
+
+def lacking(loaded: Mapping[Key, ModelSource], needed: Mapping[Key, ModelSource]) -> set[Key]:
+    """What such a worker would have to load."""
+    return {
+        key
+        for key, source in needed.items()
+        if key not in loaded or not loads_as(loaded[key], source)
+    }
 
 
 def _complaints(model: Model, served: list[int], found: list[int]) -> list[str]:

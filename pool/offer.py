@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from batchyard.pool.config import Config
 from batchyard.pool.events import Death
-from batchyard.pool.model_set import Key, LoadFailure, ModelSet, has_all, loads_as, wanted_models
+from batchyard.pool.model_set import Key, LoadFailure, ModelSet, lacking, loads_as, wanted_models
 from batchyard.pool.slots import Process
 from batchyard.pool.versions import Found
 from batchyard.wire.control import ModelSettings, ModelSource
@@ -54,7 +54,12 @@ class Offer:
     @property
     def needs_loading(self) -> bool:
         """Whether processes of now lack something."""
-        return not has_all(self.served.sources, self.target.sources)
+        return bool(self.missing)
+
+    @property
+    def missing(self) -> set[Key]:
+        """What processes of now lack: new versions, and those that are to be loaded otherwise."""
+        return lacking(self.served.sources, self.target.sources)
 
     def switch(self) -> None:
         """From now on the target is what is served."""

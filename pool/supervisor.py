@@ -60,15 +60,17 @@ class Supervisor:
         reload: Callable[[], Config],
         service_manager: ServiceManager | None = None,
         on_startup: Callable[[Startup], None] = lambda startup: None,
+        notes: Sequence[str] = (),
     ) -> None:
         """``on_ready`` is called with the endpoints, and the addresses of gateways by their names,
         once every worker can take requests.
 
         ``reload`` reads the configuration again, on another thread; it may raise
         ConfigurationError. ``service_manager`` hears how the server fares, ``on_startup`` how far
-        its start has come.
+        its start has come. ``notes`` on the plan are logged once nothing refuses it any more.
         """
         self._plan = plan
+        self._notes = notes
         self._on_ready = on_ready
         self._startup = Startup(len(plan.workers), on_startup)
         beside = [worker.replaced_beside for worker in plan.workers]
@@ -167,6 +169,9 @@ class Supervisor:
                 packet[2], packet[1], None if model is None else (model[0], model[1]), True
             )
         elif kind == Kind.LISTENING:
+            for note in self._notes:
+                log.info("device_chosen", note=note)
+            self._notes = ()
             self._happened(events.BrokerListening(packet[1]))
             self._gateways.broker_listens()
         elif kind == Kind.READY:

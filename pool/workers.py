@@ -238,8 +238,7 @@ class Workers:
             return
         if not self._is_rolling:
             self._is_rolling = True
-            versions = offer.target.served.keys() - offer.served.served.keys()
-            self._do(Log("info", "roll_started", {"versions": _names(versions)}))
+            self._do(Log("info", "roll_started", {"versions": _names(offer.missing)}))
         slot.tries_target = True
         if slot.replaced_beside:
             self._start(slot, now)

@@ -35,7 +35,7 @@ def check_model(found: Readability, is_root: bool) -> Finding:
     if is_root and found.private:
         remedy = f"If the service runs as a user of its own: chmod -R a+rX {found.path}."
         return warning(check, f"only root or its owner can read {found.private}", remedy)
-    return ok(check, f"{found.path}, {found.files} files, readable")
+    return ok(check, f"{found.path}, files: {found.files}, all readable")
 
 
 def look_at_model(model: str, path: Path) -> Readability:

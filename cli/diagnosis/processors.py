@@ -92,7 +92,7 @@ def check_clock(source: str, is_synchronised: bool | None) -> list[Finding]:
         found = f"{source} is slow to read, and the broker reads it for every message"
         findings.append(warning("clock", found, remedy))
     if is_synchronised is False:
-        remedy = "Start systemd-timesyncd or chrony; log times differ from other machines' else."
+        remedy = "Start systemd-timesyncd or chrony, so that log times of machines agree."
         findings.append(warning("clock", "not synchronised (deadlines do not need it)", remedy))
     return findings or [ok("clock", source or "as the kernel has it")]
 

@@ -12,6 +12,7 @@ from batchyard.wire.errors import BatchyardError, Unauthenticated
 
 _CHECK = "server"
 _CONNECT_TIMEOUT_S = 2.0
+_LOG = "of a service: journalctl -u batchyard"
 
 
 def check_server(stats: Mapping[str, Any] | None, refusal: BatchyardError | None) -> list[Finding]:
@@ -20,7 +21,7 @@ def check_server(stats: Mapping[str, Any] | None, refusal: BatchyardError | None
         remedy = "Give --server-key and --secret-key-file, or bind an ipc endpoint, too."
         return [warning(_CHECK, f"one runs, and does not say how it is: {refusal}", remedy)]
     if refusal is not None:
-        remedy = "See its log (journalctl -u batchyard); batchyard status tries again."
+        remedy = f"See its log ({_LOG}); batchyard status tries again."
         return [failure(_CHECK, f"does not answer: {refusal}", remedy)]
     if stats is None:
         return [ok(_CHECK, "none runs here")]
@@ -38,14 +39,14 @@ def _healthy(stats: Mapping[str, Any]) -> Finding:
 
 def _workers(workers: Sequence[Mapping[str, Any]]) -> list[Finding]:
     findings = []
-    remedy = "Its log says why: journalctl -u batchyard (docs/failures.md)."
+    remedy = f"Its log says why ({_LOG}); see docs/failures.md."
     for worker in workers:
         check, restarts = f"worker {worker['id']}", worker["restarts"]
         if worker["state"] == "FAILED":
-            found = f"FAILED on {worker['device']} after {restarts} restarts"
+            found = f"FAILED on {worker['device']}, restarts: {restarts}"
             findings.append(failure(check, found, remedy))
         elif restarts:
-            found = f"{worker['state']} on {worker['device']}, {restarts} restarts"
+            found = f"{worker['state']} on {worker['device']}, restarts: {restarts}"
             findings.append(warning(check, found, remedy))
     if not workers:
         remedy = "Wait until it has loaded its models; else see its log."

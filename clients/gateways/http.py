@@ -74,7 +74,12 @@ async def _refuse_other_names(request: web.Request, handler: Handler) -> web.Str
     host = request.headers.get("Host")
     if host is not None and not _is_local_name(host):
         return text("ask by an IP address or as localhost; so must a proxy (header Host)", 421)
-    return await handler(request)
+    try:
+        return await handler(request)
+    except web.HTTPException as refused:
+        # aiohttp's own texts have no end of line, and curl's next prompt would stand beside them.
+        refused.text = f"{refused.text}\n"
+        raise
 
 
 def _is_local_name(host: str) -> bool:

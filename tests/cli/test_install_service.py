@@ -20,6 +20,15 @@ needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="needs systemd-analyze (Debian: systemd)"
 )
 
+MINE = """\
+[broker]
+curve_secret_key_file = "${CREDENTIALS_DIRECTORY}/batchyard.key_secret"
+curve_clients = "/etc/batchyard/keys/clients"
+[[models]]
+name = "m"
+path = "/srv/models/m"
+"""
+
 
 def install(*arguments: str) -> Result:
     return CliRunner().invoke(command, list(arguments))
@@ -86,7 +95,7 @@ def test_what_an_operator_wrote_is_kept(tmp_path: Path) -> None:
     configuration = tmp_path / "etc/batchyard/second.toml"
     configuration.parent.mkdir(parents=True)
     configuration.write_text("mine")
-    (tmp_path / "other.toml").write_text("other")
+    (tmp_path / "other.toml").write_text(MINE)
     unit = tmp_path / "etc/systemd/system/batchyard.service"
     unit.parent.mkdir(parents=True)
     unit.write_text("[Service]\n# by hand\n")
@@ -101,14 +110,43 @@ def test_what_an_operator_wrote_is_kept(tmp_path: Path) -> None:
 def test_a_given_configuration_is_installed_and_a_sample_is_for_its_instance(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "mine.toml").write_text("mine")
+    (tmp_path / "mine.toml").write_text(MINE)
     install("--root", str(tmp_path), "--config", str(tmp_path / "mine.toml"))
-    assert (tmp_path / "etc/batchyard/batchyard.toml").read_text() == "mine"
+    assert (tmp_path / "etc/batchyard/batchyard.toml").read_text() == MINE
     install("second", "--root", str(tmp_path))
     sample = (tmp_path / "etc/batchyard/second.toml").read_text()
     assert "ipc:///run/batchyard-second/broker" in sample
     assert "systemctl reload batchyard@second" in sample
     assert "/etc/batchyard/second.toml" in sample
+    # Two servers of one machine cannot have the same port.
+    binds = tomllib.loads(sample)["broker"]["bind"]
+    assert binds == ["tcp://127.0.0.1:8601", "ipc:///run/batchyard-second/broker"]
+    assert "# port = 9091" in sample
+
+
+@needs_systemd
+def test_a_folder_named_from_here_is_an_image_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "image").mkdir()
+    monkeypatch.chdir(tmp_path)
+    result = install("--root", "image")
+    assert result.exit_code == 0, result.output
+    steps, _, in_image = result.output.partition("Next:")[2].partition("in the image")
+    assert f"{tmp_path}/image/etc/batchyard/batchyard.toml" in steps
+    assert f"systemctl --root={tmp_path}/image enable batchyard" in steps
+    assert "check /etc/batchyard/batchyard.toml" in in_image
+    assert "usermod" in in_image
+
+
+def test_a_configuration_that_cannot_work_is_not_installed(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[modles]\n")
+    (tmp_path / "image").mkdir()
+    result = install("--root", str(tmp_path / "image"), "--config", str(broken))
+    assert result.exit_code == 2
+    assert f"{broken}: modles: there is no such key" in result.output
+    assert not list((tmp_path / "image").iterdir())
 
 
 def test_dry_run_prints_and_writes_nothing(tmp_path: Path) -> None:
@@ -124,6 +162,7 @@ def test_dry_run_prints_and_writes_nothing(tmp_path: Path) -> None:
         (["Bad.Name"], "NAME 'Bad.Name' must be"),
         (["x" * 22], "must be at most 21"),
         (["--start", "--root", "/image"], "cannot go with --root"),
+        (["--root", "/no/such/image"], "--root /no/such/image: there is no such folder"),
         (["--user", "nobody-of-this-name"], "there is no such user"),
     ],
 )

@@ -71,6 +71,22 @@ def test_client_without_the_server_extra_is_told_what_to_install(tmp_path: Path)
     assert "pip install 'batchyard[cpu]'" in result.stderr
 
 
+def test_what_measures_says_what_to_install(tmp_path: Path) -> None:
+    without = (
+        "import sys\nsys.modules.update(dict.fromkeys(['hdrh', 'tomlkit', 'matplotlib', 'grpc']))\n"
+        "import importlib.util\nfind = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name: find(name) if sys.modules.get(name, 1) else None\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(without)
+    told = batchyard("bench", "overload", "--help", pythonpath=tmp_path)
+    assert (told.returncode, told.stderr) == (0, "")
+    for command in (["bench", "small"], ["load", "m"]):
+        refused = batchyard(*command, pythonpath=tmp_path)
+        assert refused.returncode == 2
+        assert "pip install 'batchyard[bench]'" in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
 def test_a_subcommand_loads_no_tensorflow() -> None:
     code = (
         "import sys; from batchyard.cli import check, predict, serve, status; print(*sys.modules)"

@@ -97,6 +97,16 @@ def test_no_server_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     result = predict(None, "--endpoint", endpoint, "double", "[1]")
     assert result.exit_code == 1
     assert result.stderr.startswith(f"batchyard: UNAVAILABLE: no server answered at {endpoint}")
+    assert "there is no host" not in result.stderr
+
+    def unknown(host: str, port: None) -> None:
+        raise socket.gaierror(host)
+
+    # A real name would be asked of the network.
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    result = predict(None, "--endpoint", endpoint, "double", "[1]")
+    assert result.exit_code == 1
+    assert "there is no host 127.0.0.1, as far as is known here" in result.stderr
 
 
 def test_what_is_no_endpoint_exits_with_2() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from batchyard.pool.ipc_paths import claimed, private_endpoint
 from batchyard.wire.access import Access
+from batchyard.wire.errors import ConfigurationError
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,16 @@ def test_a_folder_that_was_there_stays_as_it_is(tmp_path: Path) -> None:
     folder.mkdir(mode=0o750)
     with claimed([f"ipc://{folder}/broker"], Access(0o666)):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+
+
+def test_no_folders_are_made_for_a_path_that_is_mistyped(tmp_path: Path) -> None:
+    nowhere = f"ipc://{tmp_path}/no/such/broker"
+    with (
+        pytest.raises(ConfigurationError, match=f"there is no folder {tmp_path}/no, in which such"),
+        claimed([nowhere], Access(0o600)),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 @contextlib.contextmanager

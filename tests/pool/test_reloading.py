@@ -94,6 +94,7 @@ def test_a_callable_that_is_another_replaces_the_workers() -> None:
     server = VirtualServer(config=first.config, found={"m": dict(first.found["m"])})
     server.passes(5)
     server.happens(read("a:c"))
+    assert server.log_fields["roll_started"] == {"versions": "m:1"}
     server.dies(server.loading[0].id, events.Death("no c", 4, ("m", 1), True))
     assert "version_failed" in server.logs
     server.rolls_on()

@@ -68,6 +68,8 @@ class VirtualServer:
         self.pings = 0
         self.links: list[int] = []
         self.logs: list[str] = []
+        # By event: the fields of the last.
+        self.log_fields: dict[str, Mapping[str, object]] = {}
         # What the service manager was told, and what of it says how the server fares.
         self.notices: list[Mapping[str, object]] = []
         self.status = ""
@@ -197,8 +199,9 @@ class VirtualServer:
                 self.status = str(variables.get("STATUS", self.status))
             case events.Fail():
                 self.failure = action
-            case events.Log(_, event, _):
+            case events.Log(_, event, fields):
                 self.logs.append(event)
+                self.log_fields[event] = fields
 
     def _told(self, packet: list[Any]) -> None:
         assert self.broker is not None

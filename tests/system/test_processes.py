@@ -71,6 +71,7 @@ def test_stopping_answers_what_was_accepted(stop: Callable[[Server], None]) -> N
         assert not last.done()
         server.gates.open(2)
         assert server.wait_for_exit() == control.EXIT_OK
+        assert server.log.splitlines()[-1].endswith("event=stopped")
 
 
 def test_an_answer_that_came_before_the_connection_was_lost_counts() -> None:

@@ -37,6 +37,7 @@ def test_a_port_in_use_is_refused(slow_model: str) -> None:
         with refused("--model", f"m={slow_model}", bind=(bind,)) as (code, log):
             assert code == control.EXIT_CONFIGURATION
             assert f"batchyard: cannot bind {bind}: Address already in use" in log
+            assert "device_chosen" not in log
 
 
 def test_the_broker_tells_why_it_ended_and_not_its_workers(tmp_path: Path) -> None:

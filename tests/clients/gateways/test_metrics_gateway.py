@@ -89,7 +89,9 @@ def test_only_reading_is_possible() -> None:
     async def main() -> None:
         async with gateway(Source()) as port:
             for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
-                assert (await ask(port, "/metrics", method=method))[0] == 405
+                status, _, body = await ask(port, "/metrics", method=method)
+                assert (status, body) == (405, "405: Method Not Allowed\n")
+            assert (await ask(port, "/nothing"))[2] == "404: Not Found\n"
             status, headers, body = await ask(port, "/metrics", method="HEAD")
             assert (status, body) == (200, "")
             assert "content-type: text/plain; version=" in headers
