@@ -213,15 +213,16 @@ def _say_what_is_next(
     service: str, configuration: Path, words: Sequence[str], root: Path | None, is_sample: bool
 ) -> None:
     click.echo("Next:")
+    what = "[[models]] with name and path"
     if root is not None:
         if is_sample:
-            click.echo(f"  put your models into {root / configuration.relative_to('/')}")
+            click.echo(f"  put your models into {root / configuration.relative_to('/')}: {what}")
         click.echo(f"  systemctl --root={root} enable {service}")
         click.echo("and in the image, when it runs:")
         click.echo(f"  {' '.join(words)} check {configuration}")
     else:
         if is_sample:
-            click.echo(f"  put your models into {configuration}")
+            click.echo(f"  put your models into {configuration}: {what}")
         click.echo(f"  {' '.join(words)} check {configuration}")
         click.echo(f"  systemctl enable --now {service}")
     click.echo("  usermod -aG batchyard-clients USER      who may use its socket")
