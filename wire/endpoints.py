@@ -20,13 +20,16 @@ IPC_PATH_MAX = 107
 def default_ipc_path(environ: Mapping[str, str] = os.environ) -> str | None:
     """Where this user's server has its socket; None when the user has no runtime directory.
 
-    A systemd service has ``RUNTIME_DIRECTORY``, a login session ``XDG_RUNTIME_DIR``, and root
-    ``/run``.
+    A systemd service has ``RUNTIME_DIRECTORY``, a login session ``XDG_RUNTIME_DIR`` if that is
+    there, and root ``/run``.
     """
     service = environ.get("RUNTIME_DIRECTORY")
     if service:
         return f"{service.partition(':')[0]}/broker"
-    session = environ.get("XDG_RUNTIME_DIR") or ("/run" if os.geteuid() == 0 else None)
+    session = environ.get("XDG_RUNTIME_DIR", "")
+    if not os.path.isdir(session):
+        # Also where it was inherited, by sudo or cron, from a session that is over.
+        session = "/run" if os.geteuid() == 0 else ""
     return f"{session}/batchyard/broker" if session else None
 
 

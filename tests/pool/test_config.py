@@ -28,12 +28,9 @@ def refusal(text: str) -> list[str]:
 
 def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/tmp")
     config = load(MODEL)
-    assert config.broker.bind == [
-        "tcp://127.0.0.1:8600",
-        "ipc:///run/user/1000/batchyard/broker",
-    ]
+    assert config.broker.bind == ["tcp://127.0.0.1:8600", "ipc:///tmp/batchyard/broker"]
     assert config.broker.ipc_mode == "0600"
     assert not config.broker.insecure
     assert config.pool.arena_mb == 512

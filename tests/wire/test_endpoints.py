@@ -116,6 +116,13 @@ def _as_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
 
 
+@pytest.fixture
+def _session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a login session of user 7, and no other."""
+    monkeypatch.setattr("os.path.isdir", lambda path: path == "/run/user/7")
+
+
+@pytest.mark.usefixtures("_session")
 @pytest.mark.parametrize(
     ("environ", "path"),
     [
@@ -130,14 +137,22 @@ def test_default_ipc_path(environ: dict[str, str], path: str) -> None:
     assert endpoints.default_bind(environ) == ["tcp://127.0.0.1:8600", f"ipc://{path}"]
 
 
-@pytest.mark.parametrize("environ", [{}, {"RUNTIME_DIRECTORY": "", "XDG_RUNTIME_DIR": ""}])
-@pytest.mark.usefixtures("_as_root")
+NO_SESSION: list[dict[str, str]] = [
+    {},
+    {"RUNTIME_DIRECTORY": "", "XDG_RUNTIME_DIR": ""},
+    # Inherited from one that is over.
+    {"XDG_RUNTIME_DIR": "/run/user/8"},
+]
+
+
+@pytest.mark.parametrize("environ", NO_SESSION)
+@pytest.mark.usefixtures("_as_root", "_session")
 def test_default_ipc_path_of_root(environ: dict[str, str]) -> None:
     assert endpoints.default_ipc_path(environ) == "/run/batchyard/broker"
 
 
-@pytest.mark.parametrize("environ", [{}, {"RUNTIME_DIRECTORY": "", "XDG_RUNTIME_DIR": ""}])
-@pytest.mark.usefixtures("_as_user")
+@pytest.mark.parametrize("environ", NO_SESSION)
+@pytest.mark.usefixtures("_as_user", "_session")
 def test_user_without_a_runtime_folder_has_no_ipc_path(environ: dict[str, str]) -> None:
     assert endpoints.default_ipc_path(environ) is None
     assert endpoints.default_bind(environ) == ["tcp://127.0.0.1:8600"]
@@ -155,6 +170,7 @@ def test_user_without_a_runtime_folder_has_no_ipc_path(environ: dict[str, str]) 
         ),
     ],
 )
+@pytest.mark.usefixtures("_session")
 def test_clients_look_for_sockets_first(
     monkeypatch: pytest.MonkeyPatch, there: list[str], expected: list[str]
 ) -> None:
