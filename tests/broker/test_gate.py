@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import zmq
 from support.keys import Keyring
-from support.waiting import DEADLINE_S
+from support.waiting import DEADLINE_S, wait_until
 from zmq.utils.monitor import parse_monitor_message
 
 from batchyard.broker import gate
@@ -294,8 +294,14 @@ def test_nobody_can_guess_the_number_of_the_next_client(tmp_path: Path) -> None:
             (endpoint,) = front.bind([f"ipc://{tmp_path}/{i}"], Access(0o600))
             socket.connect(endpoint)
             socket.send(b"hi")
-            while (message := front.receive()) is None:
-                time.sleep(0.001)
-            numbers.add(message[0])
+            messages: list[bytes] = []
+
+            def came(front: Front = front, messages: list[bytes] = messages) -> bool:
+                message = front.receive()
+                messages.extend(message[:1] if message is not None else ())
+                return bool(messages)
+
+            wait_until(came, "the message came")
+            numbers.add(messages[0])
         front.close()
     assert len(numbers) == 3

@@ -83,8 +83,9 @@ def test_a_driver_that_hangs_is_not_waited_for(
             assert await source.read() == []
         assert driver.reads == 1
         driver.may_answer.set()
-        while await source.read() != [CARD]:
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(DEADLINE_S):
+            while await source.read() != [CARD]:
+                await asyncio.sleep(0.001)
 
     asyncio.run(main())
     said = [parse_text(record.getMessage())["event"] for record in lines.records]
