@@ -52,6 +52,7 @@ def load(
         signatures=tuple(signatures),
         load_s=loaded - started,
         warmup_s=warmed - loaded,
+        signature_def=model.signature_def,
     )
     log.info(
         "model_loaded",

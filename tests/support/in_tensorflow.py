@@ -82,6 +82,12 @@ def describe(path: Path) -> tuple[list[SignatureSpec], bool]:
     return list(model.signatures), model.stateful
 
 
+def published(path: Path) -> bytes:
+    """A SavedModel's own word on its signatures."""
+    signature_def: bytes = _load(path).signature_def
+    return signature_def
+
+
 def run(path: Path, *calls: tuple[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The outputs of each ``(signature, inputs)``, one after the other on one loaded model."""
     model = _load(path)
