@@ -152,6 +152,19 @@ class Model(Section):
         "as indices without copying them first. A function that writes to such an input is called "
         "again with a copy, and gets copies from then on.",
     )
+    run_warmup_requests: bool = Field(
+        True,
+        description="Whether a SavedModel's own warm-up requests, a TFRecord file "
+        "assets.extra/tf_serving_warmup_requests of at most 1000 PredictionLogs in a version's "
+        "folder, are run before that version is served. One that fails keeps it from being served. "
+        "TensorFlow Serving's --enable_model_warmup.",
+    )
+    warmup_iterations: Positive = Field(
+        1,
+        le=1_000_000,
+        description="How many times each of these requests is run. TensorFlow Serving's "
+        "--num_request_iterations_for_warmup.",
+    )
     retry: bool | None = Field(
         None,
         description="Whether a request may run again after a process died that ran it. Default: "

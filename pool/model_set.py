@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from batchyard.pool.config import Config
 from batchyard.pool.config_models import Model
 from batchyard.pool.versions import Found, Version, choose
-from batchyard.wire.control import ModelSettings, ModelSource
+from batchyard.wire.control import ModelSettings, ModelSource, WarmupRequests
 
 # A model's name and version.
 Key = tuple[str, int]
@@ -88,9 +88,13 @@ def wanted_models(
 def loads_as(a: ModelSource, b: ModelSource) -> bool:
     """Whether a worker that loaded one need not load the other.
 
-    The sizes that it was warmed up at do not matter: it serves others as well.
+    What it was warmed up with does not matter: it serves other sizes as well.
     """
-    return replace(a, batch_sizes=[]) == replace(b, batch_sizes=[])
+    return _unwarmed(a) == _unwarmed(b)
+
+
+def _unwarmed(source: ModelSource) -> ModelSource:
+    return replace(source, batch_sizes=[], warmup_requests=None)
 
 
 def has_all(loaded: Mapping[Key, ModelSource], needed: Mapping[Key, ModelSource]) -> bool:
@@ -134,6 +138,21 @@ def _source(model: Model, number: int, version: Version) -> ModelSource:
         batch_sizes=model.batching.warmup_batch_sizes,
         signature=None if model.signature is None else model.signature.model_dump(),
         read_in_place=model.read_in_place,
+        warmup_requests=_warmup_requests(model),
+    )
+
+
+def _warmup_requests(model: Model) -> WarmupRequests | None:
+    if model.runtime == "python" or not model.run_warmup_requests:
+        return None
+    batching = model.batching
+    if not batching.enable_batching:
+        return WarmupRequests(model.warmup_iterations)
+    return WarmupRequests(
+        iterations=model.warmup_iterations,
+        max_batch_size=batching.max_batch_size,
+        allowed_batch_sizes=batching.allowed_batch_sizes,
+        length_buckets=batching.length_buckets,
     )
 
 
