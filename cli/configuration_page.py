@@ -13,13 +13,15 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from batchyard.pool import config, config_models
+from batchyard.pool import config, config_gateways, config_models
 
 _SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("[broker]", config.Broker),
     ("[pool]", config.Pool),
     ("[[pool.workers]]", config.WorkerGroup),
-    ("[metrics]", config.Metrics),
+    ("[rest]", config_gateways.Rest),
+    ("[grpc]", config_gateways.Grpc),
+    ("[metrics]", config_gateways.Metrics),
     ("[log]", config.Log),
     ("[[models]]", config_models.Model),
     ("[models.batching]", config_models.Batching),

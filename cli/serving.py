@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from batchyard.cli.options import given, options_for
 from batchyard.pool.config import (
     Broker,
     Config,
     Log,
-    Metrics,
     Pool,
     WorkerGroup,
     read_toml,
     validate,
 )
+from batchyard.pool.config_gateways import Grpc, Metrics, Rest
 from batchyard.pool.config_models import Batching
 from batchyard.pool.inventory import read_inventory
 from batchyard.pool.plan import ServerPlan, make_plan, usable_cpus
@@ -37,8 +37,12 @@ _WORKER = [name for name in WorkerGroup.model_fields if name not in ("device", "
 _WORKER.remove("cpu_affinity")
 _POOL = [name for name in Pool.model_fields if name != "workers"]
 _BROKER = [name for name in Broker.model_fields if name != "bind"]
-_METRICS = list(Metrics.model_fields)
-_METRICS_PREFIX = "metrics_"
+# By their tables' names: their options have these before their own.
+_GATEWAYS: dict[str, tuple[type[BaseModel], list[str]]] = {
+    "rest": (Rest, list(Rest.model_fields)),
+    "grpc": (Grpc, [name for name in Grpc.model_fields if name != "channel_arguments"]),
+    "metrics": (Metrics, list(Metrics.model_fields)),
+}
 _LOG_PREFIX = "log_"
 _LOG_PREFIXED = ["format", "level"]
 _LOG = [name for name in Log.model_fields if name not in _LOG_PREFIXED]
@@ -74,7 +78,10 @@ def serving_arguments(function: F) -> F:
             options_for(Batching, _BATCHING),
             options_for(Pool, _POOL),
             options_for(Broker, _BROKER),
-            options_for(Metrics, _METRICS, _METRICS_PREFIX),
+            *(
+                options_for(section, names, f"{table}_")
+                for table, (section, names) in _GATEWAYS.items()
+            ),
             options_for(Log, _LOG_PREFIXED, _LOG_PREFIX),
             options_for(Log, _LOG),
         ]
@@ -107,8 +114,9 @@ def load_config(options: dict[str, Any]) -> Config:
     broker = given(options, _BROKER)
     if options["bind"]:
         broker["bind"] = list(options["bind"])
-    metrics = given(options, _METRICS, _METRICS_PREFIX)
-    sections = {"pool": pool, "broker": broker, "metrics": metrics, "log": _log(options)}
+    sections = {"pool": pool, "broker": broker, "log": _log(options)}
+    for table, (_, names) in _GATEWAYS.items():
+        sections[table] = given(options, names, f"{table}_")
     for section, values in sections.items():
         if values:
             tables[section] = _merged(tables.get(section), values)

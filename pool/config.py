@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from batchyard.pool.config_gateways import Gatewayed
 from batchyard.pool.config_models import Model
 from batchyard.pool.config_section import NotNegative, Positive, Section, Timeout
 from batchyard.wire import endpoints
@@ -82,6 +83,11 @@ class Pool(Section):
         description="How often models' folders are looked at for new versions. One counts when two "
         "looks in a row saw the same files. 0: only at the start and at SIGHUP.",
     )
+    model_config_poll_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        0,
+        description="How often the configuration itself is read again; what differs counts as at "
+        "SIGHUP. 0: only at SIGHUP.",
+    )
     workers: list[WorkerGroup] = Field(
         default=[WorkerGroup()], min_length=1, description="See [[pool.workers]]."
     )
@@ -92,8 +98,8 @@ class Broker(Section):
 
     bind: list[str] = Field(
         default_factory=endpoints.default_bind,
-        min_length=1,
-        description="ZeroMQ endpoints, tcp:// or ipc://. Port * takes a free one. Default: "
+        description="ZeroMQ endpoints, tcp:// or ipc://. Port * takes a free one. May be empty "
+        "beside [rest] or [grpc]: then only they are served. Default: "
         "tcp://127.0.0.1:8600, and ipc://$XDG_RUNTIME_DIR/batchyard/broker where that is set (for "
         "root /run/batchyard/broker).",
     )
@@ -178,22 +184,6 @@ class Broker(Section):
         return int(self.ipc_mode, 8)
 
 
-class Metrics(Section):
-    """``[metrics]``: where the server tells by HTTP how it fares."""
-
-    port: Annotated[int, Field(ge=0, le=65_535)] | None = Field(
-        None,
-        description="Prometheus reads http://HOST:PORT/metrics, load balancers /healthz and "
-        "/readyz, people /. 0: a free port. Default: off. See docs/metrics.md.",
-    )
-    host: str = Field(
-        "127.0.0.1",
-        min_length=1,
-        description="The address that it listens at. Who reaches it may read, without a key; "
-        "nobody can change anything there.",
-    )
-
-
 class Log(Section):
     """``[log]``: what is written to standard error. All of it may change at SIGHUP."""
 
@@ -216,12 +206,11 @@ class Log(Section):
         return LogSettings(self.format, self.level, self.slow_request_ms)
 
 
-class Config(Section):
+class Config(Gatewayed):
     """A whole configuration file."""
 
     broker: Broker = Field(default_factory=Broker, description="See [broker].")
     pool: Pool = Field(default=Pool(), description="See [pool].")
-    metrics: Metrics = Field(default=Metrics(), description="See [metrics].")
     log: Log = Field(default=Log(), description="See [log].")
     models: list[Model] = Field(min_length=1, description="See [[models]].")
 
@@ -233,6 +222,12 @@ class Config(Section):
             if names.count(name) > 1:
                 raise ValueError(f"two models are named {name!r}")
         return models
+
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> Config:
+        if not self.broker.bind and not self.serves_by_gateway:
+            raise ValueError("broker.bind: needs an endpoint, unless [rest] or [grpc] has a port")
+        return self
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -165,6 +165,12 @@ class Model(Section):
         description="What share of the devices' time the model has while there is not enough for "
         "all, in proportion to those of other models. What it does not use is for the others.",
     )
+    batching_params_file: bool = Field(
+        False,
+        description="Each version may say itself how its requests become batches: in "
+        "batching_params.pbtxt in its folder, as for TensorFlow Serving. What is not there is as "
+        "under [models.batching].",
+    )
     batching: Batching = Field(default=Batching(), description="See [models.batching].")
 
     @field_validator("version_policy", mode="before")
@@ -190,6 +196,8 @@ class Model(Section):
                 f"path must be module:callable or file.py:callable for the python runtime, "
                 f"not {self.path!r}"
             )
+        if self.runtime == "python" and self.batching_params_file:
+            raise ValueError("batching_params_file is for SavedModels: a function has no folder")
         if self.runtime != "python" and self.signature is not None:
             raise ValueError(
                 "signature is for the python runtime; a SavedModel has its own. For a Python "

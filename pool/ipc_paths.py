@@ -38,7 +38,8 @@ def claimed(endpoints: Sequence[str], access: Access) -> Iterator[None]:
     with contextlib.ExitStack() as claims:
         for endpoint in endpoints:
             if endpoint.startswith("ipc://"):
-                claims.enter_context(_claimed(Path(endpoint.removeprefix("ipc://")), access))
+                path = endpoint.removeprefix("ipc://")
+                claims.enter_context(claimed_path(path, access, endpoint))
         yield
 
 
@@ -75,13 +76,15 @@ def _remove_orphans(temporary: Path) -> None:
 
 
 @contextlib.contextmanager
-def _claimed(path: Path, access: Access) -> Iterator[None]:
+def claimed_path(name: str, access: Access, endpoint: str) -> Iterator[None]:
+    """The same for one path; ``endpoint`` is what errors call it."""
+    path = Path(name)
     lock_path = Path(f"{path}.lock")
     try:
         if not path.parent.parent.is_dir():
             # Folders that nobody asked for are a typing error's.
             raise ConfigurationError(
-                f"cannot bind ipc://{path}: there is no folder {path.parent.parent}, in which "
+                f"cannot bind {endpoint}: there is no folder {path.parent.parent}, in which "
                 f"{path.parent.name} could be made"
             )
         _make_folder(path.parent, access)
@@ -89,15 +92,15 @@ def _claimed(path: Path, access: Access) -> Iterator[None]:
         beside = Path(f"{path}{LOCAL_SUFFIX}")
         is_other = any(p.exists() and not stat.S_ISSOCK(p.stat().st_mode) for p in (path, beside))
     except OSError as error:
-        raise ConfigurationError(f"cannot bind ipc://{path}: {error.strerror}") from error
+        raise ConfigurationError(f"cannot bind {endpoint}: {error.strerror}") from error
     if lock is None:
         raise ConfigurationError(
-            f"cannot bind ipc://{path}: another server is running there; stop it, or bind "
+            f"cannot bind {endpoint}: another server is running there; stop it, or bind "
             "another endpoint"
         )
     try:
         if is_other:
-            raise ConfigurationError(f"cannot bind ipc://{path}: a file that is no socket is there")
+            raise ConfigurationError(f"cannot bind {endpoint}: a file that is no socket is there")
         try:
             yield
         finally:

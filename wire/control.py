@@ -29,7 +29,7 @@ _PR_SET_PDEATHSIG = 1
 class Kind(IntEnum):
     """What a packet is, and who sends it."""
 
-    # supervisor -> broker
+    # supervisor -> broker; DRAIN also to gateways that requests come by: they end, having answered
     ATTACH = 1  # worker_id, slot, pid, device, concurrent_batches, restarts; the link beside it
     REAPED = 2  # worker_id, why it ended, whether its slot will have another
     DRAIN = 3
@@ -50,10 +50,13 @@ class Kind(IntEnum):
     FAILED = 21  # exit code, message, [model, version] or nil: why the child exits
     # gateway -> supervisor
     ANSWERING = 25
+    RELOAD = 27  # id, tables of [[models]] to be served from now on; RELOADED is the answer
     # worker -> supervisor
     LOADING = 26  # which share of its models is loaded and warmed up; what it does now, in words
     # supervisor -> worker
     LINK = 31  # the broker was started anew; the link to it beside it
+    # supervisor -> gateway
+    RELOADED = 35  # id of RELOAD, an error's number or 0, its message
     # supervisor -> broker, worker, gateway
     LOG = 41  # the fields of ``log.LogSettings``, which have changed
 
@@ -168,14 +171,24 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """What a gateway needs; the socket that it listens at comes beside it.
+    """What a gateway needs; sockets that it listens at come beside it.
 
     ``endpoint`` is the broker's. ``devices`` has a name, such as ``gpu:0``, and the UUID of each
-    GPU that workers may use.
+    GPU that workers may use. ``options`` is the gateway's table of the configuration, with
+    ``host`` and ``port`` as they really are: an IP address, and no 0.
     """
 
     endpoint: str
-    devices: list[tuple[str, str]]
+    devices: list[tuple[str, str]] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        """``127.0.0.1:8500``, ``[::1]:8500``; empty when there is no port."""
+        host, port = self.options.get("host", ""), self.options.get("port")
+        if port is None:
+            return ""
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def to_wire(self) -> dict[str, Any]:
         """A map of plain values."""
@@ -184,7 +197,7 @@ class GatewaySettings:
     @classmethod
     def from_wire(cls, body: dict[str, Any]) -> GatewaySettings:
         """The settings that ``to_wire`` wrote."""
-        return cls(body["endpoint"], [(name, uuid) for name, uuid in body["devices"]])
+        return cls(**{**body, "devices": [(name, uuid) for name, uuid in body["devices"]]})
 
 
 # A service manager may signal every process of a service; only the supervisor acts on these.

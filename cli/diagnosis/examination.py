@@ -24,7 +24,8 @@ from batchyard.cli.diagnosis import (
 from batchyard.cli.diagnosis.cgroups import read_limits
 from batchyard.cli.diagnosis.finding import Finding, failure, ok, warning
 from batchyard.cli.serving import plan
-from batchyard.pool.config import Broker, Config, Metrics, Pool, read_toml, validate
+from batchyard.pool.config import Broker, Config, Pool, read_toml, validate
+from batchyard.pool.config_gateways import Metrics
 from batchyard.pool.inventory import read_inventory, visible_devices
 from batchyard.pool.plan import ServerPlan
 from batchyard.wire.endpoints import default_endpoints

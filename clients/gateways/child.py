@@ -1,5 +1,8 @@
-"""What every gateway's process does: the supervisor starts it with a socket to listen at, and it
-ends with its supervisor.
+"""What every gateway's process does: the supervisor starts it, with sockets to listen at or a port
+to bind, and it ends with its supervisor, or when that has it drain.
+
+    @contextlib.asynccontextmanager
+    async def serve(process: GatewayProcess) -> AsyncIterator[None]: ...
 
     if __name__ == "__main__":
         sys.exit(run("metrics", serve, int(sys.argv[1]), int(sys.argv[2])))
@@ -8,19 +11,50 @@ ends with its supervisor.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any
 
+from batchyard.clients.errors import Unavailable
 from batchyard.clients.gateways import library_logs
 from batchyard.wire import control, log
 from batchyard.wire.control import GatewaySettings, Kind
+from batchyard.wire.errors import ConfigurationError, from_wire
 from batchyard.wire.link import Link, LinkClosed
 from batchyard.wire.log import LogSettings
 
-# Serves at the socket for as long as the context is open.
-Serve = Callable[[GatewaySettings, socket.socket], AbstractAsyncContextManager[None]]
+_NOBODY = "the server's supervisor does not answer"
+
+
+async def _no_reload(_: list[dict[str, Any]]) -> None:
+    raise Unavailable(_NOBODY)
+
+
+@dataclass(slots=True)
+class GatewayProcess:
+    """What a gateway has been given. ``sockets`` are bound, listen, and belong to the process."""
+
+    settings: GatewaySettings
+    sockets: list[socket.socket] = field(default_factory=list)
+    ask_for_reload: Callable[[list[dict[str, Any]]], Awaitable[None]] = _no_reload
+
+    async def reload(self, models: list[dict[str, Any]]) -> None:
+        """Has the server serve these tables of ``[[models]]``, and none else, from now on.
+
+        Returns when each is served. Raises BatchyardError when one cannot be: what was served of it
+        before still is then.
+        """
+        await self.ask_for_reload(models)
+
+
+# Serves for as long as the context is open. Its exit stops listening, and comes back when all that
+# was asked before has been answered; what comes meanwhile by open connections is UNAVAILABLE.
+Serve = Callable[[GatewayProcess], AbstractAsyncContextManager[None]]
 
 
 def run(name: str, serve: Serve, control_fd: int, parent_pid: int) -> int:
@@ -34,33 +68,100 @@ def run(name: str, serve: Serve, control_fd: int, parent_pid: int) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     supervisor = Link.from_fd(control_fd)
     try:
-        body, (fd,) = supervisor.receive()
+        body, fds = supervisor.receive()
     except LinkClosed:
         return control.EXIT_FAILURE
     settings = GatewaySettings.from_wire(body)
-    asyncio.run(_serve(name, serve, settings, socket.socket(fileno=fd), supervisor))
-    return control.EXIT_OK
+    sockets = [socket.socket(fileno=fd) for fd in fds]
+    return asyncio.run(_serve(name, serve, settings, sockets, _Supervisor(name, supervisor)))
 
 
 async def _serve(
-    name: str, serve: Serve, settings: GatewaySettings, sock: socket.socket, supervisor: Link
-) -> None:
-    is_over = asyncio.Event()
-    supervisor.set_blocking(False)
-
-    def heard() -> None:
+    name: str,
+    serve: Serve,
+    settings: GatewaySettings,
+    sockets: list[socket.socket],
+    supervisor: _Supervisor,
+) -> int:
+    supervisor.listen()
+    async with contextlib.AsyncExitStack() as served:
+        process = GatewayProcess(settings, sockets, supervisor.reload)
         try:
-            packet, _ = supervisor.receive()
+            await served.enter_async_context(serve(process))
+        except Exception as error:
+            is_refused = isinstance(error, ConfigurationError)
+            code = control.EXIT_CONFIGURATION if is_refused else control.EXIT_FAILURE
+            reason = str(error) if is_refused else f"{type(error).__name__}: {error}"
+            supervisor.tell([Kind.FAILED, code, f"{name}: {reason}"])
+            return code
+        supervisor.tell([Kind.ANSWERING])
+        await supervisor.is_over.wait()
+    return control.EXIT_OK
+
+
+class _Supervisor:
+    """The other end of the link, in the gateway's event loop."""
+
+    def __init__(self, name: str, link: Link) -> None:
+        self.is_over = asyncio.Event()
+        self._name = name
+        self._link = link
+        self._ids = itertools.count()
+        self._reloads: dict[int, asyncio.Future[None]] = {}
+
+    def listen(self) -> None:
+        """From now on packets are heard; called in the event loop."""
+        self._link.set_blocking(False)
+        asyncio.get_running_loop().add_reader(self._link.fileno(), self._heard)
+
+    def tell(self, packet: list[Any]) -> bool:
+        """Whether it was sent."""
+        try:
+            self._link.send(packet)
+        except (LinkClosed, BlockingIOError):
+            return False
+        return True
+
+    async def reload(self, models: list[dict[str, Any]]) -> None:
+        """See ``GatewayProcess``."""
+        id = next(self._ids)
+        answer = self._reloads[id] = asyncio.get_running_loop().create_future()
+        try:
+            if not self.tell([Kind.RELOAD, id, models]):
+                raise Unavailable(_NOBODY)
+            await answer
+        finally:
+            del self._reloads[id]
+
+    def _heard(self) -> None:
+        try:
+            packet, _ = self._link.receive()
         except BlockingIOError:
             return
         except LinkClosed:
-            asyncio.get_running_loop().remove_reader(supervisor.fileno())
-            is_over.set()
+            asyncio.get_running_loop().remove_reader(self._link.fileno())
+            for answer in self._reloads.values():
+                _refuse(answer, Unavailable(_NOBODY))
+            self.is_over.set()
             return
         if packet[0] == Kind.LOG:
-            log.configure(name, LogSettings(*packet[1:]))
+            log.configure(self._name, LogSettings(*packet[1:]))
+        elif packet[0] == Kind.DRAIN:
+            self.is_over.set()
+        elif packet[0] == Kind.RELOADED:
+            self._reloaded(*packet[1:])
 
-    asyncio.get_running_loop().add_reader(supervisor.fileno(), heard)
-    async with serve(settings, sock):
-        supervisor.send([Kind.ANSWERING])
-        await is_over.wait()
+    def _reloaded(self, id: int, number: int, message: str) -> None:
+        # Whoever asked may be gone.
+        answer = self._reloads.get(id)
+        if answer is None:
+            return
+        if number:
+            _refuse(answer, from_wire(number, message))
+        elif not answer.done():
+            answer.set_result(None)
+
+
+def _refuse(answer: asyncio.Future[None], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)

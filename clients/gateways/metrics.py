@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
 
-from batchyard.clients.gateways.child import run
+from batchyard.clients.gateways.child import GatewayProcess, run
 from batchyard.clients.gateways.device_source import DeviceSource
 from batchyard.clients.gateways.devices import Devices
 from batchyard.clients.gateways.exposition import Exposition
@@ -24,7 +23,6 @@ from batchyard.clients.gateways.health import obstacles
 from batchyard.clients.gateways.http import serving, text
 from batchyard.clients.gateways.page_files import read_page
 from batchyard.clients.gateways.source import BrokerSource
-from batchyard.wire.control import GatewaySettings
 from batchyard.wire.version import version
 
 _FRESH = {"Cache-Control": "no-store"}
@@ -93,13 +91,13 @@ class MetricsGateway:
 
 
 @contextlib.asynccontextmanager
-async def serve(settings: GatewaySettings, sock: socket.socket) -> AsyncIterator[None]:
-    """Serves at ``sock`` while the context is open."""
-    source = BrokerSource(settings.endpoint)
-    devices = DeviceSource(Devices(settings.devices))
+async def serve(process: GatewayProcess) -> AsyncIterator[None]:
+    """Serves while the context is open."""
+    source = BrokerSource(process.settings.endpoint)
+    devices = DeviceSource(Devices(process.settings.devices))
     gateway = MetricsGateway(source, devices)
     try:
-        async with serving(gateway.application(), sock):
+        async with serving(gateway.application(), process.sockets[0]):
             yield
     finally:
         devices.close()

@@ -263,7 +263,7 @@ SIGNATURE = (
         (MODEL + "[pool]\nworkers = []", "pool.workers", "at least 1 item"),
         (MODEL + "[pool]\narena_mb = 0", "pool.arena_mb", "equal to 1"),
         (MODEL + "[pool]\ndrain_timeout_s = 0", "pool.drain_timeout_s", "greater than 0"),
-        (BROKER + "bind = []", "broker.bind", "at least 1 item"),
+        (BROKER + "bind = []", "broker.bind", "unless [rest] or [grpc]"),
         (BROKER + 'bind = ["http://x"]', "broker", "must be tcp://HOST:PORT or ipc:///PATH"),
         (BROKER + 'bind = ["tcp://0.0.0.0:1"]', "broker", "or insecure = true, under [broker]"),
         (BROKER + 'ipc_mode = "0888"', "broker.ipc_mode", "match pattern"),

@@ -1,0 +1,81 @@
+"""Where gateways listen.
+
+The supervisor holds their ports: one that is taken is known before anything starts, and it stays
+the same when a gateway is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+
+from batchyard.pool.gateways import GatewayPlan
+from batchyard.pool.ipc_paths import claimed_path
+from batchyard.wire.access import Access
+from batchyard.wire.errors import ConfigurationError
+
+# Connections that may wait for a process to take them: a burst of callers, and the moments in which
+# one is replaced. The kernel bounds it by net.core.somaxconn, 4096 as Linux comes.
+_BACKLOG = 4096
+
+
+@contextlib.contextmanager
+def held(plan: GatewayPlan) -> Iterator[socket.socket | None]:
+    """The socket of a gateway's port, if it has one, and its UNIX socket's path for itself.
+
+    The socket listens, for all of the gateway's processes; or only keeps the port for processes
+    that bind it themselves. Raises ConfigurationError when it cannot be had.
+    """
+    with contextlib.ExitStack() as held:
+        if plan.socket_path is not None:
+            # Who may use it is decided by the folder that it is in.
+            access = Access(0o600, None)
+            held.enter_context(claimed_path(plan.socket_path, access, plan.socket_path))
+        yield None if plan.port is None else held.enter_context(_bound(plan, plan.port))
+
+
+def addresses(plan: GatewayPlan, sock: socket.socket | None) -> str:
+    """Where callers find it: ``http://127.0.0.1:8501``, ``127.0.0.1:8500,unix:/run/grpc``."""
+    found = []
+    if sock is not None:
+        host, port = sock.getsockname()[:2]
+        found.append(plan.scheme + (f"[{host}]:{port}" if ":" in host else f"{host}:{port}"))
+    if plan.socket_path is not None:
+        found.append(f"unix:{plan.socket_path}")
+    return ",".join(found)
+
+
+def _bound(plan: GatewayPlan, port: int) -> socket.socket:
+    where = f"cannot listen at {plan.host} port {port} ([{plan.name}] host, port)"
+    try:
+        family, *_, address = socket.getaddrinfo(
+            plan.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        host = str(address[0])
+        return _kept(family, host, port) if plan.binds_itself else _listening(family, host, port)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        hint = "; is another server running there?" if is_taken else ""
+        raise ConfigurationError(f"{where}: {reason}{hint}") from error
+
+
+def _listening(family: int, host: str, port: int) -> socket.socket:
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+
+
+def _kept(family: int, host: str, port: int) -> socket.socket:
+    """A socket that is bound and does not listen, beside which the gateway's processes may bind."""
+    if port:
+        # With SO_REUSEPORT all servers of a user could bind the same port.
+        _listening(family, host, port).close()
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
