@@ -181,8 +181,9 @@ class Model(Section):
     batching_params_file: bool = Field(
         False,
         description="Each version may say itself how its requests become batches: in "
-        "batching_params.pbtxt in its folder, TensorFlow Serving's file. What is not there is as "
-        "under [models.batching]. A version whose file is wrong is not served; others are.",
+        "batching_params.pbtxt in its folder, with TensorFlow Serving's keys and defaults. "
+        "[models.batching] is for versions without one. A version whose file is wrong is not "
+        "served; others are.",
     )
     batching: Batching = Field(default=Batching(), description="See [models.batching].")
 

@@ -33,6 +33,8 @@ from batchyard.wire.tensorflow_serving.tensor_proto import to_array
 RECORDS_MAX = 1000
 _DEFAULT_SIGNATURE = "serving_default"
 _CLASSIFY = "tensorflow/serving/classify"
+# The name of the input of such signatures.
+_EXAMPLES_INPUT = "inputs"
 _REGRESS = "tensorflow/serving/regress"
 
 
@@ -134,12 +136,8 @@ def _of_examples(
     spec = _signature(model_spec, signatures)
     if method not in (_CLASSIFY, _REGRESS):
         raise Unimplemented(f"Unsupported signature method_name: {method}")
-    if spec.method_name != method or len(spec.inputs) != 1:
-        raise InvalidArgument(
-            f"signature {spec.name!r} must have the method {method} and one input; it has "
-            f"{spec.method_name} and {len(spec.inputs)}"
-        )
-    inputs = {spec.inputs[0].name: serialized_examples(examples)}
+    # TensorFlow Serving does not look at the signature's own method.
+    inputs = {_EXAMPLES_INPUT: serialized_examples(examples)}
     _check(spec, inputs)
     return _Call(spec, inputs)
 

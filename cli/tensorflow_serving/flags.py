@@ -60,8 +60,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "enable_batching",
         False,
-        "Requests are batched. Without it each runs alone, several at once "
-        "(--concurrent_batches).",
+        "Requests are batched. Without it each runs alone, several at once (--concurrent_batches).",
     ),
     Flag(
         "allow_version_labels_for_unavailable_models",
@@ -167,9 +166,7 @@ FLAGS: tuple[Flag, ...] = (
         "Runs assets.extra/tf_serving_warmup_requests of a version before it is served. Models "
         "are warmed up with zeros besides.",
     ),
-    Flag(
-        "num_request_iterations_for_warmup", 0, "How many times each of these runs. 0: once."
-    ),
+    Flag("num_request_iterations_for_warmup", 0, "How many times each of these runs. 0: once."),
     Flag("version", False, "Prints versions and ends."),
     Flag(
         "monitoring_config_file",
@@ -193,10 +190,16 @@ FLAGS: tuple[Flag, ...] = (
         _REFUSED,
     ),
     Flag(
-        "xla_cpu_compilation_enabled", False, "functions marked for XLA are always compiled.", _NOTED
+        "xla_cpu_compilation_enabled",
+        False,
+        "functions marked for XLA are always compiled.",
+        _NOTED,
     ),
     Flag(
-        "xla_gpu_compilation_enabled", False, "functions marked for XLA are always compiled.", _NOTED
+        "xla_gpu_compilation_enabled",
+        False,
+        "functions marked for XLA are always compiled.",
+        _NOTED,
     ),
     Flag(
         "enable_profiler",

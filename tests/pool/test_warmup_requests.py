@@ -156,9 +156,9 @@ def test_what_outputs_take() -> None:
         (predict(rows(1), output_filter=["z"]), InvalidArgument, "no output 'z'"),
         (of_examples("classify_log", "classes"), InvalidArgument, "Input is empty"),
         (
-            of_examples("classify_log", "values", example(x=1.0)),
+            of_examples("classify_log", "serving_default", example(x=1.0)),
             InvalidArgument,
-            "'values' must have the method tensorflow/serving/classify",
+            "needs the inputs x, got inputs",
         ),
         (
             multi_inference(("classes", "tensorflow/serving/predict")),
