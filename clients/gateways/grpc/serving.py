@@ -57,11 +57,14 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
 
 
 async def _drain(server: Any, calls: Calls, health: HealthService) -> None:
-    """Takes no connection more, and returns when all calls are answered."""
+    """Returns when all calls are answered: those of before, and UNAVAILABLE to those of after.
+
+    Only then no more is listened: gRPC ends calls with CANCELLED that come while it stops, which
+    nobody would send elsewhere.
+    """
     await health.drain()
-    stopping = asyncio.create_task(server.stop(_GRACE_S))
     await calls.drain()
-    await stopping
+    await server.stop(_GRACE_S)
 
 
 def _channel_arguments(options: Mapping[str, Any]) -> list[tuple[str, Any]]:
