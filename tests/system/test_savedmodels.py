@@ -312,6 +312,7 @@ def test_metadata(tensorflow: Client) -> None:
         "outputs": {"y": {"dtype": "float32", "shape": [None, 1]}},
         "method_name": "tensorflow/serving/predict",
         "batched": True,
+        "open": False,
     }
     classify = signatures["classify_x_to_y"]
     assert classify["method_name"] == "tensorflow/serving/classify"
