@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from batchyard.clients.gateways.rest import json_layout, json_numbers, json_strings
+from batchyard.clients.gateways.rest import json_numbers, json_strings
 from batchyard.clients.gateways.rest.json_document import (
     json_type,
     parse_object,

@@ -125,7 +125,7 @@ def pack_numbers(numbers: list[Any], into: Array, dtype: str) -> bool:
     """Writes ints and floats into as many elements. False when one does not fit, or is of the
     wrong type."""
     try:
-        struct.pack_into(f"={len(numbers)}{STRUCT_CODES[dtype]}", into.view(np.uint8), 0, *numbers)
+        struct.pack_into(f"={len(numbers)}{STRUCT_CODES[dtype]}", into.data.cast("B"), 0, *numbers)
     except (struct.error, OverflowError):
         return False
     most = _WHOLE_MAX.get(dtype)

@@ -1,7 +1,7 @@
 """Tensors as JSON text, with the line breaks and spaces of TensorFlow Serving.
 
-It indents by four spaces. Within rows (``predictions``) lists stand on one line, and the list of all
-rows ends on a line of its own; within columns (``outputs``) each value has its line.
+It indents by four spaces. Within rows (``predictions``) lists stand on one line, and the list of
+all rows ends on a line of its own; within columns (``outputs``) each value has its line.
 """
 
 from __future__ import annotations
