@@ -31,7 +31,12 @@ from batchyard.clients.gateways.rest.statuses import status_of
 from batchyard.clients.gateways.source import BrokerSource
 from batchyard.clients.inputs import DEFAULT_SIGNATURE
 from batchyard.wire import log
-from batchyard.wire.errors import BatchyardError, DeadlineExceeded, InvalidArgument
+from batchyard.wire.errors import (
+    BatchyardError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+)
 from batchyard.wire.signatures import TensorSpec
 from batchyard.wire.tags import check_request_id
 from batchyard.wire.version import version
@@ -232,6 +237,11 @@ def _inputs(model: ServedModel, signature_name: str) -> Mapping[str, TensorSpec]
     signature = model.signatures.get(name)
     if signature is None:
         raise InvalidArgument(f'Serving signature name: "{name}" not found in signature def')
+    if signature.open:
+        raise FailedPrecondition(
+            f"signature {name!r} takes any tensors, and JSON does not say of which dtype they are: "
+            "declare them in the configuration ([models.signature]), or use the client"
+        )
     return {spec.name: spec for spec in signature.inputs}
 
 
