@@ -36,6 +36,7 @@ from batchyard.wire.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
+    ResourceExhausted,
 )
 from batchyard.wire.signatures import TensorSpec
 from batchyard.wire.tags import check_request_id
@@ -122,7 +123,11 @@ class RestGateway:
         encoding = request.headers.get(b"content-encoding")
         if encoding is not None and encodings.is_gzip(encoding):
             most = self._options.max_body_nbytes
-            body = await self._run(len(body), lambda: encodings.gunzip(request.body, most))
+            try:
+                body = await self._run(len(body), lambda: encodings.gunzip(request.body, most))
+            except ResourceExhausted as error:
+                # Its own status would have clients try again.
+                return self.error(413, error.message)
         if asked.verb == "predict":
             answer = await self._predict(asked, body, deadline, request_id)
         else:
