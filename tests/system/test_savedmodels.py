@@ -15,6 +15,7 @@ from support.server import Server
 from batchyard.clients import Client
 from batchyard.clients.errors import BatchyardError, InvalidArgument, NotFound
 from batchyard.wire import dtypes
+from batchyard.wire.tensorflow_serving.messages import SignatureDefMap
 
 HALF_PLUS_TWO = ["half_plus_two", "half_plus_two_tf2"]
 
@@ -50,6 +51,11 @@ def test_half_plus_two(tensorflow: Client, model: str, shape: tuple[int, ...]) -
     y = tensorflow.predict(model, x)["y"]
     np.testing.assert_array_equal(y, np.array([2.5, 3, 4.5], np.float32).reshape(shape))
     assert y.dtype == np.float32
+
+
+def test_metadata_has_the_signatures_as_the_savedmodel_has_them(tensorflow: Client) -> None:
+    published = SignatureDefMap.FromString(tensorflow.metadata("half_plus_two")["signature_def"])
+    assert published.signature_def["serving_default"].outputs["y"].name == "y:0"
 
 
 def test_python_values(tensorflow: Client) -> None:
