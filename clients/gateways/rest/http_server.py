@@ -70,8 +70,8 @@ class HttpServer:
 
     @contextlib.asynccontextmanager
     async def listening(self, sock: socket.socket) -> AsyncIterator[None]:
-        """Serves what comes to ``sock``, which listens, until the context is left: then it is closed,
-        requests in flight are answered, and all connections closed."""
+        """Serves what comes to ``sock``, which listens, until the context is left: then requests in
+        flight are answered, and it is closed, with all connections."""
         sock.setblocking(False)
         self._start_accepting(sock)
         guard = self.loop.create_task(self._guard())
@@ -174,9 +174,11 @@ class HttpServer:
         # did. Most have been told by then, by the answer before.
         idle_until = self.loop.time() + _GOODBYE_S
         while self._accepted or self._connections:
-            is_asked = any(c.is_busy or c.phase in (HEAD, BODY) for c in self._connections)
-            if not (is_asked or self._accepted) and self.loop.time() > idle_until:
-                return
+            if self.loop.time() > idle_until:
+                for connection in [*self._connections]:
+                    if connection.phase == IDLE and not connection.is_busy:
+                        # It is gone when the client has all of its answer.
+                        connection.close()
             await asyncio.sleep(0.01)
 
     async def _guard(self) -> None:
