@@ -10,6 +10,7 @@ from http import HTTPStatus
 JSON = b"application/json"
 TEXT = b"text/plain"
 
+_OF_UPGRADES = (b"connection", b"upgrade", b"http2-settings")
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _REASONS[499] = b"Client Closed Request"
 
@@ -25,6 +26,12 @@ class HttpRequest:
     body: bytes = b""
     keeps_alive: bool = True
     is_http_1_0: bool = False
+
+    def head_without_upgrade(self) -> bytes:
+        """The head as it would be if its sender had not asked for another protocol."""
+        first = b"%b %b HTTP/1.1\r\n" % (self.method.encode(), self.target)
+        kept = [item for item in self.headers.items() if item[0] not in _OF_UPGRADES]
+        return b"%b%b\r\n" % (first, b"".join(b"%b: %b\r\n" % header for header in kept))
 
 
 @dataclass(slots=True, eq=False)

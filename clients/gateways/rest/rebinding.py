@@ -13,8 +13,11 @@ another port does not. With CORS every web site may read anyway.
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 
+# Clients name the same few hosts again and again.
+@lru_cache(256)
 def is_rebound(host: bytes | None, port: int) -> bool:
     """Whether the header Host names a site of the world at this ``port``."""
     if host is None:
