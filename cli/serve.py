@@ -71,7 +71,12 @@ def command(**options: Any) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, PARENT_SIGNALS)
         with progress:
             Supervisor(
-                server_plan, ready, lambda: load_config(options), service_manager, progress, notes
+                server_plan,
+                ready,
+                lambda models: load_config(options, models),
+                service_manager,
+                progress,
+                notes,
             ).run()
         log.info("stopped")
     except ServerFailed as error:

@@ -118,6 +118,8 @@ class Server:
         self.endpoints: list[str] = []
         # Where the metrics gateway listens, if there is one.
         self.metrics_url = ""
+        # Where the gRPC gateway listens, as gRPC's clients write it, if there is one.
+        self.grpc = ""
         self._wait = wait
         self._client_options = client_options or {}
         self._environment = environment or {}
@@ -190,6 +192,7 @@ class Server:
             raise AssertionError(f"the server is not ready but says {line!r}\n{self.log_tail}")
         self.endpoints = fields["endpoints"].split(",")
         self.metrics_url = fields.get("metrics", "")
+        self.grpc = fields.get("grpc", "").partition(",")[0].removeprefix("http://")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Asks it to end and asserts that it does, with 0, leaving nothing behind."""
