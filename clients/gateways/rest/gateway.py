@@ -98,10 +98,10 @@ class RestGateway:
 
     async def _respond(self, request: HttpRequest, request_id: str | None) -> HttpResponse:
         path = path_of(request.target)
-        if self._guarded_port is not None:
-            if is_rebound(request.headers.get(b"host"), self._guarded_port):
-                words = "ask by an IP address or as localhost; so must a proxy (header Host)"
-                return self.error(421, words)
+        port = self._guarded_port
+        if port is not None and is_rebound(request.headers.get(b"host"), port):
+            words = "ask by an IP address or as localhost; so must a proxy (header Host)"
+            return self.error(421, words)
         if request.method == "OPTIONS" and self._options.enable_cors_support:
             return HttpResponse(b"")
         if path.partition("?")[0] == self._options.monitoring_path:

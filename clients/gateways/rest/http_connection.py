@@ -59,8 +59,8 @@ class HttpConnection(asyncio.Protocol):
         self._refusal: HttpResponse | None = None
         self.phase = IDLE
         self.since = server.now
-        # For ``HttpServer``: bytes that came, and that were written, and what it saw of these when it
-        # looked last.
+        # For ``HttpServer``: bytes that came, and that were written, and what had been taken of
+        # these when it looked last.
         self.moved_nbytes = 0
         self.written_nbytes = 0
         self.taken_before = 0

@@ -67,13 +67,14 @@ class Heads:
         if start is None:
             start = self._start(response.status, response.content_type)
         length = len(response.body)
-        if not response.headers and request is not None and not request.is_http_1_0:
-            if not response.closes and request.keeps_alive:
-                return b"%b%d\r\n\r\n" % (start, length)
+        is_kept = request is not None and request.keeps_alive and not response.closes
+        is_old = request is not None and request.is_http_1_0
+        if is_kept and not is_old and not response.headers:
+            return b"%b%d\r\n\r\n" % (start, length)
         more = b"".join(b"%b: %b\r\n" % header for header in response.headers)
-        if request is None or response.closes or not request.keeps_alive:
+        if not is_kept:
             more += b"Connection: close\r\n"
-        elif request.is_http_1_0:
+        elif is_old:
             more += b"Connection: keep-alive\r\n"
         return b"%b%d\r\n%b\r\n" % (start, length, more)
 

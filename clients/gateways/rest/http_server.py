@@ -153,7 +153,7 @@ class HttpServer:
             return False
         accepted.setblocking(False)
         making = self.loop.connect_accepted_socket(lambda: HttpConnection(self), accepted)
-        task: asyncio.Task[object] = self.loop.create_task(making)  # type: ignore[arg-type]
+        task: asyncio.Task[object] = self.loop.create_task(making)
         self._accepted.add(task)
         task.add_done_callback(self._accepted.discard)
         return True

@@ -113,7 +113,10 @@ def test_answers_are_compressed_where_that_is_wanted(serving: Server, rest: Rest
     with rest_gateway(serving, gzip_answers=True) as packing:
         packed = packing.post(ECHO, document, **accepted)
         assert packed.headers["Content-Encoding"] == "gzip"
-        assert gzip.decompress(packed.text.encode("latin-1")) == rest.post(ECHO, document).text.encode()
+        assert (
+            gzip.decompress(packed.text.encode("latin-1"))
+            == rest.post(ECHO, document).text.encode()
+        )
         assert packing.post(ECHO, document).headers["Content-Encoding"] is None
         assert packing.post(ECHO, {"instances": [1.0]}, **accepted).json == {"predictions": [1.0]}
     assert rest.post(ECHO, document, **accepted).headers["Content-Encoding"] is None
@@ -162,9 +165,12 @@ def test_a_browser_lets_pages_ask(serving: Server, rest: RestCaller, tmp_path: P
         method: "POST", headers: {"Content-Type": "application/json"},
         body: JSON.stringify({instances: [1.5]})
     }).then(answer => answer.json(), error => error.name)"""
-    with rest_gateway(serving, enable_cors_support=True) as shared, Chromium(tmp_path) as browser:
+    with (
+        rest_gateway(serving, enable_cors_support=True) as shared,
+        Chromium(tmp_path) as browser,
         # A page of another origin: what it is does not matter.
-        with browser.open(f"http://localhost:{shared.port}/v1/models/echo") as page:
-            wait_until(lambda: page.text("body"), "the page")
-            assert page.evaluate(script % shared.port) == {"predictions": [1.5]}
-            assert page.evaluate(script % rest.port) == "TypeError"
+        browser.open(f"http://localhost:{shared.port}/v1/models/echo") as page,
+    ):
+        wait_until(lambda: page.text("body"), "the page")
+        assert page.evaluate(script % shared.port) == {"predictions": [1.5]}
+        assert page.evaluate(script % rest.port) == "TypeError"

@@ -105,7 +105,12 @@ def test_metadata(rest: RestCaller) -> None:
         ("GET", "/v1/models", 400, "Missing model name in request."),
         ("GET", "/v1/models/foo", 404, "Could not find any versions of model foo"),
         ("GET", f"{MODEL}/versions/1", 404, "Could not find version 1 of model half_plus_two"),
-        ("GET", f"{MODEL}?pretty", 404, "Could not find any versions of model half_plus_two?pretty"),
+        (
+            "GET",
+            f"{MODEL}?pretty",
+            404,
+            "Could not find any versions of model half_plus_two?pretty",
+        ),
         ("GET", f"{LABELLED}/labels/nope", 400, "Unrecognized servable version label: nope"),
         ("GET", "/v1/models/foo/metadata", 404, "Servable not found for request: Latest(foo)"),
         (
@@ -201,7 +206,10 @@ def test_metrics_of_both_names(rest: RestCaller) -> None:
     promtool = shutil.which("promtool")
     if promtool is not None:
         told = subprocess.run(
-            [promtool, "check", "metrics"], input=page.text.encode(), capture_output=True, timeout=30
+            [promtool, "check", "metrics"],
+            input=page.text.encode(),
+            capture_output=True,
+            timeout=30,
         )
         # 3: it was read, and there are opinions on TensorFlow Serving's names.
         assert told.returncode in (0, 3), told.stderr
