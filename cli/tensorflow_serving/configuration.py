@@ -12,8 +12,8 @@ from batchyard.wire.errors import ConfigurationError, InvalidArgument
 from batchyard.wire.tensorflow_serving.model_config import folder
 
 # TensorFlow Serving runs requests side by side. Eight clients of four dense layers at 32 rows got
-# 1.45 times as many answers with 4 at once as with 1, and no more with 8; batched, 2 and 1 were alike,
-# and 2 keep a model from waiting for another's batch.
+# 1.45 times as many answers with 4 at once as with 1, and no more with 8; batched, 2 and 1 were the
+# same, and 2 keep a model from waiting for another's batch.
 _CONCURRENT_REQUESTS = 4
 _CONCURRENT_BATCHES = 2
 _LONGEST_S = 86_400
@@ -33,6 +33,7 @@ _PLACES = {
     "broker.bind": "--bind",
     "log.format": "--log_format",
     "log.level": "--log_level",
+    "models[0].name": "--model_name",
 }
 _WORKERS = "pool.workers[0]."
 
