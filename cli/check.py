@@ -39,6 +39,9 @@ def command(**options: Any) -> None:
         notes += complaints if keys else [*complaints, nobody_allowed(folder)]
     sources = {(s.name, s.version): s for s in server_plan.workers[0].settings.models}
     for model in server_plan.broker.models:
+        if model.error:
+            notes.append(f"model {model.name} version {model.version} is not served: {model.error}")
+            continue
         batching = model.batching
         source = sources[model.name, model.version]
         click.echo(

@@ -6,8 +6,8 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,24 @@ from batchyard.clients.tracing import Label, find_tracing, make_label
 from batchyard.wire.endpoints import check, default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
 from batchyard.wire.keys import client_curve
+
+
+class Answer(NamedTuple):
+    """What a request gave, and which version of the model gave it."""
+
+    outputs: Outputs
+    version: int
+
+
+class _AnswerPromise(asyncio.Future[Any]):
+    """Notes which version answers: the route knows it when the outputs are handed over."""
+
+    def __init__(self, route: Route) -> None:
+        super().__init__()
+        self._route = route
+
+    def set_result(self, outputs: Outputs, /) -> None:
+        super().set_result(Answer(outputs, self._route.answered_version))
 
 
 class AsyncClient:
@@ -91,7 +109,7 @@ class AsyncClient:
                 await self._io.connect()
                 self._is_connected = True
 
-    async def predict(
+    def predict(
         self,
         model: str,
         inputs: Inputs = None,
@@ -102,8 +120,42 @@ class AsyncClient:
         signature: str = DEFAULT_SIGNATURE,
         priority: int = 0,
         request_id: str | None = None,
-    ) -> Outputs:
+    ) -> Coroutine[Any, Any, Outputs]:
         """Runs one request; see ``Client.predict``. Cancelling the task cancels the request."""
+        # No coroutine of its own: it would be one more for each request.
+        return self._run(
+            False, model, inputs, timeout, version, label, signature, priority, request_id
+        )
+
+    def answer(
+        self,
+        model: str,
+        inputs: Inputs = None,
+        *,
+        timeout: float | None = None,
+        version: int | None = None,
+        label: str | None = None,
+        signature: str = DEFAULT_SIGNATURE,
+        priority: int = 0,
+        request_id: str | None = None,
+    ) -> Coroutine[Any, Any, Answer]:
+        """``predict``, and which version of the model answered."""
+        return self._run(
+            True, model, inputs, timeout, version, label, signature, priority, request_id
+        )
+
+    async def _run(
+        self,
+        with_version: bool,
+        model: str,
+        inputs: Inputs,
+        timeout: float | None,
+        version: int | None,
+        label: str | None,
+        signature: str,
+        priority: int,
+        request_id: str | None,
+    ) -> Any:
         deadline = deadline_after(timeout, time.monotonic())
         named: Label | None = None
         if request_id is not None or self._tracing is not None:
@@ -115,7 +167,9 @@ class AsyncClient:
             if route is None or route.connection != self._io.connections:
                 route = await self._find_route(model, version, label, signature, priority, timeout)
             arrays, target, rows = route.arrays(inputs)
-            promise: asyncio.Future[Outputs] = self._loop.create_future()
+            promise: asyncio.Future[Any] = (
+                _AnswerPromise(route) if with_version else self._loop.create_future()
+            )
             io = self._only or self._io.pick()
             placement = place(io.session.region, route, arrays, rows)
             each = [rows] if rows else None
@@ -123,7 +177,7 @@ class AsyncClient:
             if named is not None and named.span is not None:
                 named.span.sent_to(io.endpoint)
             io.add(call)
-            outputs = await promise
+            result = await promise
         except BaseException as error:
             if call is not None and isinstance(error, asyncio.CancelledError):
                 self._io.cancel(call)
@@ -132,7 +186,7 @@ class AsyncClient:
             raise
         if named is not None:
             named.end()
-        return outputs
+        return result
 
     async def predict_many(
         self,
@@ -174,17 +228,22 @@ class AsyncClient:
             results += await asyncio.gather(*calls)
         return results
 
-    async def models(self) -> list[dict[str, Any]]:
-        """See ``Client.models``."""
-        answer: list[dict[str, Any]] = await self._query("models", {}, None)
+    async def models(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
+        """See ``Client.models``, and ``metrics`` for ``timeout``."""
+        answer: list[dict[str, Any]] = await self._query("models", {}, timeout)
         return answer
 
     async def metadata(
-        self, model: str, *, version: int | None = None, label: str | None = None
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        timeout: float | None = None,
     ) -> dict[str, Any]:
-        """See ``Client.metadata``."""
+        """See ``Client.metadata``, and ``metrics`` for ``timeout``."""
         arguments = {"model": model, "version": version, "label": label}
-        return readable_metadata(await self._query("metadata", arguments, None))
+        return readable_metadata(await self._query("metadata", arguments, timeout))
 
     async def stats(self) -> dict[str, Any]:
         """See ``Client.stats``."""

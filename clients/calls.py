@@ -196,6 +196,15 @@ class SentMessage:
         # Whether request i is call i.
         self.singles = self.count == len(calls)
 
+    def check_version(self, version: int) -> None:
+        """Tells the calls' routes which version answered."""
+        calls = self.calls
+        calls[0].route.check_version(version)
+        if calls[-1].route is not calls[0].route:
+            # The server was asked anew between these calls what the model takes.
+            for call in calls:
+                call.route.check_version(version)
+
 
 def coalesce(calls: list[Call]) -> Iterator[list[Call]]:
     """Splits calls for one target into messages. Large tensors are not joined with others."""

@@ -50,6 +50,8 @@ class Route:
         self.max_queued_rows = max_queued_rows
         self.may_retry = may_retry
         self._served_version = served_version
+        # Of the answer that came last.
+        self.answered_version = 0
         self._model = model
         self._version = version
         self._label = label
@@ -66,6 +68,7 @@ class Route:
 
     def check_version(self, version: int) -> None:
         """Notes which version answered."""
+        self.answered_version = version
         if version != self._served_version and self._served_version is not None:
             self.forget()
 
@@ -417,6 +420,7 @@ def readable_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
             "outputs": tensors(spec["outputs"]),
             "method_name": spec["method_name"],
             "batched": spec["batched"],
+            "open": spec["open"],
         }
         for name, spec in metadata["signatures"].items()
     }

@@ -106,7 +106,7 @@ class Unanswered:
                 for segment in result.segments[i + 1 :]:
                     self.failed(segment, unknown)
                 return
-            sent.calls[0].route.check_version(result.version)
+            sent.check_version(result.version)
             row = hand_out(sent, first, requests, outputs, row)
             self._answered(message_id, sent, requests)
 
@@ -134,7 +134,7 @@ class Unanswered:
             sent = self.messages.get(message_id)
             if sent is None:
                 continue
-            sent.calls[0].route.check_version(result.version)
+            sent.check_version(result.version)
             for call, _, _ in calls_of(sent, first, requests):
                 try:
                     outputs = outputs_in_region(call, result.outputs, alone)
@@ -151,7 +151,7 @@ class Unanswered:
         sent = self.messages.get(message_id)
         if sent is None:
             return
-        sent.calls[0].route.check_version(version)
+        sent.check_version(version)
         for call, request, _ in calls_of(sent, first, 1):
             if call.count == 1:
                 resolve(call.promise, outputs)

@@ -251,11 +251,12 @@ def validate(tables: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(tables)
     except ValidationError as error:
-        lines = [f"{source}: {_explain(detail)}" for detail in error.errors()]
+        lines = [f"{source}: {explain(detail)}" for detail in error.errors()]
         raise ConfigurationError("\n".join(lines)) from None
 
 
-def _explain(detail: Any) -> str:
+def explain(detail: Any) -> str:
+    """What is wrong at a place, of one of pydantic's errors."""
     place = ""
     for step in detail["loc"]:
         if isinstance(step, str) and "[" in step:

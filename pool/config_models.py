@@ -157,6 +157,19 @@ class Model(Section):
         "as indices without copying them first. A function that writes to such an input is called "
         "again with a copy, and gets copies from then on.",
     )
+    run_warmup_requests: bool = Field(
+        True,
+        description="Whether a SavedModel's own warm-up requests, a TFRecord file "
+        "assets.extra/tf_serving_warmup_requests of at most 1000 PredictionLogs in a version's "
+        "folder, are run before that version is served. One that fails keeps it from being served. "
+        "TensorFlow Serving's --enable_model_warmup.",
+    )
+    warmup_iterations: Positive = Field(
+        1,
+        le=1_000_000,
+        description="How many times each of these requests is run. TensorFlow Serving's "
+        "--num_request_iterations_for_warmup.",
+    )
     retry: bool | None = Field(
         None,
         description="Whether a request may run again after a process died that ran it. Default: "
@@ -173,8 +186,9 @@ class Model(Section):
     batching_params_file: bool = Field(
         False,
         description="Each version may say itself how its requests become batches: in "
-        "batching_params.pbtxt in its folder, as for TensorFlow Serving. What is not there is as "
-        "under [models.batching].",
+        "batching_params.pbtxt in its folder, with TensorFlow Serving's keys and defaults. "
+        "[models.batching] is for versions without one. A version whose file is wrong is not "
+        "served; others are.",
     )
     batching: Batching = Field(default=Batching(), description="See [models.batching].")
 

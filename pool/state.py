@@ -71,6 +71,8 @@ class ServerState:
         self.offer = Offer(config, found)
         self.workers = Workers(replaced_beside, self.offer, self._do)
         self._complaints = self.offer.target.complaints
+        self._refusals: tuple[str, ...] = ()
+        self._tell_of_refusals()
         self._is_broker_up = False
         self._broker_start_at = _NEVER
         self._broker_deaths = Restarts()
@@ -244,6 +246,14 @@ class ServerState:
             self._complaints = complaints
             for complaint in complaints:
                 self._do(Log("warning", "label_unserved", {"reason": complaint}))
+        self._tell_of_refusals()
+
+    def _tell_of_refusals(self) -> None:
+        refusals = self.offer.target.refusals
+        if refusals != self._refusals:
+            self._refusals = refusals
+            for refusal in refusals:
+                self._do(Log("error", "version_refused", {"reason": refusal}))
 
     def _stop_requested(self, now: float) -> None:
         if self.phase is Phase.STARTING:

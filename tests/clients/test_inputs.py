@@ -369,4 +369,5 @@ def test_readable_metadata_has_tensors_by_name() -> None:
         "outputs": {"y": {"dtype": "string", "shape": None}},
         "method_name": "tensorflow/serving/predict",
         "batched": True,
+        "open": False,
     }

@@ -15,12 +15,13 @@ import pickle
 import select
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from batchyard.wire.control import WorkerSettings
+from batchyard.wire.control import ModelSource, WorkerSettings
 from batchyard.wire.signatures import SignatureSpec
+from batchyard.wire.work import ModelReport
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,10 +83,43 @@ def describe(path: Path) -> tuple[list[SignatureSpec], bool]:
     return list(model.signatures), model.stateful
 
 
+def published(path: Path) -> bytes:
+    """A SavedModel's own word on its signatures."""
+    signature_def: bytes = _load(path).signature_def
+    return signature_def
+
+
 def run(path: Path, *calls: tuple[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The outputs of each ``(signature, inputs)``, one after the other on one loaded model."""
     model = _load(path)
     return [dict(model.run(signature, inputs)) for signature, inputs in calls]
+
+
+def load(source: ModelSource) -> tuple[ModelReport | None, str]:
+    """What a worker reports of a model, or why it does not load."""
+    from batchyard.pool import loading
+
+    try:
+        _, report = loading.load(source, _SETTINGS, lambda share, what: None)
+    except loading.CannotServe as error:
+        return None, str(error)
+    return report, ""
+
+
+def write_records(path: Path, records: Sequence[bytes]) -> None:
+    """A TFRecord file."""
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+
+
+def read_warmup_records(path: Path) -> list[bytes]:
+    """The same, as a worker reads it."""
+    from batchyard.pool.runtimes.warmup_records import read_records
+
+    return list(read_records(str(path)))
 
 
 def writes_state(name: str) -> bool:

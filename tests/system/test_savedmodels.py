@@ -13,8 +13,9 @@ import pytest
 from support.server import Server
 
 from batchyard.clients import Client
-from batchyard.clients.errors import InvalidArgument, NotFound
+from batchyard.clients.errors import BatchyardError, InvalidArgument, NotFound
 from batchyard.wire import dtypes
+from batchyard.wire.tensorflow_serving.messages import SignatureDefMap
 
 HALF_PLUS_TWO = ["half_plus_two", "half_plus_two_tf2"]
 
@@ -50,6 +51,11 @@ def test_half_plus_two(tensorflow: Client, model: str, shape: tuple[int, ...]) -
     y = tensorflow.predict(model, x)["y"]
     np.testing.assert_array_equal(y, np.array([2.5, 3, 4.5], np.float32).reshape(shape))
     assert y.dtype == np.float32
+
+
+def test_metadata_has_the_signatures_as_the_savedmodel_has_them(tensorflow: Client) -> None:
+    published = SignatureDefMap.FromString(tensorflow.metadata("half_plus_two")["signature_def"])
+    assert published.signature_def["serving_default"].outputs["y"].name == "y:0"
 
 
 def test_python_values(tensorflow: Client) -> None:
@@ -278,18 +284,22 @@ def test_a_version_folder_is_served_under_its_number(tensorflow: Client) -> None
 
 
 @pytest.mark.parametrize(
-    ("model", "asked", "complaint"),
+    ("model", "asked", "error", "complaint"),
     [
-        ("latest", {"version": 123}, "has no version 123 here; version 124 is served"),
-        ("latest", {"label": "canary"}, "no version labelled 'canary'; labels are 'stable'"),
-        ("latest", {"signature": "nope"}, "has no signature 'nope'; it has 'classify_x_to_y', "),
-        ("nope", {}, "model 'nope' is not served here; served are 'bucketed', "),
+        ("latest", {"version": 123}, NotFound, "has no version 123 here; version 124 is served"),
+        ("latest", {"label": "canary"}, InvalidArgument, "'canary'; labels are 'stable'"),
+        ("latest", {"signature": "nope"}, NotFound, "has no signature 'nope'; it has 'classify_x_to_y', "),
+        ("nope", {}, NotFound, "model 'nope' is not served here; served are 'bucketed', "),
     ],
 )
-def test_what_is_not_served_is_not_found(
-    tensorflow: Client, model: str, asked: dict[str, Any], complaint: str
+def test_what_is_not_served_is_told(
+    tensorflow: Client,
+    model: str,
+    asked: dict[str, Any],
+    error: type[BatchyardError],
+    complaint: str,
 ) -> None:
-    with pytest.raises(NotFound) as caught:
+    with pytest.raises(error) as caught:
         tensorflow.predict(model, [2.0], **asked)
     assert complaint in caught.value.message
 
@@ -308,6 +318,7 @@ def test_metadata(tensorflow: Client) -> None:
         "outputs": {"y": {"dtype": "float32", "shape": [None, 1]}},
         "method_name": "tensorflow/serving/predict",
         "batched": True,
+        "open": False,
     }
     classify = signatures["classify_x_to_y"]
     assert classify["method_name"] == "tensorflow/serving/classify"

@@ -127,6 +127,7 @@ def test_models(client: DocumentedClient) -> None:
 def test_metadata(client: DocumentedClient) -> None:
     metadata = client.query("metadata", model="half_plus_two", label="stable")
     assert metadata["max_batch_size"] == 64
+    assert "signature_def" not in metadata
     assert metadata["signatures"] == {
         "serving_default": {
             "name": "serving_default",
@@ -170,7 +171,7 @@ def test_stats(client: DocumentedClient) -> None:
         (["metadata", {}], INVALID_ARGUMENT),
         (["metadata", {"model": "nobody"}], NOT_FOUND),
         (["metadata", {"model": "mean", "version": 2}], NOT_FOUND),
-        (["metadata", {"model": "mean", "label": "stable"}], NOT_FOUND),
+        (["metadata", {"model": "mean", "label": "stable"}], INVALID_ARGUMENT),
     ],
 )
 def test_query_that_fails(client: DocumentedClient, query: list[Any], number: int) -> None:

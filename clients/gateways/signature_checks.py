@@ -1,0 +1,164 @@
+"""What TensorFlow Serving demands of signatures, requests and answers, in words that its clients
+know.
+
+Source: predict_util.cc, classifier.cc and regressor.cc under
+https://github.com/tensorflow/serving/tree/master/tensorflow_serving/servables/tensorflow, as they
+are without ``--enable_signature_method_name_check``, which is the default there: a signature of
+any method may be asked for classes if its tensors have the right names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batchyard.wire.errors import FailedPrecondition, InvalidArgument
+from batchyard.wire.signatures import SignatureSpec, format_shape
+
+Array = npt.NDArray[Any]
+
+# The names that the tensors of such signatures have in every SavedModel.
+EXAMPLES_INPUT = "inputs"
+CLASSES_OUTPUT = "classes"
+SCORES_OUTPUT = "scores"
+VALUES_OUTPUT = "outputs"
+
+
+def check_inputs(signature: SignatureSpec, given: Iterable[str]) -> None:
+    """Whether a request has the inputs of a signature. Raises InvalidArgument."""
+    if signature.open:
+        return
+    sent, needed = set(given), {spec.name for spec in signature.inputs}
+    if len(sent) != len(needed):
+        raise InvalidArgument(
+            f"input size does not match signature: {len(sent)}!={len(needed)} "
+            f"len({_set(sent)}) != len({_set(needed)}). Sent extra: {_set(sent - needed)}. "
+            f"Missing but required: {_set(needed - sent)}."
+        )
+    for name in sorted(sent - needed):
+        raise InvalidArgument(
+            f"input tensor alias not found in signature: {name}. Inputs expected to be in the set "
+            f"{_set(needed)}."
+        )
+
+
+def check_filter(output_filter: Sequence[str], outputs: Iterable[str]) -> None:
+    """Whether there are the outputs that a request wants, each once. Raises InvalidArgument."""
+    known = set(outputs)
+    seen: set[str] = set()
+    for name in output_filter:
+        if name not in known:
+            raise InvalidArgument(
+                f"output tensor alias not found in signature: {name} Outputs expected to be in "
+                f"the set {_set(known)}."
+            )
+        if name in seen:
+            raise InvalidArgument(f"duplicate output tensor alias: {name}")
+        seen.add(name)
+
+
+def check_classify(signature: SignatureSpec) -> None:
+    """Whether a signature takes examples and gives classes or scores.
+
+    Raises InvalidArgument, FailedPrecondition.
+    """
+    _check_examples_input(signature, "classification")
+    names = [spec.name for spec in signature.outputs]
+    if len(names) not in (1, 2):
+        raise InvalidArgument(f"Expected one or two output Tensors, found {len(names)}")
+    if not {CLASSES_OUTPUT, SCORES_OUTPUT} & set(names):
+        raise FailedPrecondition(
+            "Expected classification signature outputs to contain at least one of "
+            f'"{CLASSES_OUTPUT}" or "{SCORES_OUTPUT}". Signature {signature.name!r} has '
+            f"{_set(names)}."
+        )
+
+
+def check_regress(signature: SignatureSpec) -> None:
+    """Whether a signature takes examples and gives values.
+
+    Raises InvalidArgument, FailedPrecondition.
+    """
+    _check_examples_input(signature, "regression")
+    names = [spec.name for spec in signature.outputs]
+    if len(names) != 1:
+        raise InvalidArgument("Expected one output Tensor.")
+    if names != [VALUES_OUTPUT]:
+        raise FailedPrecondition(
+            f"No regression outputs found in SignatureDef: signature {signature.name!r} has the "
+            f"output {names[0]!r}, needs {VALUES_OUTPUT!r}"
+        )
+
+
+def _check_examples_input(signature: SignatureSpec, method: str) -> None:
+    if signature.open:
+        raise InvalidArgument(
+            f"Expected one input Tensor. Signature {signature.name!r} declares none."
+        )
+    names = [spec.name for spec in signature.inputs]
+    if len(names) != 1:
+        raise InvalidArgument("Expected one input Tensor.")
+    if names != [EXAMPLES_INPUT]:
+        raise FailedPrecondition(
+            f"No {method} inputs found in SignatureDef: signature {signature.name!r} has the "
+            f"input {names[0]!r}, needs {EXAMPLES_INPUT!r}"
+        )
+
+
+def classes_and_scores(
+    outputs: Mapping[str, Array], examples: int
+) -> tuple[Array | None, Array | None]:
+    """The classes (n, k) of bytes and scores (n, k) float32 among a signature's outputs.
+
+    Raises InvalidArgument when they are no such arrays.
+    """
+    classes, scores = outputs.get(CLASSES_OUTPUT), outputs.get(SCORES_OUTPUT)
+    if classes is not None:
+        _check_matrix(classes, np.dtype(object), CLASSES_OUTPUT, "DT_STRING", examples)
+    if scores is not None:
+        _check_matrix(scores, np.dtype(np.float32), SCORES_OUTPUT, "DT_FLOAT", examples)
+    if classes is not None and scores is not None and classes.shape[1] != scores.shape[1]:
+        raise InvalidArgument(
+            "Tensors class and score should match in dim_size(1). Got "
+            f"{classes.shape[1]} vs. {scores.shape[1]}"
+        )
+    return classes, scores
+
+
+def _check_matrix(array: Array, dtype: np.dtype, name: str, type_name: str, examples: int) -> None:
+    if array.ndim != 2:
+        raise InvalidArgument(
+            "Expected Tensor shape: [batch_size num_classes] but got "
+            f"{format_shape(array.shape)} of {name!r}"
+        )
+    if array.dtype != dtype:
+        raise InvalidArgument(f"Expected {name} Tensor of {type_name}. Got: {array.dtype}")
+    if len(array) != examples:
+        raise InvalidArgument(f"Expected {name} output batch size of {examples}. Got: {len(array)}")
+
+
+def regression_values(outputs: Mapping[str, Array], examples: int) -> Array:
+    """The values, float32 (n,), among a signature's outputs.
+
+    Raises InvalidArgument when they are no such array.
+    """
+    values = outputs[VALUES_OUTPUT]
+    if values.ndim != 1 and (values.ndim != 2 or values.shape[1] != 1):
+        raise InvalidArgument(
+            "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
+            f"{format_shape(values.shape)}"
+        )
+    if len(values) != examples:
+        raise InvalidArgument(
+            f"Input batch size did not match output batch size: {examples} vs. {len(values)}"
+        )
+    if values.dtype != np.float32:
+        raise InvalidArgument(f"Expected output Tensor of DT_FLOAT.  Got: {values.dtype}")
+    return values.reshape(-1)
+
+
+def _set(names: Iterable[str]) -> str:
+    return "{" + ",".join(sorted(names)) + "}"
