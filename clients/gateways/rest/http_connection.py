@@ -243,7 +243,7 @@ class HttpConnection(asyncio.Protocol):
         try:
             while self._ahead:
                 request = self._ahead.popleft()
-                response = await self._server.answer(request)
+                response = await self._server.respond(request)
                 self._server.let_go(len(request.body))
                 self._ahead_nbytes -= len(request.body)
                 self._write(response, request)

@@ -52,7 +52,7 @@ class HttpServer:
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         """``error`` makes the answer to what is no request; ``headers`` are in all answers."""
-        self.answer = answer
+        self._answer = answer
         self.error = error
         self.max_body_nbytes = max_body_nbytes
         self.heads = Heads(headers)
@@ -86,6 +86,15 @@ class HttpServer:
             await asyncio.sleep(0)
 
     # Of connections
+
+    async def respond(self, request: HttpRequest) -> HttpResponse:
+        """The answer to a request."""
+        if self._is_draining:
+            response = self.error(503, "the server is shutting down")
+        else:
+            response = await self._answer(request)
+        response.closes |= self._is_draining
+        return response
 
     def joined(self, connection: HttpConnection) -> None:
         """A connection was made."""
