@@ -148,6 +148,7 @@ _CLASSES: tuple[type[BatchyardError], ...] = (
     Unauthenticated,
 )
 BY_NUMBER: dict[int, type[BatchyardError]] = {cls.number: cls for cls in _CLASSES}
+NUMBERS: dict[str, int] = {cls.code: cls.number for cls in _CLASSES}
 
 
 def from_wire(number: int, message: str) -> BatchyardError:

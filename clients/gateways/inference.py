@@ -258,12 +258,13 @@ class Inference:
         self._models[key] = now, model
         return model
 
-    async def status(self, spec: ModelSpec) -> list[VersionStatus]:
+    async def status(self, spec: ModelSpec, *, timeout: float | None = None) -> list[VersionStatus]:
         """The states of a model's versions, of one if the spec names it, newest first.
 
         Raises NotFound when there is none.
         """
-        models = [model for model in await self._client.models() if model["name"] == spec.name]
+        served = await self._client.models(timeout=timeout)
+        models = [model for model in served if model["name"] == spec.name]
         if not models and spec.version is None:
             raise NotFound(f"Could not find any versions of model {spec.name}")
         if spec.version is not None:

@@ -1,0 +1,98 @@
+"""The gRPC server: where it listens, how large messages are, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+
+from batchyard.clients.async_client import AsyncClient
+from batchyard.clients.gateways.child import GatewayProcess
+from batchyard.clients.gateways.grpc.calls import Calls
+from batchyard.clients.gateways.grpc.credentials import server_credentials
+from batchyard.clients.gateways.grpc.health_service import HealthService
+from batchyard.clients.gateways.grpc.model_service import ModelService
+from batchyard.clients.gateways.grpc.prediction_service import PredictionService
+from batchyard.clients.gateways.inference import Inference
+from batchyard.wire.control import GatewaySettings
+from batchyard.wire.errors import ConfigurationError
+
+_CONNECT_TIMEOUT_S = 60.0
+_MIB = 1 << 20
+# More than drains may take: the supervisor ends the process then.
+_GRACE_S = 86_400.0
+# Only the user whose server it is may use its UNIX socket, unless that is changed.
+_SOCKET_UMASK = 0o177
+
+
+@contextlib.asynccontextmanager
+async def serve(process: GatewayProcess) -> AsyncIterator[None]:
+    """Serves while the context is open. Raises ConfigurationError."""
+    settings = process.settings
+    async with AsyncClient(settings.endpoint, connect_timeout=_CONNECT_TIMEOUT_S) as client:
+        inference = Inference(client)
+        calls, health = Calls(), HealthService(client)
+        server = grpc.aio.server(options=_channel_arguments(settings.options))
+        server.add_generic_rpc_handlers(
+            (
+                PredictionService(inference).handler(calls),
+                ModelService(inference, process.reload).handler(calls),
+            )
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        _listen(server, settings)
+        await health.look()
+        await server.start()
+        looking = asyncio.create_task(health.keep_looking())
+        try:
+            yield
+        finally:
+            looking.cancel()
+            await _drain(server, calls, health)
+
+
+async def _drain(server: Any, calls: Calls, health: HealthService) -> None:
+    """Takes no connection more, and returns when all calls are answered."""
+    await health.drain()
+    stopping = asyncio.create_task(server.stop(_GRACE_S))
+    await calls.drain()
+    await stopping
+
+
+def _channel_arguments(options: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    nbytes = options["max_message_mb"] * _MIB
+    arguments = {
+        # The supervisor holds the port, and other processes bind it as well.
+        "grpc.so_reuseport": 1,
+        "grpc.max_receive_message_length": nbytes,
+        "grpc.max_send_message_length": nbytes,
+        **options["channel_arguments"],
+    }
+    return list(arguments.items())
+
+
+def _listen(server: Any, settings: GatewaySettings) -> None:
+    options = settings.options
+    ssl_config_file = options["ssl_config_file"]
+    credentials = None if ssl_config_file is None else server_credentials(ssl_config_file)
+    where = [settings.address] if settings.address else []
+    if options["socket_path"] is not None:
+        where.append(f"unix:{options['socket_path']}")
+    umask = os.umask(_SOCKET_UMASK)
+    try:
+        for address in where:
+            try:
+                if credentials is None:
+                    server.add_insecure_port(address)
+                else:
+                    server.add_secure_port(address, credentials)
+            except RuntimeError as error:
+                hint = "" if credentials is None else f", with the certificate of {ssl_config_file}"
+                raise ConfigurationError(f"cannot listen at {address}{hint}: {error}") from error
+    finally:
+        os.umask(umask)
