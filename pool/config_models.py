@@ -139,6 +139,11 @@ class Model(Section):
         default={},
         description="Names for versions that are served, which requests may give instead.",
     )
+    allow_version_labels_for_unavailable_models: bool = Field(
+        False,
+        description="Labels may name versions that are not there yet. Requests that give one are "
+        "refused until its version is served.",
+    )
     signature: Signature | None = Field(
         None,
         description="Python runtime only: what the function takes and gives. Without it any "

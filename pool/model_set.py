@@ -130,6 +130,8 @@ def _complaints(model: Model, served: list[int], found: list[int]) -> list[str]:
             f"model {model.name!r}: version_policy names none of the versions that are there: "
             f"{', '.join(map(str, found))}"
         ]
+    if model.allow_version_labels_for_unavailable_models:
+        return []
     return [
         f"model {model.name!r}: label {label!r} names version {labelled}, but "
         + (

@@ -6,6 +6,7 @@ TensorFlow's ``kernels/batching_util/shared_batch_scheduler.h``.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from batchyard.wire.errors import InvalidArgument
@@ -45,7 +46,7 @@ def batching_table(parameters: Any) -> dict[str, Any]:
         table["enable_large_batch_splitting"] = True
         if parameters.HasField("max_execution_batch_size"):
             sizes = _cut(parameters.max_execution_batch_size.value, sizes, table)
-    if any(a >= b for a, b in zip(sizes, sizes[1:], strict=False)) or min(sizes, default=1) < 1:
+    if any(a >= b for a, b in pairwise(sizes)) or min(sizes, default=1) < 1:
         raise InvalidArgument(f"allowed_batch_sizes must be increasing, from 1 on, not {sizes}")
     if sizes:
         table["allowed_batch_sizes"] = sizes
