@@ -112,7 +112,11 @@ def _models(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _of_all_models(values: Mapping[str, Any]) -> dict[str, Any]:
     """What a table of ``[[models]]`` has whatever the model."""
-    table: dict[str, Any] = {"batching": {"enable_batching": False}}
+    table: dict[str, Any] = {
+        "run_warmup_requests": values["enable_model_warmup"],
+        "warmup_iterations": values["num_request_iterations_for_warmup"] or 1,
+        "batching": {"enable_batching": False},
+    }
     if values["allow_version_labels_for_unavailable_models"]:
         table["allow_version_labels_for_unavailable_models"] = True
     if values["enable_batching"]:

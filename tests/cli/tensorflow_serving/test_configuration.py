@@ -176,6 +176,16 @@ def test_models_of_a_file(tmp_path: Path) -> None:
     assert refusal(*given).startswith(f"{file}: model 'a': has no model_platform")
 
 
+def test_warm_up() -> None:
+    def warmup(*arguments: str) -> tuple[bool, int]:
+        [model] = load(_MODEL, *arguments).models
+        return model.run_warmup_requests, model.warmup_iterations
+
+    assert warmup() == (True, 1)
+    assert warmup("--enable_model_warmup=false") == (False, 1)
+    assert warmup("--num_request_iterations_for_warmup=3") == (True, 3)
+
+
 def test_threads_and_memory(tmp_path: Path) -> None:
     def group(*arguments: str) -> tuple[int, int, float | None, bool]:
         group = load(_MODEL, *arguments).pool.workers[0]
