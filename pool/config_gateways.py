@@ -80,6 +80,12 @@ class Grpc(Section):
     max_message_mb: Annotated[int, Field(ge=1, le=2047)] = Field(
         2047, description="The largest message that is taken, in MiB."
     )
+    enable_serialization_as_tensor_content: bool = Field(
+        False,
+        description="Predict answers numbers in tensor_content alone: messages of half the size. "
+        "Off: also in the field of their dtype, such as float_val, where TensorFlow Serving has "
+        "them and many clients look. Its flag of that name.",
+    )
     channel_arguments: dict[str, int | str] = Field(
         default={},
         description="gRPC's own settings by their names, such as "

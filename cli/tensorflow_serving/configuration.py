@@ -167,6 +167,7 @@ def _grpc(values: Mapping[str, Any]) -> dict[str, Any]:
         "host": values["host"],
         "processes": values["grpc_processes"],
         "channel_arguments": _channel_arguments(values["grpc_channel_arguments"]),
+        "enable_serialization_as_tensor_content": values["enable_serialization_as_tensor_content"],
     }
     if values["port"]:
         table["port"] = values["port"]

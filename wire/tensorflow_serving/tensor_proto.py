@@ -17,6 +17,7 @@ import numpy.typing as npt
 from batchyard.wire import dtypes
 from batchyard.wire.errors import InvalidArgument
 from batchyard.wire.tensorflow_serving.messages import POOL, TensorProto
+from batchyard.wire.tensorflow_serving.value_fields import value_field
 
 Array = npt.NDArray[Any]
 
@@ -32,22 +33,6 @@ _ENUM_BY_NAME: dict[str, int] = {
     for name in dtypes.NAMES
 }
 _NAME_BY_ENUM = {number: name for name, number in _ENUM_BY_NAME.items()}
-_FIELDS = {
-    "bool": "bool_val",
-    "int64": "int64_val",
-    "uint32": "uint32_val",
-    "uint64": "uint64_val",
-    "float16": "half_val",
-    "bfloat16": "half_val",
-    "float32": "float_val",
-    "float64": "double_val",
-    "complex64": "scomplex_val",
-    "complex128": "dcomplex_val",
-    "float8_e5m2": "float8_val",
-    "float8_e4m3fn": "float8_val",
-    dtypes.STRING: "string_val",
-}
-_OTHER_INTEGERS = "int_val"
 
 
 def dtype_name(enum: int) -> str:
@@ -168,7 +153,7 @@ def _from_string_content(content: bytes, count: int) -> Array:
 
 
 def _from_values(proto: TensorProto, dtype: str, count: int) -> Array:
-    field = _FIELDS.get(dtype, _OTHER_INTEGERS)
+    field = value_field(dtype)
     array = _convert(getattr(proto, field), dtype, field)
     given = len(array)
     if given == count:

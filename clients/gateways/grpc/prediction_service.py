@@ -40,8 +40,9 @@ _SIGNATURE_DEF = "signature_def"
 class PredictionService:
     """Its methods, over the inference that both gateways share."""
 
-    def __init__(self, inference: Inference) -> None:
+    def __init__(self, inference: Inference, *, answers_with_values: bool = True) -> None:
         self._inference = inference
+        self._answers_with_values = answers_with_values
 
     def handler(self, calls: Calls) -> grpc.GenericRpcHandler:
         """What the server needs to serve it."""
@@ -67,7 +68,11 @@ class PredictionService:
         )
         spec = prediction.spec
         return encode_response(
-            spec.name, spec.version or 0, spec.signature_name, prediction.outputs
+            spec.name,
+            spec.version or 0,
+            spec.signature_name,
+            prediction.outputs,
+            with_values=self._answers_with_values,
         )
 
     async def classify(self, request: Any, call: Call) -> bytes:
