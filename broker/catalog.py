@@ -12,7 +12,13 @@ from batchyard.broker.measures import Measures
 from batchyard.broker.policy import NEVER, BatchingParameters
 from batchyard.wire import dtypes
 from batchyard.wire.arena import align
-from batchyard.wire.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from batchyard.wire.errors import (
+    BatchyardError,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from batchyard.wire.protocol import InputHeader, Target
 from batchyard.wire.signatures import SignatureSpec, TensorSpec, format_shape, shape_fits
 from batchyard.wire.tensors import element_count
@@ -240,8 +246,8 @@ class Catalog:
     def find(self, name: str, version: int | None, label: str | None) -> ServedModel:
         """The model that is served under a name and, if given, a version or a label.
 
-        Raises NotFound when there is none, Unavailable when no worker has served it yet, or none
-        ever will again. While its workers are being replaced its requests wait.
+        Raises NotFound when there is none, InvalidArgument for a label that no version has,
+        Unavailable when no worker has served it yet, or none ever will again. While its workers are being replaced its requests wait.
         """
         model = self.named(name, version, label)
         where = f"model {name!r} version {model.version}"
@@ -254,7 +260,7 @@ class Catalog:
         return model
 
     def named(self, name: str, version: int | None, label: str | None) -> ServedModel:
-        """The same, whether it can be used or not. Raises NotFound."""
+        """The same, whether it can be used or not. Raises NotFound, InvalidArgument."""
         versions = self._versions(name)
         if version is not None:
             found = [model for model in versions if model.version == version]
@@ -263,7 +269,7 @@ class Catalog:
         else:
             found = [model for model in versions if model.is_current] or versions[-1:]
         if not found:
-            raise _not_found(versions, version, label)
+            raise _nothing_found(versions, version, label)
         return found[0]
 
     def _versions(self, name: str) -> list[ServedModel]:
@@ -464,14 +470,20 @@ def _row_shape(
     return tuple(None if want is None else dim for want, dim in zip(declared, dims, strict=False))
 
 
-def _not_found(versions: list[ServedModel], version: int | None, label: str | None) -> NotFound:
+def _nothing_found(
+    versions: list[ServedModel], version: int | None, label: str | None
+) -> BatchyardError:
     name = versions[0].name
     if version is not None:
         numbers = ", ".join(str(model.version) for model in versions)
         which = f"version {numbers} is" if len(versions) == 1 else f"versions {numbers} are"
         return NotFound(f"model {name!r} has no version {version} here; {which} served")
     labels = sorted(label for model in versions for label in model.labels)
-    return NotFound(f"model {name!r} has no version labelled {label!r}; labels are {_list(labels)}")
+    # As in TensorFlow Serving: labels are the configuration's, and do not come by themselves as
+    # versions do.
+    return InvalidArgument(
+        f"model {name!r} has no version labelled {label!r}; labels are {_list(labels)}"
+    )
 
 
 def _list(names: object) -> str:

@@ -8,23 +8,23 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from batchyard.cli.serving import plan
 from batchyard.cli.startup_line import StartupLine
-from batchyard.pool.config import Config
 from batchyard.pool.plan import ServerPlan
 from batchyard.pool.service_manager import ServiceManager
 from batchyard.pool.supervisor import ServerFailed, Supervisor
+from batchyard.pool.watch import Reload
 from batchyard.wire import log
 from batchyard.wire.control import EXIT_CONFIGURATION, PARENT_SIGNALS
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.log import LogSettings
 
 
-def run(load: Callable[[], Config], settings: LogSettings) -> None:
-    """Serves what ``load`` says, which is called again at SIGHUP. ``settings`` are for the log.
+def run(load: Reload, settings: LogSettings) -> None:
+    """Serves what ``load`` says, which is called again to reload. ``settings`` are for the log.
 
     Prints one line when every worker is ready. Exits with what a server ends with, unless it is 0.
     """
@@ -35,7 +35,7 @@ def run(load: Callable[[], Config], settings: LogSettings) -> None:
         # Without a standard error there is nowhere to say it.
         faulthandler.enable()
     try:
-        server_plan, notes = plan(load())
+        server_plan, notes = plan(load(None))
     except ConfigurationError as error:
         service_manager.tell({"STATUS": f"Refused: {error}"})
         _end(EXIT_CONFIGURATION, str(error), settings)

@@ -28,4 +28,4 @@ def command(**options: Any) -> None:
     or the device, 4 when a model does not load, 1 for all else.
     """
     settings = log.configure("supervisor", early_log_settings(options))
-    run(lambda: load_config(options), settings)
+    run(lambda models: load_config(options, models), settings)

@@ -38,7 +38,7 @@ def command(**given: Any) -> None:
     settings = log.configure("supervisor", _log_settings(given))
     for name, here in flags.without_effect(given):
         log.info("flag_without_effect", flag=name, reason=here)
-    run(lambda: configuration.load_config(given), settings)
+    run(lambda models: configuration.load_config(given, models), settings)
 
 
 def _log_settings(given: dict[str, Any]) -> LogSettings:

@@ -370,7 +370,8 @@ class Client:
     ) -> dict[str, Any]:
         """A model's signatures, with names, dtypes and shapes (None: open) of their tensors.
 
-        Raises NotFound, or Unavailable while the model loads.
+        Raises NotFound (InvalidArgument for a label that no version has), or Unavailable while the
+        model loads.
         """
         return readable_metadata(self._metadata(model, version, label, None))
 

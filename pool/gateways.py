@@ -119,7 +119,7 @@ class GatewayLife:
         self._answers_since = now
 
     def drains(self) -> None:
-        """No other is started after it."""
+        """No other is started after it, whatever happens."""
         self._begun = True
         self.start_at = _NEVER
 

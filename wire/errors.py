@@ -63,7 +63,7 @@ class DeadlineExceeded(BatchyardError):
 
 
 class NotFound(BatchyardError):
-    """No such model, version, label or signature."""
+    """No such model, version or signature. A label that no version has is InvalidArgument."""
 
     code = "NOT_FOUND"
     number = 5

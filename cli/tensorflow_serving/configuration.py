@@ -12,8 +12,8 @@ from batchyard.wire.errors import ConfigurationError, InvalidArgument
 from batchyard.wire.tensorflow_serving.model_config import folder
 
 # TensorFlow Serving runs requests side by side. Eight clients of four dense layers at 32 rows got
-# 1.45 times as many answers with 4 at once as with 1, and no more with 8; batched, 2 and 1 were alike,
-# and 2 keep a model from waiting for another's batch.
+# 1.45 times as many answers with 4 at once as with 1, and no more with 8; batched, 2 and 1 were the
+# same, and 2 keep a model from waiting for another's batch.
 _CONCURRENT_REQUESTS = 4
 _CONCURRENT_BATCHES = 2
 _LONGEST_S = 86_400
@@ -33,6 +33,7 @@ _PLACES = {
     "broker.bind": "--bind",
     "log.format": "--log_format",
     "log.level": "--log_level",
+    "models[0].name": "--model_name",
 }
 _WORKERS = "pool.workers[0]."
 
@@ -111,7 +112,11 @@ def _models(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _of_all_models(values: Mapping[str, Any]) -> dict[str, Any]:
     """What a table of ``[[models]]`` has whatever the model."""
-    table: dict[str, Any] = {"batching": {"enable_batching": False}}
+    table: dict[str, Any] = {
+        "run_warmup_requests": values["enable_model_warmup"],
+        "warmup_iterations": values["num_request_iterations_for_warmup"] or 1,
+        "batching": {"enable_batching": False},
+    }
     if values["allow_version_labels_for_unavailable_models"]:
         table["allow_version_labels_for_unavailable_models"] = True
     if values["enable_batching"]:
@@ -166,8 +171,8 @@ def _grpc(values: Mapping[str, Any]) -> dict[str, Any]:
     table: dict[str, Any] = {
         "host": values["host"],
         "processes": values["grpc_processes"],
-        "channel_arguments": _channel_arguments(values["grpc_channel_arguments"]),
         "enable_serialization_as_tensor_content": values["enable_serialization_as_tensor_content"],
+        "channel_arguments": _channel_arguments(values["grpc_channel_arguments"]),
     }
     if values["port"]:
         table["port"] = values["port"]

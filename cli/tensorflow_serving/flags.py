@@ -221,8 +221,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "enable_serialization_as_tensor_content",
         False,
-        "Predict answers numbers in tensor_content alone. Without it also in the field of their "
-        "dtype, such as float_val.",
+        "Predict answers numbers in tensor_content instead of the fields of their dtype, such as "
+        "float_val.",
     ),
 )
 # What tensorflow_model_server does not have.

@@ -69,13 +69,17 @@ def test_a_model_is_found_by_name_version_or_label() -> None:
     [
         (make_target(model="n"), ["'n'", "served are 'm'"]),
         (make_target(version=7), ["'m'", "no version 7", "version 1 is served"]),
-        (make_target(label="canary"), ["labelled 'canary'", "labels are 'stable'"]),
         (make_target(signature="train"), ["no signature 'train'", "it has 'serving_default'"]),
     ],
-    ids=["model", "version", "label", "signature"],
+    ids=["model", "version", "signature"],
 )
 def test_what_is_not_served_is_not_found(target: bytes, words: list[str]) -> None:
     refused(make_catalog(), target, NotFound, *words)
+
+
+def test_a_label_that_no_version_has_is_a_wrong_request_as_in_tensorflow_serving() -> None:
+    words = "labelled 'canary'", "labels are 'stable'"
+    refused(make_catalog(), make_target(label="canary"), InvalidArgument, *words)
 
 
 def test_an_empty_catalog_says_that_it_serves_none() -> None:

@@ -12,7 +12,7 @@ from support.virtual_broker import VirtualBroker
 
 from batchyard.broker import events
 from batchyard.broker.catalog import ServedModel
-from batchyard.wire.errors import InvalidArgument, NotFound, Unavailable
+from batchyard.wire.errors import BatchyardError, InvalidArgument, NotFound, Unavailable
 
 Versions = Iterable[tuple[int, bool]]
 
@@ -73,16 +73,18 @@ def test_a_label_moves_with_the_configuration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "words"),
+    ("target", "error", "words"),
     [
-        (make_target(version=3), "model 'm' has no version 3 here; versions 1, 2 are served"),
-        (make_target(label="x"), "no version labelled 'x'; labels are 'stable', 'stable'"),
-        (make_target(model="n"), "model 'n' is not served here; served are 'm'"),
+        (make_target(version=3), NotFound, "model 'm' has no version 3 here; versions 1, 2 are served"),
+        (make_target(label="x"), InvalidArgument, "'x'; labels are 'stable', 'stable'"),
+        (make_target(model="n"), NotFound, "model 'n' is not served here; served are 'm'"),
     ],
 )
-def test_what_is_not_served_is_told_with_what_is(target: bytes, words: str) -> None:
+def test_what_is_not_served_is_told_with_what_is(
+    target: bytes, error: type[BatchyardError], words: str
+) -> None:
     b = broker((1, True), (2, False))
-    with pytest.raises(NotFound) as caught:
+    with pytest.raises(error) as caught:
         b.ask(1, target=target)
     assert words in caught.value.message
 

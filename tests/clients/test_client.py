@@ -44,7 +44,7 @@ def test_version_and_label_choose(client: Client) -> None:
     [
         ("nobody", {}, errors.NotFound),
         ("upper", {"version": 2}, errors.NotFound),
-        ("upper", {"label": "canary"}, errors.NotFound),
+        ("upper", {"label": "canary"}, errors.InvalidArgument),
         ("upper", {"signature": "other"}, errors.NotFound),
         ("upper", {"version": 1, "label": "stable"}, errors.InvalidArgument),
         ("upper", {"priority": 11}, errors.InvalidArgument),

@@ -13,7 +13,7 @@ import pytest
 from support.server import Server
 
 from batchyard.clients import Client
-from batchyard.clients.errors import InvalidArgument, NotFound
+from batchyard.clients.errors import BatchyardError, InvalidArgument, NotFound
 from batchyard.wire import dtypes
 from batchyard.wire.tensorflow_serving.messages import SignatureDefMap
 
@@ -284,18 +284,22 @@ def test_a_version_folder_is_served_under_its_number(tensorflow: Client) -> None
 
 
 @pytest.mark.parametrize(
-    ("model", "asked", "complaint"),
+    ("model", "asked", "error", "complaint"),
     [
-        ("latest", {"version": 123}, "has no version 123 here; version 124 is served"),
-        ("latest", {"label": "canary"}, "no version labelled 'canary'; labels are 'stable'"),
-        ("latest", {"signature": "nope"}, "has no signature 'nope'; it has 'classify_x_to_y', "),
-        ("nope", {}, "model 'nope' is not served here; served are 'bucketed', "),
+        ("latest", {"version": 123}, NotFound, "has no version 123 here; version 124 is served"),
+        ("latest", {"label": "canary"}, InvalidArgument, "'canary'; labels are 'stable'"),
+        ("latest", {"signature": "nope"}, NotFound, "has no signature 'nope'; it has 'classify_x_to_y', "),
+        ("nope", {}, NotFound, "model 'nope' is not served here; served are 'bucketed', "),
     ],
 )
-def test_what_is_not_served_is_not_found(
-    tensorflow: Client, model: str, asked: dict[str, Any], complaint: str
+def test_what_is_not_served_is_told(
+    tensorflow: Client,
+    model: str,
+    asked: dict[str, Any],
+    error: type[BatchyardError],
+    complaint: str,
 ) -> None:
-    with pytest.raises(NotFound) as caught:
+    with pytest.raises(error) as caught:
         tensorflow.predict(model, [2.0], **asked)
     assert complaint in caught.value.message
 

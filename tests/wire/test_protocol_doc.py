@@ -171,7 +171,7 @@ def test_stats(client: DocumentedClient) -> None:
         (["metadata", {}], INVALID_ARGUMENT),
         (["metadata", {"model": "nobody"}], NOT_FOUND),
         (["metadata", {"model": "mean", "version": 2}], NOT_FOUND),
-        (["metadata", {"model": "mean", "label": "stable"}], NOT_FOUND),
+        (["metadata", {"model": "mean", "label": "stable"}], INVALID_ARGUMENT),
     ],
 )
 def test_query_that_fails(client: DocumentedClient, query: list[Any], number: int) -> None:

@@ -1,8 +1,6 @@
 """A ``PredictResponse``, as bytes, with one copy of its tensors.
 
 A protobuf message takes a tensor's bytes in and copies them once more when it becomes bytes itself.
-Numbers are in ``tensor_content``, which clients read fastest, and in the field of their dtype as well,
-such as ``float_val``: there TensorFlow Serving has them, and many clients look nowhere else.
 The layout: https://protobuf.dev/programming-guides/encoding
 """
 
@@ -16,8 +14,7 @@ import numpy.typing as npt
 
 from batchyard.wire import dtypes
 from batchyard.wire.tensorflow_serving.messages import PredictResponse, TensorProto
-from batchyard.wire.tensorflow_serving.tensor_proto import dtype_enum, from_array
-from batchyard.wire.tensorflow_serving.value_fields import packed, value_field_number
+from batchyard.wire.tensorflow_serving.tensor_proto import dtype_enum, from_array, values_of_array
 from batchyard.wire.tensors import Buffer, encode
 
 Array = npt.NDArray[Any]
@@ -26,7 +23,17 @@ Array = npt.NDArray[Any]
 _LENGTH_DELIMITED = 2
 _OUTPUTS = bytes([PredictResponse.OUTPUTS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
 _CONTENT = bytes([TensorProto.TENSOR_CONTENT_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
-_VALUES_NBYTES_MAX = 64 << 20
+# Fields in which numbers have the bytes that they have in memory, one after the other.
+_SAME_BYTES = {
+    dtype: bytes([number << 3 | _LENGTH_DELIMITED])
+    for dtype, number in {
+        "float32": TensorProto.FLOAT_VAL_FIELD_NUMBER,
+        "float64": TensorProto.DOUBLE_VAL_FIELD_NUMBER,
+        "complex64": TensorProto.SCOMPLEX_VAL_FIELD_NUMBER,
+        "complex128": TensorProto.DCOMPLEX_VAL_FIELD_NUMBER,
+        "bool": TensorProto.BOOL_VAL_FIELD_NUMBER,
+    }.items()
+}
 # Of the entries that a map consists of.
 _KEY, _VALUE = bytes([1 << 3 | _LENGTH_DELIMITED]), bytes([2 << 3 | _LENGTH_DELIMITED])
 
@@ -37,34 +44,29 @@ def encode_response(
     signature_name: str,
     outputs: Mapping[str, Array],
     *,
-    with_values: bool = True,
+    as_content: bool = True,
 ) -> bytes:
     """The message for the outputs of a model's version and signature.
 
-    Without ``with_values``, and of outputs beyond 64 MiB, numbers are in ``tensor_content`` alone.
-    Raises InvalidArgument for an output of a dtype that TensorFlow does not have.
+    ``as_content``: numbers are in ``tensor_content``, else in the field of their dtype, such as
+    ``float_val``. Raises InvalidArgument for an output of a dtype that TensorFlow does not have.
     """
     parts: list[Buffer] = [_spec(name, version, signature_name)]
     for alias, array in outputs.items():
         dtype = dtypes.from_numpy(array.dtype)
+        content: Buffer = b""
         if dtype is None or dtype == dtypes.STRING:
-            tensor: list[Buffer] = [from_array(array).SerializeToString()]
+            head = from_array(array).SerializeToString()
+        elif as_content or dtype in _SAME_BYTES:
+            field = _CONTENT if as_content else _SAME_BYTES[dtype]
+            head, content = _head(dtype, array.shape, field), encode(array, dtype)
         else:
-            tensor = _numbers(array, dtype, with_values=with_values)
-        nbytes = sum(map(len, tensor))
+            head = values_of_array(array).SerializeToString()
+        nbytes = len(head) + len(content)
         key = alias.encode()
-        entry = b"".join([_KEY, _varint(len(key)), key, _VALUE, _varint(nbytes)])
-        parts += (_OUTPUTS, _varint(len(entry) + nbytes), entry, *tensor)
+        entry = b"".join([_KEY, _varint(len(key)), key, _VALUE, _varint(nbytes), head])
+        parts += (_OUTPUTS, _varint(len(entry) + len(content)), entry, content)
     return b"".join(parts)
-
-
-def _numbers(array: Array, dtype: str, *, with_values: bool) -> list[Buffer]:
-    tensor: list[Buffer] = [_head(dtype, array.shape), encode(array, dtype)]
-    if with_values and 0 < array.nbytes <= _VALUES_NBYTES_MAX:
-        values = packed(array, dtype)
-        tag = _varint(value_field_number(dtype) << 3 | _LENGTH_DELIMITED)
-        tensor += (tag + _varint(len(values)), values)
-    return tensor
 
 
 @lru_cache(maxsize=1024)
@@ -79,8 +81,8 @@ def _spec(name: str, version: int, signature_name: str) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _head(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """A tensor up to the bytes of its elements."""
+def _head(dtype: str, shape: tuple[int, ...], field: bytes) -> bytes:
+    """A tensor up to the bytes of its elements, which end it."""
     proto = TensorProto(dtype=dtype_enum(dtype))
     proto.tensor_shape.SetInParent()
     count = 1
@@ -88,7 +90,7 @@ def _head(dtype: str, shape: tuple[int, ...]) -> bytes:
         proto.tensor_shape.dim.add(size=size)
         count *= size
     head: bytes = proto.SerializeToString()
-    return head + _CONTENT + _varint(count * dtypes.itemsize(dtype))
+    return head + field + _varint(count * dtypes.itemsize(dtype))
 
 
 def _varint(number: int) -> bytes:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from batchyard.wire import dtypes
 from batchyard.wire.errors import InvalidArgument
 from batchyard.wire.tensorflow_serving.messages import POOL, TensorProto
-from batchyard.wire.tensorflow_serving.value_fields import value_field
 
 Array = npt.NDArray[Any]
 
@@ -33,6 +32,22 @@ _ENUM_BY_NAME: dict[str, int] = {
     for name in dtypes.NAMES
 }
 _NAME_BY_ENUM = {number: name for name, number in _ENUM_BY_NAME.items()}
+_FIELDS = {
+    "bool": "bool_val",
+    "int64": "int64_val",
+    "uint32": "uint32_val",
+    "uint64": "uint64_val",
+    "float16": "half_val",
+    "bfloat16": "half_val",
+    "float32": "float_val",
+    "float64": "double_val",
+    "complex64": "scomplex_val",
+    "complex128": "dcomplex_val",
+    "float8_e5m2": "float8_val",
+    "float8_e4m3fn": "float8_val",
+    dtypes.STRING: "string_val",
+}
+_OTHER_INTEGERS = "int_val"
 
 
 def dtype_name(enum: int) -> str:
@@ -80,6 +95,35 @@ def from_array(array: Array) -> TensorProto:
 
     Raises InvalidArgument for a dtype that TensorFlow does not have.
     """
+    proto, dtype = _described(array)
+    if dtype == dtypes.STRING:
+        _add_strings(proto, array)
+    else:
+        proto.tensor_content = array.tobytes()
+    return proto
+
+
+def values_of_array(array: Array) -> TensorProto:
+    """The same with numbers in the field of their dtype, such as ``int64_val``."""
+    proto, dtype = _described(array)
+    if dtype == dtypes.STRING:
+        _add_strings(proto, array)
+        return proto
+    name = _FIELDS.get(dtype, _OTHER_INTEGERS)
+    values = array.ravel()
+    if name == "float8_val":
+        proto.float8_val = values.tobytes()
+        return proto
+    if name == "half_val":
+        values = values.view(np.uint16)
+    elif np.iscomplexobj(values):
+        values = values.view(values.real.dtype)
+    getattr(proto, name).extend(values.tolist())
+    return proto
+
+
+def _described(array: Array) -> tuple[TensorProto, str]:
+    """A message without values, and the name of their dtype."""
     dtype = dtypes.from_numpy(array.dtype)
     if dtype is None:
         raise InvalidArgument(f"an array of dtype {array.dtype} is no tensor of TensorFlow's")
@@ -89,13 +133,13 @@ def from_array(array: Array) -> TensorProto:
         add(size=size)
     if not array.shape:
         proto.tensor_shape.SetInParent()
-    if dtype == dtypes.STRING:
-        proto.string_val.extend(
-            item.encode() if isinstance(item, str) else item for item in array.ravel().tolist()
-        )
-    else:
-        proto.tensor_content = array.tobytes()
-    return proto
+    return proto, dtype
+
+
+def _add_strings(proto: TensorProto, array: Array) -> None:
+    proto.string_val.extend(
+        item.encode() if isinstance(item, str) else item for item in array.ravel().tolist()
+    )
 
 
 def _shape(proto: TensorProto) -> tuple[int, ...]:
@@ -153,7 +197,7 @@ def _from_string_content(content: bytes, count: int) -> Array:
 
 
 def _from_values(proto: TensorProto, dtype: str, count: int) -> Array:
-    field = value_field(dtype)
+    field = _FIELDS.get(dtype, _OTHER_INTEGERS)
     array = _convert(getattr(proto, field), dtype, field)
     given = len(array)
     if given == count:
