@@ -101,9 +101,15 @@ def _grpc_client(address: str) -> Iterator[Callable[[], str]]:
         text=True,
     ) as process:
         try:
-            yield lambda: process.communicate(timeout=60)[0]
+            yield lambda: _said(process)
         finally:
             process.kill()
+
+
+def _said(process: subprocess.Popen[str]) -> str:
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    return said
 
 
 def _json_values(text: str) -> Iterator[Any]:
