@@ -62,8 +62,8 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
 async def _drain(server: Any, calls: Calls, health: HealthService) -> None:
     """Answers the calls under way, and refuses what comes meanwhile; then it stops listening."""
     await health.drain()
-    # Not stopped before: gRPC resets calls that come by open connections after that (CANCELLED), and
-    # callers have to be told UNAVAILABLE, at which they try another server.
+    # Not stopped before: gRPC resets calls that come by open connections after that (CANCELLED),
+    # and callers have to be told UNAVAILABLE, at which they try another server.
     await calls.drain()
     await asyncio.sleep(_GOODBYE_S)
     await calls.drain()
