@@ -76,7 +76,7 @@ def tensorflow_server(savedmodels: Path) -> Iterator[Server]:
         ),
         model_table("tensorflow_alias", callable_path("tensorflow_alias")),
     ]
-    config = '[[pool.workers]]\ndevice = "cpu"\ncount = 2\n' + "".join(tables)
+    config = '[grpc]\nport = 0\n[[pool.workers]]\ndevice = "cpu"\ncount = 2\n' + "".join(tables)
     environment = {"BATCHYARD_TEST_RAISES": str(savedmodels / "raises" / "1")}
     with Server(config=config, environment=environment) as server:
         yield server
