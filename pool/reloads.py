@@ -25,6 +25,8 @@ from batchyard.wire.errors import (
 # Beyond, whoever asks is told so.
 _WAITING_MAX = 16
 _STOPPING = "the server is stopping"
+# What a caller may say of a model: how it is run, and by what, is the configuration's affair.
+_KEYS = {"name", "path", "version_policy", "version_labels"}
 
 
 class Reloads:
@@ -40,7 +42,11 @@ class Reloads:
 
     def asked(self, ticket: int, models: list[dict[str, Any]], *, is_stopping: bool) -> None:
         """A gateway asked."""
-        if is_stopping:
+        keys = {key for model in models for key in model}
+        if not keys <= _KEYS:
+            message = f"a model may have {_names(_KEYS)} here, not {_names(keys - _KEYS)}"
+            self._answer(ticket, InvalidArgument(message))
+        elif is_stopping:
             self._answer(ticket, Unavailable(_STOPPING))
         elif len(self._waiting) >= _WAITING_MAX:
             message = f"{_WAITING_MAX} reloads wait already: ask again when they are done"
@@ -92,3 +98,7 @@ class Reloads:
 
     def _answer(self, ticket: int, error: BatchyardError | None) -> None:
         self._do(AnswerReload(ticket, error))
+
+
+def _names(keys: set[str]) -> str:
+    return ", ".join(sorted(keys))

@@ -134,6 +134,16 @@ def test_more_than_a_bound_are_told_so() -> None:
     assert server.reloads[17].startswith("RESOURCE_EXHAUSTED: 16 reloads wait already")
 
 
+def test_how_a_model_is_run_is_not_a_callers_to_say() -> None:
+    server = VirtualServer()
+    server.happens(events.ModelsRequested(1, [*TABLES, {"name": "n", "runtime": "python"}]))
+    assert server.reloads == {
+        1: "INVALID_ARGUMENT: a model may have name, path, version_labels, version_policy here, "
+        "not runtime"
+    }
+    assert not server.read_models
+
+
 def test_a_service_manager_does_not_mistake_it_for_its_own() -> None:
     server = VirtualServer()
     server.happens(events.ReloadRequested())
