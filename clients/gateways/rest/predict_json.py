@@ -68,7 +68,7 @@ def signature_name(document: dict[str, Any]) -> str:
             f"JSON Value: {quoted(document)} not formatted correctly. 'signature_name' key must "
             "be a string value."
         )
-    return printable(name)
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _decode_document(document: dict[str, Any], inputs_of: InputsOf) -> PredictRequest:
