@@ -16,6 +16,9 @@ SITE_PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 # Inputs that `make fuzz` tries, of all targets together.
 RUNS ?= 100000
 
+# Test files that run at once.
+JOBS ?= 2
+
 # How long `make chaos` runs; the same seed makes the same choices.
 SECONDS ?= 600
 SEED ?= $(shell date +%s)
@@ -36,7 +39,7 @@ types: $(VENV)/installed
 	$(BIN)/mypy $(patsubst %,-p batchyard.%,$(PACKAGES))
 
 unit: $(VENV)/installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 # What decodes bytes from outside, under inputs that atheris makes, guided by coverage. What it
 # learns is kept in .fuzz, where the next run goes on.
@@ -79,12 +82,16 @@ $(PEERS)/tensorflow/installed: $(PEER_NEEDS)/tensorflow.txt | $(VENV)/bin/python
 
 docs: $(VENV)/installed
 	$(BIN)/python -m batchyard.cli.configuration_page > docs/configuration.md
+	$(BIN)/python -m batchyard.cli.tensorflow_serving.page docs/tensorflow-serving.md
 
 # The wheel and the source distribution, in dist/.
 dist: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
 	$(BIN)/python -m build --outdir dist
 
+# tensorflow-serving-api would bring another TensorFlow along, with CUDA: the tests need its messages
+# and stubs only.
+#
 # A strict editable install links each file, so that type checkers and editors follow it: it is
 # made anew when files come or go.
 $(VENV)/installed: setup.cfg pyproject.toml $(VENV)/sources
@@ -92,6 +99,8 @@ $(VENV)/installed: setup.cfg pyproject.toml $(VENV)/sources
 	@rm -rf build
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--config-settings editable_mode=strict --editable '.[cpu,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		'tensorflow-serving-api==2.*' || echo "tests with TensorFlow Serving's own client are skipped"
 	@touch $@
 
 $(VENV)/sources: FORCE | $(VENV)/bin/python

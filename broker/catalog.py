@@ -55,8 +55,9 @@ class ServedModel:
     # No worker serves it, and none will.
     is_abandoned: bool = False
     stateful: bool = False
-    # As workers loaded them.
+    # As workers loaded them. ``signature_def`` is for clients; nobody here looks into it.
     signatures: dict[str, SignatureSpec] = field(default_factory=dict)
+    signature_def: bytes = b""
     output_row_nbytes: dict[str, int] = field(default_factory=dict)
     # Ids of workers that serve it. A stateful model keeps to the first of them.
     workers: list[int] = field(default_factory=list)
@@ -212,6 +213,7 @@ class Catalog:
             model.signatures[spec.name] = spec
             model.measures.setdefault(spec.name, Measures())
             model.output_row_nbytes[spec.name] = signature.output_row_nbytes or 0
+        model.signature_def = report.signature_def
         model.stateful = report.stateful
         # A variable may take an input's memory for its own.
         if report.stateful or not report.bears_changing_inputs:
@@ -245,7 +247,8 @@ class Catalog:
         """The model that is served under a name and, if given, a version or a label.
 
         Raises NotFound when there is none, InvalidArgument for a label that no version has,
-        Unavailable when no worker has served it yet, or none ever will again. While its workers are being replaced its requests wait.
+        Unavailable when no worker has served it yet, or none ever will again. While its workers
+        are being replaced its requests wait.
         """
         model = self.named(name, version, label)
         where = f"model {name!r} version {model.version}"

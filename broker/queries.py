@@ -71,7 +71,7 @@ def _metadata(broker: BrokerLoop, arguments: dict[str, Any]) -> dict[str, Any]:
             f"{show(label)}"
         )
     model = broker.state.catalog.find(name, version, label)
-    return {
+    metadata = {
         **_model(model),
         "max_batch_size": model.parameters.max_batch_size,
         "max_enqueued_batches": model.parameters.max_enqueued_batches,
@@ -82,6 +82,9 @@ def _metadata(broker: BrokerLoop, arguments: dict[str, Any]) -> dict[str, Any]:
             if (spec := model.signature(name)) is not None
         },
     }
+    if model.signature_def:
+        metadata["signature_def"] = model.signature_def
+    return metadata
 
 
 def _stats(broker: BrokerLoop) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import click
 
 from batchyard.cli.serving import load_config, plan, refuse, serving_arguments
 from batchyard.pool.access import is_hidden
+from batchyard.pool.gateways import GatewayPlan
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.keys import nobody_allowed, read_folder
 
@@ -27,6 +28,8 @@ def command(**options: Any) -> None:
         refuse(error)
     for endpoint in server_plan.broker.bind:
         click.echo(f"endpoint  {endpoint}")
+    for gateway in server_plan.gateways:
+        click.echo(f"{gateway.name:9} {_where(gateway)}")
     if server_plan.broker.curve_secret_key_file:
         folder = server_plan.broker.curve_clients
         keys, complaints = read_folder(folder)
@@ -39,6 +42,9 @@ def command(**options: Any) -> None:
         notes += complaints if keys else [*complaints, nobody_allowed(folder)]
     sources = {(s.name, s.version): s for s in server_plan.workers[0].settings.models}
     for model in server_plan.broker.models:
+        if model.error:
+            notes.append(f"model {model.name} version {model.version} is not served: {model.error}")
+            continue
         batching = model.batching
         source = sources[model.name, model.version]
         click.echo(
@@ -59,3 +65,11 @@ def command(**options: Any) -> None:
     for note in notes:
         click.echo(f"note      {note}")
     click.echo("ok")
+
+
+def _where(gateway: GatewayPlan) -> str:
+    places = [] if gateway.port is None else [f"{gateway.host} port {gateway.port or 'free'}"]
+    if gateway.socket_path is not None:
+        places.append(gateway.socket_path)
+    many = f" ({gateway.processes} processes)" if gateway.processes > 1 else ""
+    return " and ".join(places) + many

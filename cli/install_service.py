@@ -180,7 +180,8 @@ def _install_configuration(path: Path, config: Path | None, service: str, name: 
             'bind = ["tcp://127.0.0.1:8601", "ipc:///run/batchyard/broker"]',
         )
         sample = sample.replace("The default: this machine only", "This machine only")
-        sample = sample.replace("# port = 9090", "# port = 9091")
+        for first, second in ((8501, 8503), (8500, 8502), (9090, 9091)):
+            sample = sample.replace(f"# port = {first}", f"# port = {second}")
         sample = sample.replace("/run/batchyard/", f"/run/batchyard-{name}/")
         sample = sample.replace("batchyard.key_secret", f"batchyard-{name}.key_secret")
         sample = sample.replace("batchyard.toml", f"{name}.toml")

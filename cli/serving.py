@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -20,6 +20,7 @@ from batchyard.pool.config import (
     Pool,
     WorkerGroup,
     read_toml,
+    served_instead,
     validate,
 )
 from batchyard.pool.config_gateways import Grpc, Metrics, Rest
@@ -90,11 +91,12 @@ def serving_arguments(function: F) -> F:
     return function
 
 
-def load_config(options: dict[str, Any]) -> Config:
+def load_config(options: dict[str, Any], models: Sequence[dict[str, Any]] | None = None) -> Config:
     """The configuration in a file, with what the command line says on top.
 
     Batching options are for the models that ``--model`` adds; worker options make worker groups
-    that replace the file's. Raises ConfigurationError.
+    that replace the file's. ``models`` are served instead of all others, if they are given. Raises
+    ConfigurationError.
     """
     path: Path | None = options["config"]
     tables = read_toml(path) if path is not None else {}
@@ -117,6 +119,8 @@ def load_config(options: dict[str, Any]) -> Config:
     sections = {"pool": pool, "broker": broker, "log": _log(options)}
     for table, (_, names) in _GATEWAYS.items():
         sections[table] = given(options, names, f"{table}_")
+    if models is not None:
+        tables["models"] = served_instead(tables.get("models"), models)
     for section, values in sections.items():
         if values:
             tables[section] = _merged(tables.get(section), values)

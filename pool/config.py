@@ -7,6 +7,7 @@ Serving's for every knob that it has.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -243,6 +244,27 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: not TOML: it is nested too deeply") from None
 
 
+def served_instead(tables: Any, models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tables of ``models``, which say no more than what is served, for a configuration with
+    these ``tables`` of models: how one of that name is run stays as it is.
+    """
+    known = {
+        table["name"]: table
+        for table in (tables if isinstance(tables, list) else [])
+        if isinstance(table, dict) and isinstance(table.get("name"), str)
+    }
+    result = []
+    for model in models:
+        old = known.get(model["name"], {})
+        dropped = ["version_policy", "version_labels"]
+        if old.get("path") != model["path"]:
+            # Another model by the same name.
+            dropped += ["runtime", "signature", "read_in_place"]
+        kept = {key: value for key, value in old.items() if key not in dropped}
+        result.append({**kept, **model})
+    return result
+
+
 def validate(tables: dict[str, Any], source: str) -> Config:
     """The configuration in ``tables``, which came from ``source``.
 
@@ -251,11 +273,12 @@ def validate(tables: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(tables)
     except ValidationError as error:
-        lines = [f"{source}: {_explain(detail)}" for detail in error.errors()]
+        lines = [f"{source}: {explain(detail)}" for detail in error.errors()]
         raise ConfigurationError("\n".join(lines)) from None
 
 
-def _explain(detail: Any) -> str:
+def explain(detail: Any) -> str:
+    """What is wrong at a place, of one of pydantic's errors."""
     place = ""
     for step in detail["loc"]:
         if isinstance(step, str) and "[" in step:

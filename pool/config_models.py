@@ -64,6 +64,11 @@ class Batching(Section):
         description="A request of more than max_batch_size rows is split over batches and its "
         "answer put together. Off: INVALID_ARGUMENT, as TensorFlow Serving's default.",
     )
+    warmup_max_batch_size: Positive | None = Field(
+        None,
+        description="Without allowed_batch_sizes: the most rows that workers are warmed up at, "
+        "where max_batch_size is more than will come. Default: max_batch_size.",
+    )
 
     @field_validator("allowed_batch_sizes", "length_buckets")
     @classmethod
@@ -89,7 +94,13 @@ class Batching(Section):
         """The sizes that workers are warmed up at: those allowed, or the ends of all."""
         if not self.enable_batching:
             return [1]
-        return self.allowed_batch_sizes or sorted({1, self.max_batch_size})
+        most = min(self.max_batch_size, self.warmup_max_batch_size or self.max_batch_size)
+        return self.allowed_batch_sizes or sorted({1, most})
+
+    @property
+    def for_broker(self) -> dict[str, Any]:
+        """What the broker needs of it."""
+        return self.model_dump(exclude={"warmup_max_batch_size"})
 
 
 class Tensor(Section):
@@ -139,6 +150,11 @@ class Model(Section):
         default={},
         description="Names for versions that are served, which requests may give instead.",
     )
+    allow_version_labels_for_unavailable_models: bool = Field(
+        False,
+        description="Labels may name versions that are not there yet. Requests that give one are "
+        "refused until its version is served.",
+    )
     signature: Signature | None = Field(
         None,
         description="Python runtime only: what the function takes and gives. Without it any "
@@ -151,6 +167,19 @@ class Model(Section):
         "them meanwhile: set false for a function that sorts its inputs, or uses values of them "
         "as indices without copying them first. A function that writes to such an input is called "
         "again with a copy, and gets copies from then on.",
+    )
+    run_warmup_requests: bool = Field(
+        True,
+        description="Whether a SavedModel's own warm-up requests, a TFRecord file "
+        "assets.extra/tf_serving_warmup_requests of at most 1000 PredictionLogs in a version's "
+        "folder, are run before that version is served. One that fails keeps it from being served. "
+        "TensorFlow Serving's --enable_model_warmup.",
+    )
+    warmup_iterations: Positive = Field(
+        1,
+        le=1_000_000,
+        description="How many times each of these requests is run. TensorFlow Serving's "
+        "--num_request_iterations_for_warmup.",
     )
     retry: bool | None = Field(
         None,
@@ -168,8 +197,9 @@ class Model(Section):
     batching_params_file: bool = Field(
         False,
         description="Each version may say itself how its requests become batches: in "
-        "batching_params.pbtxt in its folder, as for TensorFlow Serving. What is not there is as "
-        "under [models.batching].",
+        "batching_params.pbtxt in its folder, with TensorFlow Serving's keys and defaults. "
+        "[models.batching] is for versions without one. A version whose file is wrong is not "
+        "served; others are.",
     )
     batching: Batching = Field(default=Batching(), description="See [models.batching].")
 

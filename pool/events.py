@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 from batchyard.pool.config import Config
 from batchyard.pool.model_set import Key
 from batchyard.pool.versions import Found
 from batchyard.wire import control
 from batchyard.wire.control import ModelSettings, ModelSource
+from batchyard.wire.errors import BatchyardError
 from batchyard.wire.log import LogSettings
 
 
@@ -28,6 +31,14 @@ class Death:
     def of(self, process: str) -> str:
         """The reason, for a person who is told nothing else."""
         return self.reason if self.was_told else f"{process} ended: {self.reason}"
+
+
+class Cause(Enum):
+    """Why the configuration was read again."""
+
+    SIGNAL = "signal"
+    POLL = "poll"
+    GATEWAY = "gateway"
 
 
 # Events
@@ -126,11 +137,20 @@ class ReloadRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelsRequested:
+    """A gateway asked for these tables of ``[[models]]`` to be served, and none else."""
+
+    ticket: int
+    models: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigurationRead:
     """The configuration was read again, and models' folders were looked at."""
 
     config: Config
     found: Found
+    cause: Cause = Cause.SIGNAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +158,25 @@ class ConfigurationRefused:
     """It was read again, and cannot work."""
 
     message: str
+    cause: Cause = Cause.SIGNAL
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaysAnswer:
+    """Every process of every gateway has taken requests once."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayFailed:
+    """A gateway's process ended before it ever took requests."""
+
+    name: str
+    death: Death
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaysDrained:
+    """The gateways that requests come by have answered what they had read, and ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +199,12 @@ Event = (
     | VersionUnloaded
     | VersionsFound
     | ReloadRequested
+    | ModelsRequested
     | ConfigurationRead
     | ConfigurationRefused
+    | GatewaysAnswer
+    | GatewayFailed
+    | GatewaysDrained
     | StopRequested
 )
 
@@ -224,8 +267,28 @@ class TellBroker:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainGateways:
+    """Have the gateways that requests come by answer what they have read, and end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadModels:
+    """Read the configuration, with these tables of ``[[models]]`` instead of its own."""
+
+    models: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerReload:
+    """Tell the gateway that asked how it ended."""
+
+    ticket: int
+    error: BatchyardError | None
+
+
+@dataclass(frozen=True, slots=True)
 class ReportReady:
-    """Say that every worker can take requests."""
+    """Say that every worker and every gateway can take requests."""
 
     endpoints: Sequence[str]
 
@@ -274,6 +337,9 @@ Action = (
     | KillWorker
     | KillBroker
     | TellBroker
+    | DrainGateways
+    | ReadModels
+    | AnswerReload
     | ReportReady
     | TellServiceManager
     | Stop

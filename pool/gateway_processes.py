@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import selectors
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+from batchyard.pool import events
 from batchyard.pool.children import Child, describe_exit
 from batchyard.pool.gateway_sockets import addresses, held
 from batchyard.pool.gateways import GatewayLife, GatewayPlan
 from batchyard.wire import control, log
 from batchyard.wire.control import GatewaySettings, Kind
-from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.errors import MESSAGE_MAX, BatchyardError, ConfigurationError
 from batchyard.wire.link import LinkClosed
 
 
@@ -30,16 +32,29 @@ class _Process:
     socket: socket.socket | None
     life: GatewayLife = field(default_factory=GatewayLife)
     child: Child | None = None
-    # The exit code that it told before it ended.
-    told_code: int = control.EXIT_FAILURE
+    # Why it ends, as it told before it did.
+    told: events.Death | None = None
 
 
 class Gateways:
-    """Used by one thread, whose ``selector`` calls what is registered in it."""
+    """Used by one thread, whose ``selector`` calls what is registered in it.
 
-    def __init__(self, plans: Sequence[GatewayPlan], selector: selectors.BaseSelector) -> None:
+    What happens that concerns others is told to ``happened``.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[GatewayPlan],
+        selector: selectors.BaseSelector,
+        happened: Callable[[events.Event], None],
+    ) -> None:
         self._plans = plans
         self._selector = selector
+        self._happened = happened
+        self._drains = False
+        self._tickets = itertools.count()
+        # Who asked for a reload, and what it calls it.
+        self._asked: dict[int, tuple[Child, int]] = {}
         self._processes: list[_Process] = []
         self._endpoint = ""
         self._addresses: dict[str, str] = {}
@@ -85,6 +100,27 @@ class Gateways:
         for process in self._processes:
             _tell(process, packet)
 
+    def drain(self) -> None:
+        """Those that requests come by answer what they have read, and end."""
+        self._drains = True
+        for process in self._processes:
+            if process.plan.takes_requests:
+                process.life.drains()
+                _tell(process, [Kind.DRAIN])
+                if process.socket is not None:
+                    # Nobody waits there for a process that does not come.
+                    process.socket.close()
+        self._look_whether_drained()
+
+    def answer_reload(self, ticket: int, error: BatchyardError | None) -> None:
+        """Tells who asked for it; nobody, when that process is gone."""
+        child, id = self._asked.pop(ticket)
+        if any(process.child is child for process in self._processes):
+            number, message = (0, "") if error is None else (error.number, error.message)
+            # When it is gone already, its sentinel tells.
+            with contextlib.suppress(LinkClosed):
+                child.link.send([Kind.RELOADED, id, number, message[:MESSAGE_MAX]])
+
     def end(self) -> None:
         """Ends all of them: what they have is told by others, or not worth waiting for."""
         for process in self._processes:
@@ -95,7 +131,7 @@ class Gateways:
     def _start(self, process: _Process) -> None:
         plan = process.plan
         process.life.started()
-        process.told_code = control.EXIT_FAILURE
+        process.told = None
         options, fds = plan.options, []
         if process.socket is not None:
             host, port = process.socket.getsockname()[:2]
@@ -105,7 +141,7 @@ class Gateways:
         try:
             child = Child(process.name, plan.module, settings.to_wire(), fds)
         except OSError as error:
-            self._died(process, f"it cannot be started: {error}")
+            self._died(process, events.Death(f"it cannot be started: {error}"))
             return
         process.child = child
         for fd, handler in ((child.link.fileno(), self._heard), (child.sentinel, self._ended)):
@@ -120,9 +156,15 @@ class Gateways:
             return
         if packet[0] == Kind.ANSWERING:
             process.life.answers(time.monotonic())
+            if all(other.life.has_answered for other in self._processes):
+                self._happened(events.GatewaysAnswer())
         elif packet[0] == Kind.FAILED:
-            process.told_code = packet[1]
+            process.told = events.Death(packet[2], packet[1], was_told=True)
             log.error("gateway_failed", gateway=process.name, reason=packet[2])
+        elif packet[0] == Kind.RELOAD:
+            ticket = next(self._tickets)
+            self._asked[ticket] = child, packet[1]
+            self._happened(events.ModelsRequested(ticket, packet[2]))
 
     def _ended(self, process: _Process, child: Child) -> None:
         child.link.set_blocking(False)
@@ -133,11 +175,30 @@ class Gateways:
             self._selector.unregister(child.link.fileno())
         self._selector.unregister(child.sentinel)
         process.child = None
-        self._died(process, describe_exit(child.reap()))
+        code = child.reap()
+        death = process.told or events.Death(describe_exit(code))
+        if self._drains and process.plan.takes_requests:
+            if code != control.EXIT_OK:
+                _log_death(process, death, starts_again=False)
+            self._look_whether_drained()
+        else:
+            self._died(process, death)
 
-    def _died(self, process: _Process, reason: str) -> None:
-        comes_back = process.life.ended(time.monotonic(), process.told_code)
-        log.error("gateway_died", gateway=process.name, reason=reason, starts_again=comes_back)
+    def _died(self, process: _Process, death: events.Death) -> None:
+        told_code = death.exit_code if death.was_told else control.EXIT_FAILURE
+        comes_back = process.life.ended(time.monotonic(), told_code)
+        _log_death(process, death, starts_again=comes_back)
+        if not process.life.has_answered:
+            self._happened(events.GatewayFailed(process.name, death))
+
+    def _look_whether_drained(self) -> None:
+        taking = [process for process in self._processes if process.plan.takes_requests]
+        if all(process.child is None for process in taking):
+            self._happened(events.GatewaysDrained())
+
+
+def _log_death(process: _Process, death: events.Death, *, starts_again: bool) -> None:
+    log.error("gateway_died", gateway=process.name, reason=death.reason, starts_again=starts_again)
 
 
 def _tell(process: _Process, packet: list[Any]) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from batchyard.pool.runtimes.base import LoadedModel, ModelLoadError
 from batchyard.pool.warmup import warm_up
 from batchyard.wire import control, log
 from batchyard.wire.control import ModelSource, WorkerSettings
-from batchyard.wire.work import ModelReport
+from batchyard.wire.errors import BatchyardError
+from batchyard.wire.work import ModelReport, SignatureReport
+
+# Of the time that a model takes: before its own warm-up requests run.
+_REQUESTS_SHARE = 0.95
 
 
 class CannotServe(Exception):
@@ -33,9 +38,7 @@ def load(
     try:
         model = _open(source, settings)
     except ModelLoadError as error:
-        message = f"model {source.name!r} does not load: {error}"
-        at_fault = source.name, source.version
-        raise CannotServe(control.EXIT_MODEL, message, at_fault) from error
+        raise _does_not_load(source, error) from error
     loaded = time.perf_counter()
 
     def tell_of_warmup(share: float, rows: int) -> None:
@@ -43,6 +46,7 @@ def load(
         tell(0.5 + share / 2, f"warming up at {rows} row{'s' * (rows > 1)}: {source.name}")
 
     signatures = warm_up(source.name, model, source.batch_sizes, tell_of_warmup)
+    signatures = _run_requests(source, model, signatures, tell)
     warmed = time.perf_counter()
     report = ModelReport(
         name=source.name,
@@ -52,6 +56,7 @@ def load(
         signatures=tuple(signatures),
         load_s=loaded - started,
         warmup_s=warmed - loaded,
+        signature_def=model.signature_def,
     )
     log.info(
         "model_loaded",
@@ -62,6 +67,56 @@ def load(
         warmup_s=report.warmup_s,
     )
     return model, report
+
+
+def _run_requests(
+    source: ModelSource,
+    model: LoadedModel,
+    signatures: list[SignatureReport],
+    tell: Callable[[float, str], None],
+) -> list[SignatureReport]:
+    """Runs the warm-up requests in the SavedModel's folder, if there are any.
+
+    The reports, with what was seen of signatures that did not take made-up inputs.
+    """
+    if source.warmup_requests is None:
+        return signatures
+    from batchyard.pool.runtimes.warmup_records import read_records, warmup_file
+
+    path = warmup_file(source.path)
+    if path is None:
+        return signatures
+    # What they are written in takes a while to import, and most models have none.
+    from batchyard.pool.warmup_requests import run_requests
+
+    started = time.perf_counter()
+
+    def tell_of_request(number: int) -> None:
+        tell(_REQUESTS_SHARE, f"running warm-up request {number}: {source.name}")
+
+    try:
+        ran = run_requests(model, read_records(path), source.warmup_requests, tell_of_request)
+    except (BatchyardError, ModelLoadError) as error:
+        reason = f"{path}: {error.message}" if isinstance(error, BatchyardError) else str(error)
+        raise _does_not_load(source, reason) from error
+    log.info(
+        "warmup_requests_run",
+        model=source.name,
+        version=source.version,
+        records=ran.records,
+        seconds=time.perf_counter() - started,
+    )
+    return [
+        report
+        if report.output_row_nbytes is not None
+        else replace(report, output_row_nbytes=ran.output_row_nbytes.get(report.spec.name))
+        for report in signatures
+    ]
+
+
+def _does_not_load(source: ModelSource, reason: object) -> CannotServe:
+    message = f"model {source.name!r} does not load: {reason}"
+    return CannotServe(control.EXIT_MODEL, message, (source.name, source.version))
 
 
 def _open(source: ModelSource, settings: WorkerSettings) -> LoadedModel:

@@ -60,6 +60,9 @@ def make_plan(
     models = wanted_models(config, found, {}, ModelSet())
     if models.complaints:
         raise ConfigurationError("\n".join(models.complaints))
+    served = {name for name, _ in models.served}
+    if any(name not in served for name, _ in models.refused):
+        raise ConfigurationError("\n".join(models.refusals))
     workers = [
         WorkerPlan(
             WorkerSettings(
@@ -87,7 +90,10 @@ def make_plan(
         region_nbytes=config.broker.region_mb * _MIB,
         regions_max=config.broker.max_regions,
         in_flight_max=config.broker.max_in_flight_per_client,
-        models=[served.settings for served in models.served.values()],
+        models=[
+            *(served.settings for served in models.served.values()),
+            *models.refused.values(),
+        ],
         ipc_gid=access.group_id(config.broker.ipc_group),
         curve_secret_key_file=access.place(config.broker.curve_secret_key_file, environ),
         curve_clients=access.place(config.broker.curve_clients, environ),

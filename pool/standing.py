@@ -13,6 +13,7 @@ from batchyard.pool.events import (
     BrokerAnswered,
     BrokerEnded,
     BrokerListening,
+    Cause,
     ConfigurationRead,
     ConfigurationRefused,
     Event,
@@ -102,7 +103,7 @@ class Standing:
                 self._queued_rows = 0
             case ConfigurationRead():
                 self._refusal = ""
-            case ConfigurationRefused(message):
+            case ConfigurationRefused(message, Cause.SIGNAL | Cause.POLL):
                 self._refusal = message
             case _:
                 pass
@@ -115,7 +116,10 @@ class Standing:
             self._unread += 1
             self._is_reloading = True
             return {"RELOADING": 1, "MONOTONIC_USEC": int(now * 1e6)}
-        if isinstance(event, ConfigurationRead | ConfigurationRefused):
+        if (
+            isinstance(event, ConfigurationRead | ConfigurationRefused)
+            and event.cause is Cause.SIGNAL
+        ):
             # One that was asked for while the server started was not counted.
             self._unread = max(self._unread - 1, 0)
         if self._is_reloading and not self._unread and offer.is_settled:

@@ -15,10 +15,15 @@ from batchyard.pool.events import (
     ConfigurationRefused,
     ConfigureLogs,
     Death,
+    DrainGateways,
     Event,
     Fail,
+    GatewayFailed,
+    GatewaysAnswer,
+    GatewaysDrained,
     KillBroker,
     Log,
+    ModelsRequested,
     ReloadRequested,
     ReportReady,
     StartBroker,
@@ -37,6 +42,7 @@ from batchyard.pool.events import (
 )
 from batchyard.pool.offer import Offer
 from batchyard.pool.pulse import Pulse
+from batchyard.pool.reloads import Reloads
 from batchyard.pool.restarts import Restarts
 from batchyard.pool.standing import Phase, Standing
 from batchyard.pool.versions import Found
@@ -47,6 +53,9 @@ from batchyard.wire.control import Kind
 _NEVER = float("inf")
 # Who signals a process and then its whole group (GNU timeout, some service managers) means it once.
 _SAME_SIGNAL_S = 0.5
+# What gateways have read when the server is to stop gets this long to reach the broker, before that
+# refuses what comes.
+_GATEWAYS_FIRST_S = 1.0
 
 
 class ServerState:
@@ -58,10 +67,13 @@ class ServerState:
         found: Found,
         replaced_beside: Sequence[bool],
         watchdog_s: float = _NEVER,
+        *,
+        has_gateways: bool = False,
     ) -> None:
         """``replaced_beside`` says of each slot whether two processes fit its device.
 
         ``watchdog_s``: a service manager ends this process when it hears nothing for so long.
+        ``has_gateways``: GatewaysAnswer comes, and GatewaysDrained after DrainGateways.
         """
         self.phase = Phase.STARTING
         self.endpoints: Sequence[str] = ()
@@ -70,13 +82,19 @@ class ServerState:
         self._first_config = self._config = config
         self.offer = Offer(config, found)
         self.workers = Workers(replaced_beside, self.offer, self._do)
+        self._reloads = Reloads(self._do)
         self._complaints = self.offer.target.complaints
+        self._refusals: tuple[str, ...] = ()
+        self._tell_of_refusals()
         self._is_broker_up = False
         self._broker_start_at = _NEVER
         self._broker_deaths = Restarts()
         self._pulse = Pulse(watchdog_s)
         self._standing = Standing(is_watched=watchdog_s < _NEVER)
+        self._gateways_answer = self._gateways_drained = not has_gateways
         self._drain_by = _NEVER
+        self._drain_broker_at = _NEVER
+        self._broker_drained = False
         self._stop_asked_at = _NEVER
         # What came while the server started.
         self._waiting: list[Event] = []
@@ -96,7 +114,8 @@ class ServerState:
     def next_deadline(self) -> float:
         """When TimePassed is to come at the latest."""
         workers = self.workers.next_deadline() if self._is_broker_up else _NEVER
-        return min(workers, self._broker_start_at, self._pulse.ask_at, self._drain_by)
+        broker = min(self._broker_start_at, self._pulse.ask_at, self._drain_broker_at)
+        return min(workers, broker, self._drain_by)
 
     def _do(self, action: Action) -> None:
         if self.phase is Phase.STOPPED:
@@ -123,7 +142,14 @@ class ServerState:
             case BrokerEnded(death):
                 self._broker_ended(death, now)
             case BrokerDrained():
-                self._do(Stop())
+                self._broker_drained = True
+            case GatewaysAnswer():
+                self._gateways_answer = True
+            case GatewayFailed(name, death):
+                if self.phase is Phase.STARTING:
+                    self._do(Fail(death.exit_code, death.of(name)))
+            case GatewaysDrained():
+                self._gateways_drained = True
             case WorkerReady(id):
                 self.workers.ready(id, now)
             case WorkerServed(id):
@@ -144,18 +170,18 @@ class ServerState:
                 # nor for what is wrong elsewhere: models' folders may be long in answering.
                 if self._first_config.broker.has_keys:
                     self._do(TellBroker([Kind.KEYS]))
+            case ModelsRequested(ticket, models):
+                is_stopping = self.phase is Phase.DRAINING
+                self._reloads.asked(ticket, models, is_stopping=is_stopping)
             case StopRequested():
                 self._stop_requested(now)
 
     def _advance(self, now: float) -> None:
-        if self.phase is Phase.STARTING and self.endpoints and self.workers.are_ready:
+        is_ready = self.workers.are_ready and self._gateways_answer
+        if self.phase is Phase.STARTING and self.endpoints and is_ready:
             self._serve(now)
-        if now >= self._drain_by:
-            message = (
-                "requests were still running after drain_timeout_s = "
-                f"{self._config.pool.drain_timeout_s}"
-            )
-            self._do(Fail(control.EXIT_FAILURE, message))
+        if self.phase is Phase.DRAINING:
+            self._drain(now)
         if self.phase is Phase.STOPPED:
             return
         if now >= self._broker_start_at:
@@ -164,6 +190,9 @@ class ServerState:
             self._ask_broker(now)
         if self._is_broker_up:
             self.workers.advance(now)
+        if self.phase is Phase.SERVING:
+            self._reloads.look(self.offer)
+            self._reloads.begin()
 
     def _serve(self, now: float) -> None:
         self.phase = Phase.SERVING
@@ -184,7 +213,7 @@ class ServerState:
             # The first one may take its time.
             self._pulse.begin(now)
         self.workers.broker_started(models)
-        if self.phase is Phase.DRAINING:
+        if self.phase is Phase.DRAINING and self._drain_broker_at == _NEVER:
             self._do(TellBroker([Kind.DRAIN]))
 
     def _ask_broker(self, now: float) -> None:
@@ -199,6 +228,9 @@ class ServerState:
     def _broker_ended(self, death: Death, now: float) -> None:
         self._is_broker_up = False
         self._pulse.end()
+        if self._broker_drained:
+            # It ends by itself then. What gateways still have to give out, they have.
+            return
         if self.phase is Phase.STARTING:
             self._do(Fail(death.exit_code, death.of("broker")))
             return
@@ -227,23 +259,35 @@ class ServerState:
             case VersionsFound(found):
                 self.offer.find(found)
                 self.workers.try_failed(now)
-            case ConfigurationRead(config, found):
+            case ConfigurationRead(config, found, cause):
                 if config.log != self._config.log:
                     self._do(ConfigureLogs(config.log.settings))
                 self._config = config
-                self._do(Log("info", "reloaded", {"models": len(config.models)}))
+                fields: dict[str, object] = {"models": len(config.models), "cause": cause.value}
+                self._do(Log("info", "reloaded", fields))
                 for name in needing_restart(self._first_config, config):
-                    fields = {"setting": name, "reason": "needs a restart"}
-                    self._do(Log("warning", "reload_incomplete", fields))
+                    refused = {"setting": name, "reason": "needs a restart"}
+                    self._do(Log("warning", "reload_incomplete", refused))
                 self.offer.find(found, config)
                 self.workers.try_failed(now)
-            case ConfigurationRefused(message):
-                self._do(Log("error", "reload_refused", {"reason": message}))
+                self._reloads.read(cause)
+            case ConfigurationRefused(message, cause):
+                fields = {"reason": message, "cause": cause.value}
+                self._do(Log("error", "reload_refused", fields))
+                self._reloads.refused(cause, message)
         complaints = self.offer.target.complaints
         if complaints != self._complaints:
             self._complaints = complaints
             for complaint in complaints:
                 self._do(Log("warning", "label_unserved", {"reason": complaint}))
+        self._tell_of_refusals()
+
+    def _tell_of_refusals(self) -> None:
+        refusals = self.offer.target.refusals
+        if refusals != self._refusals:
+            self._refusals = refusals
+            for refusal in refusals:
+                self._do(Log("error", "version_refused", {"reason": refusal}))
 
     def _stop_requested(self, now: float) -> None:
         if self.phase is Phase.STARTING:
@@ -259,7 +303,25 @@ class ServerState:
             self._stop_asked_at = now
             self._drain_by = now + timeout_s
             self.workers.stop_replacing()
+            self._reloads.stop()
+            if not self._gateways_drained:
+                self._do(DrainGateways())
+            self._drain_broker_at = now + _GATEWAYS_FIRST_S
+
+    def _drain(self, now: float) -> None:
+        if self._drain_broker_at <= now or (
+            self._gateways_drained and self._drain_broker_at < _NEVER
+        ):
+            self._drain_broker_at = _NEVER
             self._do(TellBroker([Kind.DRAIN]))
+        if self._broker_drained and self._gateways_drained:
+            self._do(Stop())
+        elif now >= self._drain_by:
+            what = "gateways were still answering"
+            if not self._broker_drained:
+                what = "requests were still running"
+            message = f"{what} after drain_timeout_s = {self._config.pool.drain_timeout_s}"
+            self._do(Fail(control.EXIT_FAILURE, message))
 
 
 def needing_restart(first: Config, new: Config) -> list[str]:
@@ -269,12 +331,15 @@ def needing_restart(first: Config, new: Config) -> list[str]:
         "batch_execution_timeout",
         "load_timeout",
         "file_system_poll_wait_seconds",
+        "model_config_poll_wait_seconds",
     }
     return [
         f"{section}.{name}"
         for section, old_section, new_section in (
             ("broker", first.broker, new.broker),
             ("pool", first.pool, new.pool),
+            ("rest", first.rest, new.rest),
+            ("grpc", first.grpc, new.grpc),
             ("metrics", first.metrics, new.metrics),
         )
         for name in type(new_section).model_fields

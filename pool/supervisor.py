@@ -12,8 +12,6 @@ import dataclasses
 import os
 import select
 import selectors
-import signal
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,15 +19,15 @@ from typing import Any
 
 from batchyard.pool import events
 from batchyard.pool.children import Child, describe_exit
-from batchyard.pool.config import Config
 from batchyard.pool.gateway_processes import Gateways
 from batchyard.pool.ipc_paths import claimed, private_endpoint
 from batchyard.pool.plan import ServerPlan
 from batchyard.pool.service_manager import ServiceManager
+from batchyard.pool.signals import Signals
 from batchyard.pool.standing import Phase
 from batchyard.pool.startup import Startup
 from batchyard.pool.state import ServerState
-from batchyard.pool.watch import Watch
+from batchyard.pool.watch import Reload, Watch
 from batchyard.wire import control, log
 from batchyard.wire.access import Access
 from batchyard.wire.arena import create_memfd
@@ -57,17 +55,17 @@ class Supervisor:
         self,
         plan: ServerPlan,
         on_ready: Callable[[Sequence[str], Mapping[str, str]], None],
-        reload: Callable[[], Config],
+        reload: Reload,
         service_manager: ServiceManager | None = None,
         on_startup: Callable[[Startup], None] = lambda startup: None,
         notes: Sequence[str] = (),
     ) -> None:
         """``on_ready`` is called with the endpoints, and the addresses of gateways by their names,
-        once every worker can take requests.
+        once every worker and every gateway can take requests.
 
-        ``reload`` reads the configuration again, on another thread; it may raise
-        ConfigurationError. ``service_manager`` hears how the server fares, ``on_startup`` how far
-        its start has come. ``notes`` on the plan are logged once nothing refuses it any more.
+        ``reload`` is called on another thread. ``service_manager`` hears how the server fares,
+        ``on_startup`` how far its start has come. ``notes`` on the plan are logged once nothing
+        refuses it any more.
         """
         self._plan = plan
         self._notes = notes
@@ -76,10 +74,11 @@ class Supervisor:
         beside = [worker.replaced_beside for worker in plan.workers]
         self._service_manager = service_manager or ServiceManager()
         watchdog_s = self._service_manager.watchdog_s
-        self._state = ServerState(plan.config, plan.found, beside, watchdog_s)
+        self._state = ServerState(
+            plan.config, plan.found, beside, watchdog_s, has_gateways=bool(plan.gateways)
+        )
         self._watch = Watch(plan.config, plan.found, reload)
         self._selector = selectors.DefaultSelector()
-        self._gateways = Gateways(plan.gateways, self._selector)
         # Where the broker listens: what the configuration says, and for gateways.
         self._bind = list(plan.broker.bind)
         self._arena = -1
@@ -91,10 +90,17 @@ class Supervisor:
         # What a child said of why it ends, before it ended.
         self._told: dict[Child, events.Death] = {}
         self._events: deque[events.Event] = deque()
+        # They are handled at the end of the turn, or of what is being handled.
+        self._gateways = Gateways(plan.gateways, self._selector, self._events.append)
+        self._signals = Signals(
+            self._selector,
+            on_stop=lambda: self._happened(events.StopRequested()),
+            on_reload=self._reload_asked,
+        )
 
     def run(self) -> None:
         """Serves until a signal says stop. Raises ServerFailed; leaves nothing behind."""
-        with self._signals(), contextlib.ExitStack() as cleanup:
+        with self._signals, contextlib.ExitStack() as cleanup:
             cleanup.callback(self._selector.close)
             cleanup.enter_context(self._claim())
             self._arena = create_memfd(self._plan.arena_nbytes, "batchyard-arena")
@@ -133,8 +139,8 @@ class Supervisor:
             # its descriptors now.
             if self._selector.get_map().get(key.fd) is key:
                 key.data()
-        self._happened(events.TimePassed())
         self._gateways.advance()
+        self._happened(events.TimePassed())
 
     # Events
 
@@ -143,6 +149,10 @@ class Supervisor:
         while self._events and self._state.phase is not Phase.STOPPED:
             for action in self._state.handle(self._events.popleft(), time.monotonic()):
                 self._act(action)
+
+    def _reload_asked(self) -> None:
+        self._happened(events.ReloadRequested())
+        self._watch.ask_for_reload()
 
     def _seen(self) -> None:
         for event in self._watch.events():
@@ -246,6 +256,13 @@ class Supervisor:
                     self._broker.kill()
             case events.EndWorker(id):
                 self._workers[id].link.shut_down()
+            case events.DrainGateways():
+                self._gateways.drain()
+            case events.ReadModels(models):
+                self._watch.ask_for_models(models)
+            case events.AnswerReload(ticket, error):
+                self._gateways.answer_reload(ticket, error)
+                self._watch.answered()
             case events.ReportReady(endpoints):
                 shown = endpoints[: len(self._plan.broker.bind)]
                 self._on_ready(shown, self._gateways.addresses)
@@ -365,39 +382,3 @@ class Supervisor:
         for worker in self._workers.values():
             worker.reap()
         self._gateways.end()
-
-    # Signals
-
-    def _signalled(self, wakeup: socket.socket) -> None:
-        for number in wakeup.recv(4096):
-            if number in control.STOP_SIGNALS:
-                self._happened(events.StopRequested())
-            elif number == signal.SIGHUP:
-                self._happened(events.ReloadRequested())
-                self._watch.ask_for_reload()
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Has signals wake the loop up while the server runs.
-
-        After that they are ignored: what is left is an exit code, which is not to be theirs. To
-        block them would not do: threads of libraries, such as numpy's, do not.
-        """
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        old_fd = signal.set_wakeup_fd(theirs.fileno())
-        for number in control.PARENT_SIGNALS:
-            signal.signal(number, lambda *_: None)
-        self._selector.register(ours, selectors.EVENT_READ, lambda: self._signalled(ours))
-        # Who calls may have blocked them, so that none ends the process before or after.
-        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, control.PARENT_SIGNALS)
-        try:
-            yield
-        finally:
-            for number in control.PARENT_SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            signal.set_wakeup_fd(old_fd)
-            ours.close()
-            theirs.close()

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchyard.pool.config_models import Model
+from batchyard.pool.batching_files import version_batching
+from batchyard.pool.config_models import Batching, Model
 from batchyard.wire.errors import ConfigurationError
 
 _SAVED_MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")
@@ -19,11 +20,14 @@ UNVERSIONED = 1
 class Version:
     """A version that is there: what a worker loads, and what its files look like.
 
-    ``fingerprint`` is another when a file came, went or changed.
+    ``fingerprint`` is another when a file came, went or changed. ``batching`` is the version's own,
+    if it has one. ``refusal`` says why it cannot be served whatever a worker would make of it.
     """
 
     path: str
     fingerprint: int
+    batching: Batching | None = None
+    refusal: str = ""
 
 
 # By number.
@@ -61,7 +65,7 @@ def _find_versions(model: Model) -> dict[int, Version]:
         )
     if _is_saved_model(folder):
         number = _number(folder.name)
-        return {UNVERSIONED if number is None else number: _version(folder)}
+        return {UNVERSIONED if number is None else number: _version(folder, model)}
     numbered = {
         number: child
         for child in folder.iterdir()
@@ -73,7 +77,9 @@ def _find_versions(model: Model) -> dict[int, Version]:
             "folders"
         )
     complete = {
-        number: _version(child) for number, child in numbered.items() if _is_saved_model(child)
+        number: _version(child, model)
+        for number, child in numbered.items()
+        if _is_saved_model(child)
     }
     if not complete:
         raise ConfigurationError(
@@ -134,7 +140,17 @@ def _find_callable(model: Model) -> Version:
     return Version(model.path, hash((status.st_size, status.st_mtime_ns, status.st_ino)))
 
 
-def _version(folder: Path) -> Version:
+def _version(folder: Path, model: Model) -> Version:
+    fingerprint = _fingerprint(folder)
+    if not model.batching_params_file:
+        return Version(str(folder), fingerprint)
+    try:
+        return Version(str(folder), fingerprint, version_batching(folder, model.batching))
+    except ConfigurationError as error:
+        return Version(str(folder), fingerprint, refusal=str(error))
+
+
+def _fingerprint(folder: Path) -> int:
     files = []
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -146,7 +162,7 @@ def _version(folder: Path) -> Version:
                 files.append((path, 0, 0, 0))
             else:
                 files.append((path, status.st_size, status.st_mtime_ns, status.st_ino))
-    return Version(str(folder), hash(tuple(sorted(files))))
+    return hash(tuple(sorted(files)))
 
 
 def _is_saved_model(folder: Path) -> bool:

@@ -74,7 +74,7 @@ def _warm_up_signature(
         tell(i / len(sizes), rows)
         inputs = {i.name: _made_up(i, rows, spec.batched) for i in spec.inputs}
         outputs = [np.asarray(array) for _, array in model.run(spec.name, inputs)]
-        row_nbytes = max(row_nbytes, -(-sum(map(_nbytes, outputs)) // rows))
+        row_nbytes = max(row_nbytes, -(-sum(map(output_nbytes, outputs)) // rows))
         by_rows = by_rows and all(o.ndim > 0 and o.shape[0] == rows for o in outputs)
         runs += [(rows, seconds) for seconds in _timed(model, spec, inputs)]
     if spec.batched and not by_rows:
@@ -110,7 +110,8 @@ def _made_up(spec: TensorSpec, rows: int, batched: bool) -> Array:
     return np.zeros(shape, dtypes.to_numpy(spec.dtype))
 
 
-def _nbytes(output: Array) -> int:
+def output_nbytes(output: Array) -> int:
+    """What an output takes in a block, in bytes."""
     if output.dtype.kind in "OSU":
         return sum(len(item) + OFFSET_NBYTES for item in output.ravel().tolist()) + OFFSET_NBYTES
     return output.nbytes

@@ -8,14 +8,37 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from batchyard.pool.config import Config
 from batchyard.pool.config_models import Model
-from batchyard.pool.events import ConfigurationRead, ConfigurationRefused, Event, VersionsFound
+from batchyard.pool.events import (
+    Cause,
+    ConfigurationRead,
+    ConfigurationRefused,
+    Event,
+    VersionsFound,
+)
 from batchyard.pool.versions import Found, Version, find_all, find_versions, settled
 from batchyard.wire import log
 from batchyard.wire.errors import ConfigurationError
+
+_NEVER = float("inf")
+
+# Reads the configuration again; with tables of [[models]] to be served instead of its own, if it is
+# given them. Raises ConfigurationError.
+Reload = Callable[[list[dict[str, Any]] | None], Config]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """The configuration is to be read again."""
+
+    cause: Cause
+    models: list[dict[str, Any]] | None = None
 
 
 class Watch:
@@ -24,14 +47,19 @@ class Watch:
     ``fileno()`` is readable while ``events()`` has something.
     """
 
-    def __init__(self, config: Config, found: Found, reload: Callable[[], Config]) -> None:
-        """``found`` is known already; ``reload`` reads the configuration again."""
+    def __init__(self, config: Config, found: Found, reload: Reload) -> None:
+        """``found`` is known already."""
         self._reload = reload
         self._seen: Found = found
         self._told: Found = found
         self._config = config
-        # True: read the configuration again; False: end.
-        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        # None: end.
+        self._asked: queue.SimpleQueue[_Wish | None] = queue.SimpleQueue()
+        # A gateway's request is under way, which a poll would replace before it is answered.
+        self._holds_polls = False
+        self._looked_at = self._read_at = time.monotonic()
+        # What a poll was refused for, which is told once.
+        self._refusal = ""
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
@@ -42,7 +70,7 @@ class Watch:
 
     def close(self) -> None:
         """Ends it; a file system that does not answer is not waited for."""
-        self._asked.put(False)
+        self._asked.put(None)
         if self._thread.is_alive():
             self._thread.join(0.2)
         if not self._thread.is_alive():
@@ -54,7 +82,16 @@ class Watch:
 
     def ask_for_reload(self) -> None:
         """Has it read the configuration."""
-        self._asked.put(True)
+        self._asked.put(_Wish(Cause.SIGNAL))
+
+    def ask_for_models(self, models: list[dict[str, Any]]) -> None:
+        """Has it read the configuration, with other models. ``answered`` is to follow."""
+        self._holds_polls = True
+        self._asked.put(_Wish(Cause.GATEWAY, models))
+
+    def answered(self) -> None:
+        """Whoever asked for models knows how it ended."""
+        self._holds_polls = False
 
     def events(self) -> list[Event]:
         """What it saw since the last call."""
@@ -66,31 +103,57 @@ class Watch:
 
     def _run(self) -> None:
         while True:
-            poll_s = self._config.pool.file_system_poll_wait_seconds
             try:
-                if not self._asked.get(timeout=poll_s or None):
+                due = min(self._look_at(), self._poll_at())
+                timeout = None if due == _NEVER else max(0.0, due - time.monotonic())
+                wish = self._asked.get(timeout=timeout)
+                if wish is None:
                     return
-                self._read_again()
+                self._read_again(wish)
             except queue.Empty:
-                try:
-                    self._look()
-                except Exception as error:
-                    log.limited(
-                        "error", "folders_not_read", reason=f"{type(error).__name__}: {error}"
-                    )
+                self._poll()
 
-    def _read_again(self) -> None:
+    def _look_at(self) -> float:
+        wait_s = self._config.pool.file_system_poll_wait_seconds
+        return self._looked_at + wait_s if wait_s else _NEVER
+
+    def _poll_at(self) -> float:
+        wait_s = self._config.pool.model_config_poll_wait_seconds
+        return self._read_at + wait_s if wait_s else _NEVER
+
+    def _poll(self) -> None:
+        now = time.monotonic()
+        if now >= self._poll_at():
+            if not self._holds_polls:
+                self._read_again(_Wish(Cause.POLL))
+            self._read_at = time.monotonic()
+        if now >= self._look_at():
+            try:
+                self._look()
+            except Exception as error:
+                log.limited("error", "folders_not_read", reason=f"{type(error).__name__}: {error}")
+            self._looked_at = time.monotonic()
+
+    def _read_again(self, wish: _Wish) -> None:
+        is_polled = wish.cause is Cause.POLL
         try:
-            config = self._reload()
+            config = self._reload(wish.models)
+            if is_polled and config == self._config:
+                self._refusal = ""
+                return
             found = find_all(config.models)
         except Exception as error:
             # Also of what nobody foresaw: the next one may be better.
             name = "" if isinstance(error, ConfigurationError) else f"{type(error).__name__}: "
-            self._tell(ConfigurationRefused(f"{name}{error}"))
+            refusal = f"{name}{error}"
+            if not is_polled or refusal != self._refusal:
+                self._tell(ConfigurationRefused(refusal, wish.cause))
+            self._refusal = refusal if is_polled else ""
             return
+        self._refusal = ""
         self._config = config
         self._seen = self._told = found
-        self._tell(ConfigurationRead(config, found))
+        self._tell(ConfigurationRead(config, found, wish.cause))
 
     def _look(self) -> None:
         seen = look(self._config.models, self._seen)

@@ -121,11 +121,26 @@ class BrokerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmupRequests:
+    """How a worker runs the requests that a SavedModel brings along for its warm-up.
+
+    Each ``iterations`` times, in batches as the broker would make: of ``max_batch_size`` rows at
+    most (0: whole), padded up to the next of ``allowed_batch_sizes`` and ``length_buckets``.
+    """
+
+    iterations: int
+    max_batch_size: int = 0
+    allowed_batch_sizes: list[int] = field(default_factory=list)
+    length_buckets: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSource:
     """A model for a worker to load: a SavedModel's folder, or ``module:callable``.
 
     ``batch_sizes`` are the sizes to warm up at, increasing. ``signature`` and ``read_in_place`` are
     for the python runtime only: what a SavedModel says of itself, said by the configuration.
+    ``warmup_requests`` is None where those that it brings along are not to be run.
     """
 
     name: str
@@ -135,6 +150,15 @@ class ModelSource:
     batch_sizes: list[int]
     signature: dict[str, Any] | None
     read_in_place: bool = True
+    warmup_requests: WarmupRequests | None = None
+
+    @classmethod
+    def from_wire(cls, body: dict[str, Any]) -> ModelSource:
+        """The source that ``WorkerSettings.to_wire`` wrote."""
+        requests = body["warmup_requests"]
+        return cls(
+            **{**body, "warmup_requests": None if requests is None else WarmupRequests(**requests)}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +190,7 @@ class WorkerSettings:
     @classmethod
     def from_wire(cls, body: dict[str, Any]) -> WorkerSettings:
         """The settings that ``to_wire`` wrote."""
-        return cls(**{**body, "models": [ModelSource(**model) for model in body["models"]]})
+        return cls(**{**body, "models": [ModelSource.from_wire(m) for m in body["models"]]})
 
 
 @dataclass(frozen=True, slots=True)

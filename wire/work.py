@@ -57,6 +57,8 @@ class ModelReport:
 
     ``stateful`` says that a signature writes variables: such a model is served by one worker
     and never warmed up. ``bears_changing_inputs``: it may read them where a client has them.
+    ``signature_def`` is the SavedModel's own word on its signatures, a serialized
+    ``tensorflow.serving.SignatureDefMap``; empty where there is none.
     """
 
     name: str
@@ -66,6 +68,7 @@ class ModelReport:
     signatures: tuple[SignatureReport, ...]
     load_s: float
     warmup_s: float
+    signature_def: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Ready:
                     [report.spec.to_wire(), report.output_row_nbytes, report.warmup_runs]
                     for report in model.signatures
                 ],
+                "signature_def": model.signature_def,
             }
             for model in self.models
         ]
@@ -117,6 +121,7 @@ def model_reports(models: list[dict[str, Any]]) -> tuple[ModelReport, ...]:
                 )
                 for spec, nbytes, runs in model["signatures"]
             ),
+            signature_def=model["signature_def"],
         )
         for model in models
     )

@@ -25,7 +25,6 @@ from batchyard.cli.diagnosis.cgroups import read_limits
 from batchyard.cli.diagnosis.finding import Finding, failure, ok, warning
 from batchyard.cli.serving import plan
 from batchyard.pool.config import Broker, Config, Pool, read_toml, validate
-from batchyard.pool.config_gateways import Metrics
 from batchyard.pool.inventory import read_inventory, visible_devices
 from batchyard.pool.plan import ServerPlan
 from batchyard.wire.endpoints import default_endpoints
@@ -193,8 +192,18 @@ def _server(subject: Subject) -> list[Finding]:
         host, _, number = rest.rpartition(":")
         if number.isdecimal():
             findings += _port(host, int(number), endpoint, runs)
-    metrics = subject.config.metrics if subject.config else Metrics()
-    return [*findings, *_port(metrics.host, metrics.port or 0, "[metrics]", runs)]
+    return [*findings, *_gateways(subject.config, runs)]
+
+
+def _gateways(config: Config | None, server_runs: bool) -> list[Finding]:
+    findings = []
+    for name in ("rest", "grpc", "metrics") if config else ():
+        section = getattr(config, name)
+        findings += _port(section.host, section.port or 0, f"[{name}]", server_runs)
+    if config and config.grpc.socket_path is not None:
+        place = places.look_at_ipc(config.grpc.socket_path)
+        findings.append(places.check_ipc(place, os.geteuid(), server_runs))
+    return findings
 
 
 def _port(host: str, number: int, what: str, server_runs: bool) -> list[Finding]:

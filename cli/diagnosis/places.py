@@ -67,7 +67,8 @@ def check_ipc(place: IpcPlace, user: int, server_runs: bool) -> Finding:
 
 def check_no_ipc(endpoints: Sequence[str], environ: Mapping[str, str]) -> list[Finding]:
     """Clients on the same machine need an ipc endpoint to share memory with the server."""
-    if any(endpoint.startswith("ipc://") for endpoint in endpoints):
+    if not endpoints or any(endpoint.startswith("ipc://") for endpoint in endpoints):
+        # Where there are none, the SDK is not wanted.
         return []
     found = "no ipc endpoint: clients on this machine send tensors through TCP"
     if environ.get("XDG_RUNTIME_DIR"):

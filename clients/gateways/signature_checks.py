@@ -65,10 +65,11 @@ def check_classify(signature: SignatureSpec) -> None:
 
     Raises InvalidArgument, FailedPrecondition.
     """
-    _check_examples_input(signature, "classification")
+    _check_one_input(signature)
     names = [spec.name for spec in signature.outputs]
     if len(names) not in (1, 2):
         raise InvalidArgument(f"Expected one or two output Tensors, found {len(names)}")
+    _check_examples_input(signature, "classification")
     if not {CLASSES_OUTPUT, SCORES_OUTPUT} & set(names):
         raise FailedPrecondition(
             "Expected classification signature outputs to contain at least one of "
@@ -82,10 +83,11 @@ def check_regress(signature: SignatureSpec) -> None:
 
     Raises InvalidArgument, FailedPrecondition.
     """
-    _check_examples_input(signature, "regression")
+    _check_one_input(signature)
     names = [spec.name for spec in signature.outputs]
     if len(names) != 1:
         raise InvalidArgument("Expected one output Tensor.")
+    _check_examples_input(signature, "regression")
     if names != [VALUES_OUTPUT]:
         raise FailedPrecondition(
             f"No regression outputs found in SignatureDef: signature {signature.name!r} has the "
@@ -93,18 +95,17 @@ def check_regress(signature: SignatureSpec) -> None:
         )
 
 
-def _check_examples_input(signature: SignatureSpec, method: str) -> None:
-    if signature.open:
-        raise InvalidArgument(
-            f"Expected one input Tensor. Signature {signature.name!r} declares none."
-        )
-    names = [spec.name for spec in signature.inputs]
-    if len(names) != 1:
+def _check_one_input(signature: SignatureSpec) -> None:
+    if signature.open or len(signature.inputs) != 1:
         raise InvalidArgument("Expected one input Tensor.")
-    if names != [EXAMPLES_INPUT]:
+
+
+def _check_examples_input(signature: SignatureSpec, method: str) -> None:
+    name = signature.inputs[0].name
+    if name != EXAMPLES_INPUT:
         raise FailedPrecondition(
             f"No {method} inputs found in SignatureDef: signature {signature.name!r} has the "
-            f"input {names[0]!r}, needs {EXAMPLES_INPUT!r}"
+            f"input {name!r}, needs {EXAMPLES_INPUT!r}"
         )
 
 

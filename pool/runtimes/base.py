@@ -20,6 +20,10 @@ class LoadedModel(Protocol):
         """What it can run."""
 
     @property
+    def signature_def(self) -> bytes:
+        """A SavedModel's signatures as it has them; see ``work.ModelReport``."""
+
+    @property
     def stateful(self) -> bool:
         """Whether running a signature changes what later runs give."""
 

@@ -33,6 +33,7 @@ class PythonModel:
     """A callable, with the signature that the configuration gives it, if it does."""
 
     stateful = False
+    signature_def = b""
     # It may have an event loop, or a connection that belongs to a thread.
     any_thread = False
 

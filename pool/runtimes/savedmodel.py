@@ -34,12 +34,15 @@ from batchyard.wire import dtypes, log
 from batchyard.wire.control import WorkerSettings
 from batchyard.wire.errors import BatchyardError, InvalidArgument, from_wire
 from batchyard.wire.signatures import SignatureSpec, TensorSpec, can_be_batched
+from batchyard.wire.tensorflow_serving.messages import SignatureDefMap
 
 _SERVE_TAG = "serve"
 # Loading into a session is deprecated for training; it is how TensorFlow Serving serves.
 tf.get_logger().setLevel("ERROR")
 # Entries of the signature map that are no signatures.
 _INTERNAL_PREFIX = "__saved_model"
+# It travels with each answer on metadata; a signature of a hundred tensors takes about 10 KiB.
+_SIGNATURE_DEF_NBYTES_MAX = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class SavedModel:
         except (tf.errors.OpError, OSError, RuntimeError, ValueError, KeyError) as error:
             raise ModelLoadError(f"{self._path}: {_first_line(error)}") from error
         self._take(session, meta_graph.signature_def)
+        self.signature_def = self._published(meta_graph.signature_def)
         if not self._signatures:
             raise ModelLoadError(f"{self._path}: has no signature that can be served")
         served = {key: meta_graph.signature_def[key] for key in self._signatures}
@@ -130,6 +134,19 @@ class SavedModel:
     def signatures(self) -> Sequence[SignatureSpec]:
         """Those of the SavedModel, but for its own initialisers."""
         return [signature.spec for signature in self._signatures.values()]
+
+    def _published(self, signature_defs: Mapping[str, Any]) -> bytes:
+        """See ``ModelReport.signature_def``. What asks for it can do without where it is long."""
+        published = SignatureDefMap()
+        for key, signature_def in signature_defs.items():
+            # The same message, of another pool of descriptors.
+            published.signature_def[key].MergeFromString(signature_def.SerializeToString())
+        nbytes = published.ByteSize()
+        if nbytes > _SIGNATURE_DEF_NBYTES_MAX:
+            log.warning("signature_def_left_out", model=self._name, nbytes=nbytes)
+            return b""
+        serialized: bytes = published.SerializeToString(deterministic=True)
+        return serialized
 
     @property
     def any_thread(self) -> bool:

@@ -40,6 +40,20 @@ def test_plan_is_told() -> None:
     assert lines[-1] == "ok"
 
 
+def test_gateways_are_told() -> None:
+    options = [
+        *("--rest-port=8501", "--rest-host=0.0.0.0", "--rest-processes=2"),
+        *("--grpc-port=0", "--grpc-socket-path=/run/grpc", "--metrics-port=9090"),
+    ]
+    result = check("--model=m=a:b", "--device=cpu", *BIND, *options)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[1:4] == [
+        "rest      0.0.0.0 port 8501 (2 processes)",
+        "grpc      127.0.0.1 port free and /run/grpc",
+        "metrics   127.0.0.1 port 9090",
+    ]
+
+
 def test_savedmodels_version_is_told(tmp_path: Path) -> None:
     for version in ("1", "2"):
         (tmp_path / version).mkdir()

@@ -55,7 +55,7 @@ def test_the_sample_is_valid_with_all_of_it_uncommented() -> None:
     tomllib.loads(sample)
     uncommented = re.sub(r"^# (\[|[a-z_]+ = )", r"\1", sample, flags=re.MULTILINE)
     tables = tomllib.loads(uncommented)
-    assert set(tables) == {"models", "broker", "pool", "metrics"}
+    assert set(tables) == {"models", "broker", "pool", "rest", "grpc", "metrics"}
     # Group and keys are of the machine that it is for.
     for key in ("curve_secret_key_file", "curve_clients"):
         tables["broker"].pop(key)
@@ -121,7 +121,8 @@ def test_a_given_configuration_is_installed_and_a_sample_is_for_its_instance(
     # Two servers of one machine cannot have the same port.
     binds = tomllib.loads(sample)["broker"]["bind"]
     assert binds == ["tcp://127.0.0.1:8601", "ipc:///run/batchyard-second/broker"]
-    assert "# port = 9091" in sample
+    for port in (8503, 8502, 9091):
+        assert f"# port = {port}" in sample
 
 
 @needs_systemd

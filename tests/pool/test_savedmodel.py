@@ -12,12 +12,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from support.in_tensorflow import describe, run
+from support.in_tensorflow import describe, published, run
 
 from batchyard.pool.runtimes.base import ModelLoadError
 from batchyard.wire import dtypes
 from batchyard.wire.errors import InvalidArgument, NotFound
 from batchyard.wire.signatures import TensorSpec
+from batchyard.wire.tensorflow_serving.messages import SignatureDefMap
 
 Ask = Callable[..., Any]
 
@@ -41,6 +42,19 @@ def test_signatures_are_those_of_the_savedmodel(ask_tensorflow: Ask, savedmodels
     assert by_name["regress_x_to_y"].inputs == (TensorSpec("inputs", "string", None),)
     assert all(spec.batched for spec in signatures)
     assert not stateful
+
+
+def test_the_signatures_as_the_savedmodel_has_them(ask_tensorflow: Ask, savedmodels: Path) -> None:
+    serialized = ask_tensorflow(published, savedmodels / "half_plus_two" / "00000123")
+    signatures = SignatureDefMap.FromString(serialized).signature_def
+    regress = signatures["regress_x_to_y"]
+    assert regress.method_name == "tensorflow/serving/regress"
+    assert regress.inputs["inputs"].name == "tf_example:0"
+    assert regress.inputs["inputs"].tensor_shape.unknown_rank
+    assert [dim.size for dim in regress.outputs["outputs"].tensor_shape.dim] == [-1, 1]
+    serialized = ask_tensorflow(published, savedmodels / "half_plus_two_tf2" / "1")
+    # With the one that initialises it: TensorFlow Serving shows that too.
+    assert "__saved_model_init_op" in SignatureDefMap.FromString(serialized).signature_def
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.virtual_server import KILLED, PATH, VirtualServer, VirtualWorker, config
 
 from batchyard.pool import events
-from batchyard.pool.events import Death
+from batchyard.pool.events import Cause, Death
 from batchyard.pool.standing import Phase
 from batchyard.wire import control
 
@@ -24,6 +24,9 @@ class Servers(RuleBasedStateMachine):
     def start(self, beside: list[bool], policy: object) -> None:
         models = [{"name": "m", "path": PATH, "version_policy": policy}]
         self.server = VirtualServer(beside=tuple(beside), config=config(models))
+        self.tickets = 0
+        # What the watch was asked to read, and has read.
+        self.has_read = 0
 
     def worker(self, data: st.DataObject, **needed: bool) -> VirtualWorker | None:
         fitting = [
@@ -87,6 +90,25 @@ class Servers(RuleBasedStateMachine):
         found = self.server.state.offer.found
         self.server.happens(events.ConfigurationRead(config(models), found))
 
+    @precondition(lambda self: self.server.phase is Phase.SERVING)
+    @rule()
+    def a_gateway_asks_for_models(self) -> None:
+        self.server.happens(events.ModelsRequested(self.tickets, [{"name": "m", "path": PATH}]))
+        self.tickets += 1
+
+    @precondition(lambda self: self.server.phase is Phase.SERVING)
+    @rule(policy=st.sampled_from(POLICIES), is_good=st.booleans())
+    def models_are_read(self, policy: object, is_good: bool) -> None:
+        if self.has_read == len(self.server.read_models):
+            return
+        self.has_read += 1
+        models = [{"name": "m", "path": PATH, "version_policy": policy}]
+        found = self.server.state.offer.found
+        if is_good:
+            self.server.happens(events.ConfigurationRead(config(models), found, Cause.GATEWAY))
+        else:
+            self.server.happens(events.ConfigurationRefused("bad", Cause.GATEWAY))
+
     @precondition(lambda self: self.server.phase is not Phase.STOPPED)
     @rule(version=st.integers(1, 6))
     def a_version_is_unloaded(self, version: int) -> None:
@@ -127,6 +149,10 @@ class Servers(RuleBasedStateMachine):
             assert (slot.index in serving) is not slot.has_failed
         current = [version for version, what in server.told().items() if what == "current"]
         assert current == [max(v for v, what in server.told().items() if what != "error")]
+        # Of gateways' requests one is under way at most: it waits to be read.
+        assert len(server.read_models) - self.has_read <= 1
+        if len(server.read_models) == self.has_read:
+            assert server.reloads.keys() == set(range(self.tickets)), "all were answered"
 
     @invariant()
     def slots_hold_no_more_than_fits(self) -> None:

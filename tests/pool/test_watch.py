@@ -12,8 +12,9 @@ from support.waiting import DEADLINE_S
 
 from batchyard.pool import events
 from batchyard.pool.config import Config, validate
+from batchyard.pool.events import Cause
 from batchyard.pool.versions import find_all
-from batchyard.pool.watch import Watch
+from batchyard.pool.watch import Reload, Watch
 from batchyard.wire.errors import ConfigurationError
 
 
@@ -28,14 +29,14 @@ def config(folder: Path, poll_s: float = 0.01) -> Config:
     return validate({"models": [{"name": "m", "path": str(folder)}], "pool": pool}, "test")
 
 
-Watching = Callable[[Config, Callable[[], Config]], Watch]
+Watching = Callable[[Config, Reload], Watch]
 
 
 @pytest.fixture
 def watching() -> Iterator[Watching]:
     watches: list[Watch] = []
 
-    def start(first: Config, reload: Callable[[], Config]) -> Watch:
+    def start(first: Config, reload: Reload) -> Watch:
         watch = Watch(first, find_all(first.models), reload)
         watches.append(watch)
         watch.start()
@@ -53,7 +54,7 @@ def next_event(watch: Watch) -> events.Event:
     return event
 
 
-def never() -> Config:
+def never(models: object) -> Config:
     raise AssertionError("nobody asked")
 
 
@@ -79,7 +80,7 @@ def test_the_configuration_is_read_when_asked_for(tmp_path: Path, watching: Watc
         OSError("disk"),
     ]
 
-    def reload() -> Config:
+    def reload(models: object) -> Config:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -100,3 +101,80 @@ def test_the_configuration_is_read_when_asked_for(tmp_path: Path, watching: Watc
         event = next_event(watch)
         assert isinstance(event, events.ConfigurationRefused)
         assert reason in event.message
+
+
+def test_models_that_a_gateway_asks_for_are_read(tmp_path: Path, watching: Watching) -> None:
+    add(tmp_path, 1)
+    first = config(tmp_path, 0)
+    asked_for = []
+
+    def reload(models: object) -> Config:
+        asked_for.append(models)
+        return first
+
+    watch = watching(first, reload)
+    tables = [{"name": "m", "path": "/m"}]
+    watch.ask_for_models(tables)
+    event = next_event(watch)
+    assert isinstance(event, events.ConfigurationRead)
+    assert event.cause is Cause.GATEWAY
+    watch.answered()
+    watch.ask_for_reload()
+    event = next_event(watch)
+    assert isinstance(event, events.ConfigurationRead)
+    assert event.cause is Cause.SIGNAL
+    assert asked_for == [tables, None]
+
+
+def polled(folder: Path, **more: object) -> Config:
+    pool = {"file_system_poll_wait_seconds": 0, "model_config_poll_wait_seconds": 0.01}
+    return validate({"models": [{"name": "m", "path": str(folder), **more}], "pool": pool}, "test")
+
+
+def test_a_poll_tells_what_differs_once(tmp_path: Path, watching: Watching) -> None:
+    add(tmp_path, 1)
+    first, second = polled(tmp_path), polled(tmp_path, version_policy="all")
+    # What is read, poll by poll; then the last for ever.
+    reads: list[Config | str] = [first, "bad", "bad", "worse", second, second, "bad", second]
+    over = threading.Event()
+
+    def reload(models: object) -> Config:
+        assert models is None
+        if len(reads) == 1:
+            over.set()
+        read = reads.pop(0) if len(reads) > 1 else reads[0]
+        if isinstance(read, str):
+            raise ConfigurationError(read)
+        return read
+
+    watch = watching(first, reload)
+    assert over.wait(DEADLINE_S)
+    assert watch.events() == [
+        events.ConfigurationRefused("bad", Cause.POLL),
+        events.ConfigurationRefused("worse", Cause.POLL),
+        events.ConfigurationRead(second, find_all(second.models), Cause.POLL),
+        events.ConfigurationRefused("bad", Cause.POLL),
+    ]
+
+
+def test_no_poll_replaces_what_a_gateway_waits_for(tmp_path: Path, watching: Watching) -> None:
+    add(tmp_path, 1)
+    own, other = polled(tmp_path), polled(tmp_path, version_policy="all")
+    polls = []
+
+    def reload(models: object) -> Config:
+        if models is None:
+            polls.append(models)
+        return own if models is None else other
+
+    watch = watching(own, reload)
+    watch.ask_for_models([])
+    assert next_event(watch) == events.ConfigurationRead(
+        other, find_all(other.models), Cause.GATEWAY
+    )
+    count = len(polls)
+    assert not select.select([watch], [], [], 0.05)[0]
+    assert len(polls) == count
+    watch.answered()
+    event = next_event(watch)
+    assert event == events.ConfigurationRead(own, find_all(own.models), Cause.POLL)

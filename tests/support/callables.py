@@ -202,3 +202,16 @@ class TensorFlowAlias:
 
 
 tensorflow_alias = TensorFlowAlias()
+
+
+def classifier(inputs: Arrays) -> Arrays:
+    """Each example is ``short`` and ``long``, by its bytes."""
+    lengths = np.array([len(example) for example in inputs["inputs"]], np.float32)
+    classes = np.empty((len(lengths), 2), object)
+    classes[:] = [b"short", b"long"]
+    return {"classes": classes, "scores": np.stack([100 - lengths, lengths], axis=1)}
+
+
+def wrong_classifier(inputs: Arrays) -> Arrays:
+    """One score for each example, which is not how classes come."""
+    return {"scores": np.zeros(len(inputs["inputs"]), np.float32)}

@@ -31,15 +31,18 @@ def is_installed() -> bool:
 
 def collect() -> descriptor_pb2.FileDescriptorSet:
     """The files of all messages, each after those that it needs."""
-    _leave_tensorflow_out()
+    leave_tensorflow_out()
     files: dict[str, descriptor_pb2.FileDescriptorProto] = {}
     for root in _ROOTS:
         _add(importlib.import_module(f"tensorflow_serving.{root}").DESCRIPTOR, files)
     return descriptor_pb2.FileDescriptorSet(file=files.values())
 
 
-def _leave_tensorflow_out() -> None:
-    """Has TensorFlow's messages be imported without TensorFlow, which takes seconds."""
+def leave_tensorflow_out() -> None:
+    """Has TensorFlow's messages be imported without TensorFlow, which takes seconds.
+
+    For a process that needs nothing else of it.
+    """
     spec = importlib.util.find_spec("tensorflow")
     assert spec is not None
     package = types.ModuleType("tensorflow")

@@ -56,10 +56,17 @@ class VirtualServer:
     beside: tuple[bool, ...] = (True, True)
     serving: bool = True
     watchdog_s: float = float("inf")
+    has_gateways: bool = False
 
     def __post_init__(self) -> None:
         self.now = 100.0
-        self.state = ServerState(self.config, self.found, self.beside, self.watchdog_s)
+        self.state = ServerState(
+            self.config,
+            self.found,
+            self.beside,
+            self.watchdog_s,
+            has_gateways=self.has_gateways,
+        )
         self.workers: dict[int, VirtualWorker] = {}
         self.broker: events.StartBroker | None = None
         self.brokers = 0
@@ -75,6 +82,10 @@ class VirtualServer:
         self.status = ""
         self.failure: events.Fail | None = None
         self.is_reported_ready = False
+        self.gateways_drain = False
+        # What the watch is to read, and how gateways' requests ended, by their tickets.
+        self.read_models: list[list[dict[str, Any]]] = []
+        self.reloads: dict[int, str] = {}
         self.models: list[ModelSettings] = []
         # What it was told before: it may not have read the last packet when it speaks.
         self.models_before: list[ModelSettings] = []
@@ -83,6 +94,8 @@ class VirtualServer:
             self.happens(events.BrokerListening(["tcp://127.0.0.1:1"]))
             for id in list(self.workers):
                 self.ready(id)
+            if self.has_gateways:
+                self.happens(events.GatewaysAnswer())
             assert self.phase is Phase.SERVING
             assert self.is_reported_ready
 
@@ -194,6 +207,13 @@ class VirtualServer:
                 self._told(packet)
             case events.ReportReady():
                 self.is_reported_ready = True
+            case events.DrainGateways():
+                self.gateways_drain = True
+            case events.ReadModels(models):
+                self.read_models.append(models)
+            case events.AnswerReload(ticket, error):
+                assert ticket not in self.reloads, "one answer each"
+                self.reloads[ticket] = "OK" if error is None else str(error)
             case events.TellServiceManager(variables):
                 self.notices.append(variables)
                 self.status = str(variables.get("STATUS", self.status))

@@ -30,6 +30,7 @@ class Model:
     """A callable as ``LoadedModel``."""
 
     signatures: Sequence[SignatureSpec] = ()
+    signature_def = b""
     stateful = False
     bears_changing_inputs = any_thread = True
 

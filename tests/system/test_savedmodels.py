@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from support import published_client, published_messages
 from support.server import Server
 
 from batchyard.clients import Client
 from batchyard.clients.errors import BatchyardError, InvalidArgument, NotFound
 from batchyard.wire import dtypes
+from batchyard.wire.tensorflow_serving.messages import SignatureDefMap
 
 HALF_PLUS_TWO = ["half_plus_two", "half_plus_two_tf2"]
 
@@ -50,6 +52,11 @@ def test_half_plus_two(tensorflow: Client, model: str, shape: tuple[int, ...]) -
     y = tensorflow.predict(model, x)["y"]
     np.testing.assert_array_equal(y, np.array([2.5, 3, 4.5], np.float32).reshape(shape))
     assert y.dtype == np.float32
+
+
+def test_metadata_has_the_signatures_as_the_savedmodel_has_them(tensorflow: Client) -> None:
+    published = SignatureDefMap.FromString(tensorflow.metadata("half_plus_two")["signature_def"])
+    assert published.signature_def["serving_default"].outputs["y"].name == "y:0"
 
 
 def test_python_values(tensorflow: Client) -> None:
@@ -282,7 +289,12 @@ def test_a_version_folder_is_served_under_its_number(tensorflow: Client) -> None
     [
         ("latest", {"version": 123}, NotFound, "has no version 123 here; version 124 is served"),
         ("latest", {"label": "canary"}, InvalidArgument, "'canary'; labels are 'stable'"),
-        ("latest", {"signature": "nope"}, NotFound, "has no signature 'nope'; it has 'classify_x_to_y', "),
+        (
+            "latest",
+            {"signature": "nope"},
+            NotFound,
+            "has no signature 'nope'; it has 'classify_x_to_y', ",
+        ),
         ("nope", {}, NotFound, "model 'nope' is not served here; served are 'bucketed', "),
     ],
 )
@@ -338,3 +350,36 @@ def test_tensorflow_takes_the_arenas_memory_as_it_is(tensorflow: Client) -> None
     assert outputs["aligned_is_shared"].all()
     # Otherwise the answer above means nothing.
     assert not outputs["misaligned_is_shared"].any()
+
+
+@pytest.mark.skipif(
+    not published_messages.is_installed(), reason="needs tensorflow-serving-api (--no-deps)"
+)
+def test_the_published_stubs_of_tensorflow_serving(tensorflow_server: Server) -> None:
+    answers = published_client.answers_of(tensorflow_server.grpc)
+
+    spec = 'model_spec { name: "half_plus_two" version { value: 123 } signature_name: "%s" }'
+    predicted = (
+        'outputs { key: "y" value { dtype: DT_FLOAT tensor_shape { dim { size: 3 } dim { size: 1 '
+        r'} } tensor_content: "\000\000 @\000\000@@\000\000\220@" } } ' + spec % "serving_default"
+    )
+    scores = " ".join(f"classifications {{ classes {{ score: {y} }} }}" for y in (2.5, 3.0, 4.5))
+    values = " ".join(f"regressions {{ value: {y} }}" for y in (2.5, 3.0, 4.5))
+    assert answers["predict"] == answers["predict of some"] == predicted
+    assert answers["classify"] == f"result {{ {scores} }} {spec % 'classify_x_to_y'}"
+    assert answers["regress"] == f"result {{ {values} }} {spec % 'regress_x_to_y'}"
+    assert answers["multi_inference"] == (
+        f"results {{ {spec % 'regress_x_to_y'} regression_result {{ {values} }} }} "
+        f"results {{ {spec % 'classify_x_to_y'} classification_result {{ {scores} }} }}"
+    )
+    assert answers["metadata"].endswith('method_name: "tensorflow/serving/predict"')
+    assert answers["status"] == (
+        "model_version_status { version: 123 state: AVAILABLE status { } }"
+    )
+    for name, refusal in {
+        "predict of none": "INVALID_ARGUMENT: output tensor alias not found in signature: z ",
+        "predict by nobody": "NOT_FOUND: Servable not found for request: Latest(nobody)",
+        "classify by regress": "FAILED_PRECONDITION: Expected classification signature outputs",
+        "reload": "INVALID_ARGUMENT: model 'a': has no model_platform",
+    }.items():
+        assert answers[name][: len(refusal)] == refusal

@@ -127,6 +127,7 @@ def test_models(client: DocumentedClient) -> None:
 def test_metadata(client: DocumentedClient) -> None:
     metadata = client.query("metadata", model="half_plus_two", label="stable")
     assert metadata["max_batch_size"] == 64
+    assert "signature_def" not in metadata
     assert metadata["signatures"] == {
         "serving_default": {
             "name": "serving_default",

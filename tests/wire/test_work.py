@@ -51,6 +51,7 @@ REPORTS = st.builds(
     st.lists(SIGNATURES, max_size=2).map(tuple),
     SECONDS,
     SECONDS,
+    st.binary(max_size=9),
 )
 READY = st.builds(Ready, TEXT, st.lists(REPORTS, max_size=2).map(tuple))
 SHAPES = st.lists(NUMBERS, max_size=3).map(tuple)

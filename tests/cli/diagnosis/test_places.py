@@ -55,6 +55,7 @@ def test_the_nearest_folder_is_looked_at(tmp_path: Path) -> None:
 
 def test_no_ipc_endpoint() -> None:
     assert check_no_ipc(["tcp://127.0.0.1:1", "ipc:///a"], {}) == []
+    assert check_no_ipc([], {}) == []
     assert "XDG_RUNTIME_DIR" in only(check_no_ipc(["tcp://127.0.0.1:1"], {})).remedy
 
 
