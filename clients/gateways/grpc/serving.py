@@ -39,10 +39,11 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
     async with AsyncClient(settings.endpoint, connect_timeout=_CONNECT_TIMEOUT_S) as client:
         inference = Inference(client)
         calls, health = Calls(), HealthService(client)
+        as_content = settings.options["enable_serialization_as_tensor_content"]
         server = grpc.aio.server(options=_channel_arguments(settings.options))
         server.add_generic_rpc_handlers(
             (
-                PredictionService(inference).handler(calls),
+                PredictionService(inference, as_content=as_content).handler(calls),
                 ModelService(inference, process.reload).handler(calls),
             )
         )
@@ -61,8 +62,8 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
 async def _drain(server: Any, calls: Calls, health: HealthService) -> None:
     """Answers the calls under way, and refuses what comes meanwhile; then it stops listening."""
     await health.drain()
-    # Not stopped before: gRPC resets calls that come by open connections after that (CANCELLED), and
-    # callers have to be told UNAVAILABLE, at which they try another server.
+    # Not stopped before: gRPC resets calls that come by open connections after that (CANCELLED),
+    # and callers have to be told UNAVAILABLE, at which they try another server.
     await calls.drain()
     await asyncio.sleep(_GOODBYE_S)
     await calls.drain()
