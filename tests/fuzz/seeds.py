@@ -336,10 +336,21 @@ def http_streams() -> list[Any]:
     upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
     return [
         [[get + b"Host: a\r\n\r\n", get + b"\r\n"]],
-        [[post + b"Content-Length: 4\r\n\r\n{", b"\"a", b"\"" + get + b"Connection: close\r\n\r\n"]],
+        [[post + b"Content-Length: 4\r\n\r\n{", b'"a', b'"' + get + b"Connection: close\r\n\r\n"]],
         [[post + b"Transfer-Encoding: chunked\r\n\r\n2;x\r\n{}\r", b"\n0\r\nA: b\r\n\r\n" + get]],
         [[post + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n", b"{}"]],
-        [[get + upgrade + b"\r\n" + post + upgrade + b"Content-Length: 2\r\n\r\n{}" + get + b"\r\n"]],
+        [
+            [
+                get
+                + upgrade
+                + b"\r\n"
+                + post
+                + upgrade
+                + b"Content-Length: 2\r\n\r\n{}"
+                + get
+                + b"\r\n"
+            ]
+        ],
         [[post + upgrade + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n" + get]],
         [[b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\nHEAD / HTTP/1.0\r\n\r\n"]],
         [[b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n" + get]],
