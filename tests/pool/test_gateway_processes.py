@@ -243,6 +243,7 @@ def test_reloads_are_answered_to_who_asked() -> None:
         assert holder.answer(second) == "ABORTED: replaced"
         holder.gateways.answer_reload(tickets["a"], None)
         assert holder.answer(first) == "OK"
+        assert "models take more than 16 MiB to name" in holder.say("too much")
         # Who asked may die: nobody is told, and the next one is not confused.
         pid = int(holder.say("pid"))
         connection = holder.ask("[]")
