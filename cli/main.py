@@ -10,6 +10,7 @@ from batchyard.wire.control import INTERRUPTED_EXIT
 # Subcommands are imported when they are asked for, so that each starts fast.
 _SUBCOMMANDS = {
     "serve": "Serve models.",
+    "tfs": "Serve models with tensorflow_model_server's flags and files.",
     "demo": "Make a small model, serve it, send traffic, show the result.",
     "predict": "Run one request; prints JSON.",
     "status": "Show how a running server fares.",

@@ -80,6 +80,11 @@ class Grpc(Section):
     max_message_mb: Annotated[int, Field(ge=1, le=2047)] = Field(
         2047, description="The largest message that is taken, in MiB."
     )
+    enable_serialization_as_tensor_content: bool = Field(
+        True,
+        description="Numbers of Predict's answers are in tensor_content, which clients read fast. "
+        "Off: in the field of their dtype, such as float_val, as TensorFlow Serving's default.",
+    )
     channel_arguments: dict[str, int | str] = Field(
         default={},
         description="gRPC's own settings by their names, such as "

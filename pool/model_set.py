@@ -130,6 +130,8 @@ def _complaints(model: Model, served: list[int], found: list[int]) -> list[str]:
             f"model {model.name!r}: version_policy names none of the versions that are there: "
             f"{', '.join(map(str, found))}"
         ]
+    if model.allow_version_labels_for_unavailable_models:
+        return []
     return [
         f"model {model.name!r}: label {label!r} names version {labelled}, but "
         + (
@@ -185,7 +187,7 @@ def _settings(
         name=model.name,
         version=number,
         labels=sorted(label for label, named in model.version_labels.items() if named == number),
-        batching=batching.model_dump(),
+        batching=batching.for_broker,
         is_current=is_current,
         retry=model.retry,
         batch_execution_timeout_s=(

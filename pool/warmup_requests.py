@@ -26,16 +26,15 @@ from batchyard.wire.errors import (
     from_wire,
 )
 from batchyard.wire.signatures import SignatureSpec, format_shape, shape_fits
-from batchyard.wire.tensorflow_serving.examples import serialized_examples
-from batchyard.wire.tensorflow_serving.messages import PredictionLog
+from batchyard.wire.tensorflow_serving.example_requests import ExamplesRequest, serialized_examples
+from batchyard.wire.tensorflow_serving.messages import PredictionLog, RegressionRequest
 from batchyard.wire.tensorflow_serving.tensor_proto import to_array
 
 RECORDS_MAX = 1000
 _DEFAULT_SIGNATURE = "serving_default"
-_CLASSIFY = "tensorflow/serving/classify"
+_EXAMPLES_METHODS = ("tensorflow/serving/classify", "tensorflow/serving/regress")
 # The name of the input of such signatures.
 _EXAMPLES_INPUT = "inputs"
-_REGRESS = "tensorflow/serving/regress"
 
 
 class WarmupRan(NamedTuple):
@@ -101,17 +100,11 @@ def _calls(record: bytes, signatures: Mapping[str, SignatureSpec]) -> list[_Call
         case "predict_log":
             return [_prediction(log.predict_log.request, signatures)]
         case "classify_log":
-            request = log.classify_log.request
-            return [_of_examples(request.model_spec, request.input, _CLASSIFY, signatures)]
+            return [_of_examples(log.classify_log.request, signatures)]
         case "regress_log":
-            request = log.regress_log.request
-            return [_of_examples(request.model_spec, request.input, _REGRESS, signatures)]
+            return [_of_examples(log.regress_log.request, signatures)]
         case "multi_inference_log":
-            request = log.multi_inference_log.request
-            return [
-                _of_examples(task.model_spec, request.input, task.method_name, signatures)
-                for task in request.tasks
-            ]
+            return _of_tasks(log.multi_inference_log.request, signatures)
         case other:
             raise Unimplemented(
                 f"Unsupported log_type for warmup: {other}; supported are predict_log, "
@@ -130,16 +123,23 @@ def _prediction(request: Any, signatures: Mapping[str, SignatureSpec]) -> _Call:
     return _Call(spec, inputs)
 
 
-def _of_examples(
-    model_spec: Any, examples: Any, method: str, signatures: Mapping[str, SignatureSpec]
-) -> _Call:
-    spec = _signature(model_spec, signatures)
-    if method not in (_CLASSIFY, _REGRESS):
-        raise Unimplemented(f"Unsupported signature method_name: {method}")
+def _of_examples(request: Any, signatures: Mapping[str, SignatureSpec]) -> _Call:
     # TensorFlow Serving does not look at the signature's own method.
-    inputs = {_EXAMPLES_INPUT: serialized_examples(examples)}
+    spec = _signature(request.model_spec, signatures)
+    as_bytes = ExamplesRequest.FromString(request.SerializeToString())
+    inputs = {_EXAMPLES_INPUT: serialized_examples(as_bytes)}
     _check(spec, inputs)
     return _Call(spec, inputs)
+
+
+def _of_tasks(request: Any, signatures: Mapping[str, SignatureSpec]) -> list[_Call]:
+    calls = []
+    for task in request.tasks:
+        if task.method_name not in _EXAMPLES_METHODS:
+            raise Unimplemented(f"Unsupported signature method_name: {task.method_name}")
+        of_task = RegressionRequest(model_spec=task.model_spec, input=request.input)
+        calls.append(_of_examples(of_task, signatures))
+    return calls
 
 
 def _signature(model_spec: Any, signatures: Mapping[str, SignatureSpec]) -> SignatureSpec:

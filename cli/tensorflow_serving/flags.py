@@ -44,6 +44,8 @@ class Flag:
 
 _NOTED, _REFUSED = Treatment.NOTED, Treatment.REFUSED
 _EVENT_LOOP = "one event loop a process takes all requests; more processes by"
+_RETRIED = "a version that does not load is tried again when its files change, and at SIGHUP."
+_XLA = "functions that are marked for XLA are always compiled."
 _NO_TFLITE = "models run in TensorFlow, not in TensorFlow Lite"
 
 FLAGS: tuple[Flag, ...] = (
@@ -103,13 +105,13 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "max_num_load_retries",
         5,
-        "a version that does not load is tried again when its files change, and at SIGHUP.",
+        _RETRIED,
         _NOTED,
     ),
     Flag(
         "load_retry_interval_micros",
         60_000_000,
-        "a version that does not load is tried again when its files change, and at SIGHUP.",
+        _RETRIED,
         _NOTED,
     ),
     Flag(
@@ -230,7 +232,11 @@ OWN: tuple[Flag, ...] = (
     Flag("grpc_processes", 1, "Processes that share gRPC's port."),
     Flag("workers", 1, "Processes that run models; with --device=auto for each GPU."),
     Flag("device", "auto", "cpu, gpu:N, a GPU or MIG UUID, or auto: every visible GPU, else cpu."),
-    Flag("concurrent_batches", 0, "Batches, or requests alone, that a worker runs at once. 0: 4."),
+    Flag(
+        "concurrent_batches",
+        0,
+        "What a worker runs at once. 0: 4 requests, or with --enable_batching 2 batches.",
+    ),
     Flag("bind", "", "An endpoint for Batchyard's own clients, such as tcp://127.0.0.1:8600."),
     Flag("metrics_port", -1, "The port of Batchyard's own metrics and page. -1: none."),
     Flag("drain_timeout_s", 30.0, "How long a stopping server may take to finish."),
@@ -275,11 +281,13 @@ def without_effect(given: Mapping[str, Value | None]) -> list[tuple[str, str]]:
 
 def _option(flag: Flag) -> Callable[[F], F]:
     default = flag.default
-    text = flag.here if flag.treatment is Treatment.HONOURED else f"{flag.treatment.value}: "
+    text = flag.here
     if flag.treatment is not Treatment.HONOURED:
-        text = f"{text.capitalize()}{flag.here}"
+        text = f"{flag.treatment.value.capitalize()}: {text}"
+    if default not in (False, ""):
+        text += f"  [default: {str(default).lower() if default is True else default}]"
     if isinstance(default, bool):
-        # --flag, --flag=true, --flag=false, and --noflag is not TensorFlow's.
+        # --flag, --flag=true and --flag=false.
         return click.option(
             f"--{flag.name}",
             type=click.BOOL,

@@ -91,6 +91,7 @@ class Server:
     def __init__(
         self,
         *arguments: str,
+        command: str = "serve",
         config: str | None = None,
         bind: tuple[str, ...] = ("tcp://127.0.0.1:*",),
         ipc: bool = False,
@@ -100,7 +101,8 @@ class Server:
     ) -> None:
         """Not started yet. ``wait``: entering waits until it is ready.
 
-        ``client_options`` are what its clients need, such as keys.
+        ``command`` is ``serve`` or ``tfs``; ``client_options`` are what its clients need, such as
+        keys.
 
         ``ipc``: it also binds the default path of its own runtime folder. Its workers run on
         the CPU if nothing else is said.
@@ -118,8 +120,9 @@ class Server:
         self.endpoints: list[str] = []
         # Where the metrics gateway listens, if there is one.
         self.metrics_url = ""
-        # Where the gRPC gateway listens, as gRPC's clients write it, if there is one.
-        self.grpc = ""
+        # Where the gateways of REST and gRPC listen: HOST:PORT.
+        self.rest = self.grpc = ""
+        self._command = command
         self._wait = wait
         self._client_options = client_options or {}
         self._environment = environment or {}
@@ -129,7 +132,10 @@ class Server:
             self._arguments.insert(0, str(self.folder / "config.toml"))
         if "--device" not in arguments and "[[pool.workers]]" not in (config or ""):
             self._arguments += ["--device", "cpu"]
-        for endpoint in (*bind, *([f"ipc://{self.ipc_path}"] if ipc else [])):
+        endpoints = [*bind, *([f"ipc://{self.ipc_path}"] if ipc else [])]
+        if command == "tfs":
+            endpoints = [",".join(endpoints)]
+        for endpoint in endpoints:
             self._arguments += ["--bind", endpoint]
         self._process: subprocess.Popen[bytes] | None = None
         self._shm_before: set[str] = set()
@@ -174,7 +180,7 @@ class Server:
         }
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*_COMMAND, "serve", *self._arguments],
+                [*_COMMAND, self._command, *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -192,7 +198,8 @@ class Server:
             raise AssertionError(f"the server is not ready but says {line!r}\n{self.log_tail}")
         self.endpoints = fields["endpoints"].split(",")
         self.metrics_url = fields.get("metrics", "")
-        self.grpc = fields.get("grpc", "").partition(",")[0].removeprefix("http://")
+        self.rest = fields.get("rest", "").removeprefix("http://")
+        self.grpc = fields.get("grpc", "").partition(",")[0]
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Asks it to end and asserts that it does, with 0, leaving nothing behind."""

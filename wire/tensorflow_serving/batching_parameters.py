@@ -6,6 +6,7 @@ TensorFlow's ``kernels/batching_util/shared_batch_scheduler.h``.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from batchyard.wire.errors import InvalidArgument
@@ -18,6 +19,9 @@ DEFAULTS = {
     "max_enqueued_batches": 10,
     "enable_large_batch_splitting": False,
 }
+# Who leaves max_batch_size away does not expect batches of 1000 images, nor the memory that they
+# take: TensorFlow Serving does not try them before they come.
+_WARMUP_MAX_BATCH_SIZE = 64
 # Each with the least value that it may have.
 _NUMBERS = {
     "max_batch_size": 1,
@@ -33,6 +37,8 @@ def batching_table(parameters: Any) -> dict[str, Any]:
     for name, least in _NUMBERS.items():
         if parameters.HasField(name):
             table[name] = _at_least(least, name, getattr(parameters, name).value)
+    if not parameters.HasField("max_batch_size"):
+        table["warmup_max_batch_size"] = _WARMUP_MAX_BATCH_SIZE
     if parameters.pad_variable_length_inputs:
         table["pad_variable_length_inputs"] = True
     sizes = list(parameters.allowed_batch_sizes)
@@ -45,7 +51,7 @@ def batching_table(parameters: Any) -> dict[str, Any]:
         table["enable_large_batch_splitting"] = True
         if parameters.HasField("max_execution_batch_size"):
             sizes = _cut(parameters.max_execution_batch_size.value, sizes, table)
-    if any(a >= b for a, b in zip(sizes, sizes[1:], strict=False)) or min(sizes, default=1) < 1:
+    if any(a >= b for a, b in pairwise(sizes)) or min(sizes, default=1) < 1:
         raise InvalidArgument(f"allowed_batch_sizes must be increasing, from 1 on, not {sizes}")
     if sizes:
         table["allowed_batch_sizes"] = sizes

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from batchyard.wire import dtypes
 from batchyard.wire.tensorflow_serving.messages import PredictResponse, TensorProto
-from batchyard.wire.tensorflow_serving.tensor_proto import dtype_enum, from_array
+from batchyard.wire.tensorflow_serving.tensor_proto import dtype_enum, from_array, values_of_array
 from batchyard.wire.tensors import Buffer, encode
 
 Array = npt.NDArray[Any]
@@ -23,16 +23,33 @@ Array = npt.NDArray[Any]
 _LENGTH_DELIMITED = 2
 _OUTPUTS = bytes([PredictResponse.OUTPUTS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
 _CONTENT = bytes([TensorProto.TENSOR_CONTENT_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
+# Fields in which numbers have the bytes that they have in memory, one after the other.
+_SAME_BYTES = {
+    dtype: bytes([number << 3 | _LENGTH_DELIMITED])
+    for dtype, number in {
+        "float32": TensorProto.FLOAT_VAL_FIELD_NUMBER,
+        "float64": TensorProto.DOUBLE_VAL_FIELD_NUMBER,
+        "complex64": TensorProto.SCOMPLEX_VAL_FIELD_NUMBER,
+        "complex128": TensorProto.DCOMPLEX_VAL_FIELD_NUMBER,
+        "bool": TensorProto.BOOL_VAL_FIELD_NUMBER,
+    }.items()
+}
 # Of the entries that a map consists of.
 _KEY, _VALUE = bytes([1 << 3 | _LENGTH_DELIMITED]), bytes([2 << 3 | _LENGTH_DELIMITED])
 
 
 def encode_response(
-    name: str, version: int, signature_name: str, outputs: Mapping[str, Array]
+    name: str,
+    version: int,
+    signature_name: str,
+    outputs: Mapping[str, Array],
+    *,
+    as_content: bool = True,
 ) -> bytes:
     """The message for the outputs of a model's version and signature.
 
-    Raises InvalidArgument for an output of a dtype that TensorFlow does not have.
+    ``as_content``: numbers are in ``tensor_content``, else in the field of their dtype, such as
+    ``float_val``. Raises InvalidArgument for an output of a dtype that TensorFlow does not have.
     """
     parts: list[Buffer] = [_spec(name, version, signature_name)]
     for alias, array in outputs.items():
@@ -40,8 +57,11 @@ def encode_response(
         content: Buffer = b""
         if dtype is None or dtype == dtypes.STRING:
             head = from_array(array).SerializeToString()
+        elif as_content or dtype in _SAME_BYTES:
+            field = _CONTENT if as_content else _SAME_BYTES[dtype]
+            head, content = _head(dtype, array.shape, field), encode(array, dtype)
         else:
-            head, content = _head(dtype, array.shape), encode(array, dtype)
+            head = values_of_array(array).SerializeToString()
         nbytes = len(head) + len(content)
         key = alias.encode()
         entry = b"".join([_KEY, _varint(len(key)), key, _VALUE, _varint(nbytes), head])
@@ -61,7 +81,7 @@ def _spec(name: str, version: int, signature_name: str) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _head(dtype: str, shape: tuple[int, ...]) -> bytes:
+def _head(dtype: str, shape: tuple[int, ...], field: bytes) -> bytes:
     """A tensor up to the bytes of its elements, which end it."""
     proto = TensorProto(dtype=dtype_enum(dtype))
     proto.tensor_shape.SetInParent()
@@ -70,7 +90,7 @@ def _head(dtype: str, shape: tuple[int, ...]) -> bytes:
         proto.tensor_shape.dim.add(size=size)
         count *= size
     head: bytes = proto.SerializeToString()
-    return head + _CONTENT + _varint(count * dtypes.itemsize(dtype))
+    return head + field + _varint(count * dtypes.itemsize(dtype))
 
 
 def _varint(number: int) -> bytes:

@@ -40,8 +40,10 @@ _SIGNATURE_DEF = "signature_def"
 class PredictionService:
     """Its methods, over the inference that both gateways share."""
 
-    def __init__(self, inference: Inference) -> None:
+    def __init__(self, inference: Inference, *, as_content: bool = True) -> None:
+        """``as_content``: predictions have numbers in ``tensor_content``, not in typed fields."""
         self._inference = inference
+        self._as_content = as_content
 
     def handler(self, calls: Calls) -> grpc.GenericRpcHandler:
         """What the server needs to serve it."""
@@ -67,7 +69,11 @@ class PredictionService:
         )
         spec = prediction.spec
         return encode_response(
-            spec.name, spec.version or 0, spec.signature_name, prediction.outputs
+            spec.name,
+            spec.version or 0,
+            spec.signature_name,
+            prediction.outputs,
+            as_content=self._as_content,
         )
 
     async def classify(self, request: Any, call: Call) -> bytes:

@@ -39,10 +39,11 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
     async with AsyncClient(settings.endpoint, connect_timeout=_CONNECT_TIMEOUT_S) as client:
         inference = Inference(client)
         calls, health = Calls(), HealthService(client)
+        as_content = settings.options["enable_serialization_as_tensor_content"]
         server = grpc.aio.server(options=_channel_arguments(settings.options))
         server.add_generic_rpc_handlers(
             (
-                PredictionService(inference).handler(calls),
+                PredictionService(inference, as_content=as_content).handler(calls),
                 ModelService(inference, process.reload).handler(calls),
             )
         )
