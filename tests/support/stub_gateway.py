@@ -3,7 +3,9 @@
 It listens as it is given to, by a socket or a port of its own. A connection sends one line: ``pid``
 is answered with this process's id, ``hold`` when another connection has said ``release``, and a
 JSON list of models when they are served, or with the error; ``too much`` stands for a long list. It
-answers all that it has read before it ends. ``options`` may have it fail: ``{"fails": "exit"}``, ``"refuses"``, ``"raises"``.
+answers all that it has read before it ends.
+
+``options`` may have it fail: ``{"fails": "exit"}``, ``"refuses"``, ``"raises"``.
 """
 
 from __future__ import annotations
