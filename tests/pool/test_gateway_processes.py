@@ -174,15 +174,15 @@ def test_what_is_not_installed_is_named(module: str) -> None:
 # Processes
 
 
-@pytest.mark.parametrize("binds_itself", [False, True])
-def test_several_share_a_port_and_are_replaced_one_by_one(binds_itself: bool) -> None:
-    with held(of(processes=2, binds_itself=binds_itself)) as holder:
+def test_several_share_a_port_and_are_replaced_one_by_one() -> None:
+    # Those that share a socket: tests/system/test_gateways.py.
+    with held(of(processes=2, binds_itself=True)) as holder:
         holder.turn_until(lambda: holder.of(events.GatewaysAnswer))
         pids: set[str] = set()
         holder.turn_until(lambda: len(pids) == 2 or pids.add(holder.say("pid")))
         dead = min(pids)
         os.kill(int(dead), signal.SIGKILL)
-        # Its own connections may break meanwhile, where each listens for itself.
+        # Its own connections may break meanwhile.
         holder.turn_until(lambda: len(pids) == 3 or pids.add(holder.say("pid") or dead))
         # It had answered: its death is no failure of the start.
         assert not holder.of(events.GatewayFailed)
