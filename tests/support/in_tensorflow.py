@@ -4,77 +4,29 @@
         ask(describe, path)
 
 The functions here are what may be asked; each runs in that process, which is this file run as
-a script: it reads pickled questions from standard input and writes pickled answers.
+a script.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pickle
-import select
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
+
+from support.asked_process import answer_questions, asked_process
 
 from batchyard.wire.control import ModelSource, WorkerSettings
 from batchyard.wire.signatures import SignatureSpec
 from batchyard.wire.work import ModelReport
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-_ANSWER_S = 60.0
 _SETTINGS = WorkerSettings(0, 0, "cpu", None, False, 1, 0, None, 1, [])
 
 
-@contextlib.contextmanager
-def tensorflow_process() -> Iterator[Callable[..., Any]]:
+def tensorflow_process() -> AbstractContextManager[Callable[..., Any]]:
     """A function that has another one run in a process that may import TensorFlow."""
-    # Not multiprocessing, whose semaphores lie in /dev/shm as long as the process runs.
-    process = subprocess.Popen(
-        [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    questions, answers = process.stdin, process.stdout
-    assert questions is not None
-    assert answers is not None
-
-    def ask(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        pickle.dump((function.__name__, args, kwargs), questions)
-        questions.flush()
-        assert select.select([answers], [], [], _ANSWER_S)[0], "TensorFlow does not answer"
-        answer, error = pickle.load(answers)
-        if error is not None:
-            raise error
-        result: T = answer
-        return result
-
-    with process:
-        try:
-            yield ask
-        finally:
-            questions.close()
-
-
-def answer_questions() -> None:
-    """Runs what is asked until standard input is closed."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # Whatever prints must not print between the answers.
-    with os.fdopen(os.dup(1), "wb") as answers:
-        os.dup2(2, 1)
-        while True:
-            try:
-                name, args, kwargs = pickle.load(sys.stdin.buffer)
-            except EOFError:
-                return
-            try:
-                answer: tuple[Any, Exception | None] = globals()[name](*args, **kwargs), None
-            except Exception as error:
-                answer = None, error
-            pickle.dump(answer, answers)
-            answers.flush()
+    return asked_process(__file__)
 
 
 def describe(path: Path) -> tuple[list[SignatureSpec], bool]:
@@ -352,4 +304,5 @@ def sorts_before(tf: Any) -> Any:
 
 
 if __name__ == "__main__":
-    answer_questions()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    answer_questions(globals())

@@ -90,6 +90,25 @@ def half_plus_two_tf2(model_dir: Path) -> None:
 
 
 @exporter
+def product(model_dir: Path) -> None:
+    """y = 6 x for an input of unknown rank, by two variables."""
+    module = tf.Module()
+    module.v1, module.v2 = tf.Variable(3.0), tf.Variable(2.0)
+    signature = _signature(lambda x: {"y": module.v1 * module.v2 * x}, x=(None, tf.float32))
+    tf.saved_model.save(module, str(model_dir / VERSION), signatures=signature)
+
+
+@exporter
+def two_constants(model_dir: Path) -> None:
+    """One signature answers 1, the other 2, whatever comes."""
+    signatures = {
+        name: _signature(lambda x, value=value: {"y": tf.constant(value)}, x=(None, tf.float32))
+        for name, value in (("serving_default", 1.0), ("custom_signature_key", 2.0))
+    }
+    _save(model_dir, signatures)
+
+
+@exporter
 def counter_resource(model_dir: Path) -> None:
     """``counter`` with a resource variable."""
     value = tf.Variable(0.0, name="counter")

@@ -71,7 +71,12 @@ def half_plus_two_2_versions(model_dir: Path) -> None:
     _save_half_plus_two(model_dir / "00000124", b=3.0)
 
 
-def _save_half_plus_two(path: Path, b: float) -> None:
+def half_plus_three(model_dir: Path) -> None:
+    """y = x/2 + 3, with a signature that is named as its method."""
+    _save_half_plus_two(model_dir / "00000123", b=3.0, aliases={REGRESS: "regress_x_to_y"})
+
+
+def _save_half_plus_two(path: Path, b: float, aliases: Mapping[str, str] | None = None) -> None:
     with _session() as session:
         example = v1.placeholder(tf.string, (None,), "tf_example")
         parsed = tf.io.parse_example(
@@ -84,6 +89,8 @@ def _save_half_plus_two(path: Path, b: float) -> None:
         signatures = _half_plus_two_signatures(
             example, tf.identity(parsed["x"], "x"), tf.identity(parsed["x2"], "x2"), b
         )
+        for alias, name in (aliases or {}).items():
+            signatures[alias] = signatures[name]
         with tempfile.TemporaryDirectory() as source:
             _save(path, session, signatures, **_asset_and_main_op(Path(source)))
 
@@ -163,6 +170,7 @@ def reduces(model_dir: Path) -> None:
 EXPORTERS: tuple[Exporter, ...] = (
     half_plus_two,
     half_plus_two_2_versions,
+    half_plus_three,
     counter,
     matrix_half_plus_two,
     reduces,
