@@ -75,7 +75,11 @@ def test_a_label_moves_with_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("target", "error", "words"),
     [
-        (make_target(version=3), NotFound, "model 'm' has no version 3 here; versions 1, 2 are served"),
+        (
+            make_target(version=3),
+            NotFound,
+            "model 'm' has no version 3 here; versions 1, 2 are served",
+        ),
         (make_target(label="x"), InvalidArgument, "'x'; labels are 'stable', 'stable'"),
         (make_target(model="n"), NotFound, "model 'n' is not served here; served are 'm'"),
     ],

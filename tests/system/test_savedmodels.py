@@ -289,7 +289,12 @@ def test_a_version_folder_is_served_under_its_number(tensorflow: Client) -> None
     [
         ("latest", {"version": 123}, NotFound, "has no version 123 here; version 124 is served"),
         ("latest", {"label": "canary"}, InvalidArgument, "'canary'; labels are 'stable'"),
-        ("latest", {"signature": "nope"}, NotFound, "has no signature 'nope'; it has 'classify_x_to_y', "),
+        (
+            "latest",
+            {"signature": "nope"},
+            NotFound,
+            "has no signature 'nope'; it has 'classify_x_to_y', ",
+        ),
         ("nope", {}, NotFound, "model 'nope' is not served here; served are 'bucketed', "),
     ],
 )

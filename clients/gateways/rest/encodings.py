@@ -37,14 +37,18 @@ def gunzip(body: bytes, most: int) -> bytes:
         try:
             part = member.decompress(body, room + 1)
         except zlib.error as error:
-            raise InvalidArgument(f"Content-Encoding is gzip, but the body is not: {error}") from None
+            raise InvalidArgument(
+                f"Content-Encoding is gzip, but the body is not: {error}"
+            ) from None
         room -= len(part)
         if room < 0:
             raise ResourceExhausted(
                 f"the body has more than {most} bytes behind its gzip (max_body_mb under [rest])"
             )
         if not member.eof:
-            raise InvalidArgument("Content-Encoding is gzip, but the body ends before its gzip does")
+            raise InvalidArgument(
+                "Content-Encoding is gzip, but the body ends before its gzip does"
+            )
         parts.append(part)
         # What some writers append to fill a block.
         body = member.unused_data.lstrip(b"\0")

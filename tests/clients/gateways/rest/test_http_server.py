@@ -167,7 +167,10 @@ def test_nobody_speaks_another_protocol_here(client: RawClient) -> None:
         (b"GET /" + b"x" * http_connection.TARGET_MAX + b" HTTP/1.1\r\n\r\n", 414),
         (b"GET / HTTP/1.1\r\nA: " + b"x" * http_connection.HEAD_MAX, 431),
         (b"GET / HTTP/1.1\r\n" + b"".join(b"A%d: b\r\n" % i for i in range(110)), 431),
-        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"186a1\r\n" + bytes(100001), 413),
+        (
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"186a1\r\n" + bytes(100001),
+            413,
+        ),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 90_000, 400),
     ],
 )
@@ -267,7 +270,11 @@ def test_the_slow_are_ended(
 
 
 def test_a_drain_answers_what_it_took(asked: Asked) -> None:
-    with stub_http(asked.answer) as stub, RawClient(stub.port) as busy, RawClient(stub.port) as open_:
+    with (
+        stub_http(asked.answer) as stub,
+        RawClient(stub.port) as busy,
+        RawClient(stub.port) as open_,
+    ):
         open_.send(GET % 1)
         assert open_.read()[0] == 200
         busy.send(b"GET /slow HTTP/1.1\r\n\r\n")
@@ -276,7 +283,11 @@ def test_a_drain_answers_what_it_took(asked: Asked) -> None:
         wait_until(lambda: stub.server._is_draining, "the drain")  # type: ignore[union-attr]
         open_.send(GET % 2)
         status, headers, body = open_.read()
-        assert (status, headers["connection"], body) == (503, "close", b"the server is shutting down")
+        assert (status, headers["connection"], body) == (
+            503,
+            "close",
+            b"the server is shutting down",
+        )
         asked.gate.set()
         status, headers, body = busy.read()
         assert (status, headers["connection"], body) == (200, "close", b"/slow")
