@@ -82,6 +82,7 @@ $(PEERS)/tensorflow/installed: $(PEER_NEEDS)/tensorflow.txt | $(VENV)/bin/python
 
 docs: $(VENV)/installed
 	$(BIN)/python -m batchyard.cli.configuration_page > docs/configuration.md
+	$(BIN)/python -m batchyard.cli.tensorflow_serving.page docs/tensorflow-serving.md
 
 # The wheel and the source distribution, in dist/.
 dist: $(VENV)/installed

@@ -247,7 +247,8 @@ class Catalog:
         """The model that is served under a name and, if given, a version or a label.
 
         Raises NotFound when there is none, InvalidArgument for a label that no version has,
-        Unavailable when no worker has served it yet, or none ever will again. While its workers are being replaced its requests wait.
+        Unavailable when no worker has served it yet, or none ever will again. While its workers
+        are being replaced its requests wait.
         """
         model = self.named(name, version, label)
         where = f"model {name!r} version {model.version}"

@@ -64,6 +64,11 @@ class Batching(Section):
         description="A request of more than max_batch_size rows is split over batches and its "
         "answer put together. Off: INVALID_ARGUMENT, as TensorFlow Serving's default.",
     )
+    warmup_max_batch_size: Positive | None = Field(
+        None,
+        description="Without allowed_batch_sizes: the most rows that workers are warmed up at, "
+        "where max_batch_size is more than will come. Default: max_batch_size.",
+    )
 
     @field_validator("allowed_batch_sizes", "length_buckets")
     @classmethod
@@ -89,7 +94,13 @@ class Batching(Section):
         """The sizes that workers are warmed up at: those allowed, or the ends of all."""
         if not self.enable_batching:
             return [1]
-        return self.allowed_batch_sizes or sorted({1, self.max_batch_size})
+        most = min(self.max_batch_size, self.warmup_max_batch_size or self.max_batch_size)
+        return self.allowed_batch_sizes or sorted({1, most})
+
+    @property
+    def for_broker(self) -> dict[str, Any]:
+        """What the broker needs of it."""
+        return self.model_dump(exclude={"warmup_max_batch_size"})
 
 
 class Tensor(Section):

@@ -187,7 +187,7 @@ def _settings(
         name=model.name,
         version=number,
         labels=sorted(label for label, named in model.version_labels.items() if named == number),
-        batching=batching.model_dump(),
+        batching=batching.for_broker,
         is_current=is_current,
         retry=model.retry,
         batch_execution_timeout_s=(

@@ -226,8 +226,11 @@ class ServerState:
         self._do(KillBroker())
 
     def _broker_ended(self, death: Death, now: float) -> None:
-        self._is_broker_up = self._broker_drained = False
+        self._is_broker_up = False
         self._pulse.end()
+        if self._broker_drained:
+            # It ends by itself then. What gateways still have to give out, they have.
+            return
         if self.phase is Phase.STARTING:
             self._do(Fail(death.exit_code, death.of("broker")))
             return

@@ -16,6 +16,8 @@ from batchyard.wire.tensorflow_serving.model_config import folder
 # same, and 2 keep a model from waiting for another's batch.
 _CONCURRENT_REQUESTS = 4
 _CONCURRENT_BATCHES = 2
+# There, requests that are not batched wait for a thread, as many as there are.
+_NOT_BATCHED = {"enable_batching": False, "max_enqueued_batches": 1_000_000}
 _LONGEST_S = 86_400
 # What errors call by the configuration's names, by those of the flags.
 _PLACES = {
@@ -115,7 +117,7 @@ def _of_all_models(values: Mapping[str, Any]) -> dict[str, Any]:
     table: dict[str, Any] = {
         "run_warmup_requests": values["enable_model_warmup"],
         "warmup_iterations": values["num_request_iterations_for_warmup"] or 1,
-        "batching": {"enable_batching": False},
+        "batching": _NOT_BATCHED,
     }
     if values["allow_version_labels_for_unavailable_models"]:
         table["allow_version_labels_for_unavailable_models"] = True

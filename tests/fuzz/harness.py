@@ -16,6 +16,7 @@ from fuzz import seeds
 from fuzz.broker_targets import check_admission, check_conversation, check_query
 from fuzz.client_targets import check_config, check_folder, check_json, check_session
 from fuzz.documents import NotADocument, unpack
+from fuzz.rest_targets import check_rest_examples, check_rest_predict
 from fuzz.wire_targets import (
     check_endpoint,
     check_header,
@@ -50,6 +51,8 @@ TARGETS = {
     "conversation": FuzzTarget(check_conversation, seeds.conversations, 9),
     "session": FuzzTarget(check_session, seeds.sessions, 9),
     "json": FuzzTarget(check_json, seeds.json_texts, 4),
+    "rest_predict": FuzzTarget(check_rest_predict, seeds.rest_predictions, 8),
+    "rest_examples": FuzzTarget(check_rest_examples, seeds.rest_examples, 4),
     "config": FuzzTarget(check_config, seeds.configurations, 4),
     "folder": FuzzTarget(check_folder, seeds.folders, 1),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import tomllib
 from itertools import pairwise
@@ -327,6 +328,38 @@ def json_texts() -> list[Any]:
             "1e999",
         )
     ]
+
+
+def rest_predictions() -> list[Any]:
+    """Bodies of ``:predict``, as what they say and as they are."""
+    said: list[list[Any]] = [
+        [{"instances": [[1, 2.5], [-3e2, 16777215]]}, ["float32"]],
+        [{"instances": [[[0, 255]], [[7, 128]]], "signature_name": "s"}, ["uint8"]],
+        [{"instances": ["a", {"b64": "AAE="}, "\U0001f600"]}, ["string"]],
+        [{"instances": [{"x": [1], "y": "a"}, {"y": "b", "x": [2]}]}, ["int64", "string"]],
+        [{"inputs": [[float("nan"), float("inf"), -1e-7]]}, ["float64"]],
+        [{"inputs": {"x": [[True], [False]], "y": 1.5}}, ["bool", "bfloat16"]],
+        [{"inputs": {"x": []}, "more": None}, ["float16"]],
+    ]
+    asis = [
+        b'{"instances": [[-0, 1e2, NaN], [Infinity, 0.1, 18446744073709551616]]}',
+        b'\xef\xbb\xbf{"inputs" : "\\u00e9\xff" }',
+        b'{"inputs": 1, "inputs": [[2],[3]]}',
+        b'{"instances": [1e999]}',
+        b'{"instances":' + b"[" * 2000,
+    ]
+    bodies = [[json.dumps(body).encode(), kinds] for body, kinds in said]
+    return [*said, *bodies, *([body, [kind]] for body in asis for kind in ("float32", "string"))]
+
+
+def rest_examples() -> list[Any]:
+    """Bodies of ``:classify`` and ``:regress``."""
+    features = {"a": [1, True], "b": 0.5, "c": ["x", {"b64": "AAE="}], "": []}
+    said = [
+        {"examples": [features, {}]},
+        {"signature_name": "s", "context": features, "examples": [{"a": "x"}]},
+    ]
+    return [*([body] for body in said), *([json.dumps(body).encode()] for body in said)]
 
 
 _CONFIGURATION = """

@@ -34,7 +34,7 @@ ANYTHING = st.recursive(
     max_leaves=12,
 )
 # Each has one field, whose every value is a document.
-OF_ONE_FIELD = ["header", "target", "signature", "query", "json", "config"]
+OF_ONE_FIELD = ["header", "target", "signature", "query", "json", "config", "rest_examples"]
 # A file system is slow.
 EXAMPLES = {"folder": 40, "conversation": 200}
 

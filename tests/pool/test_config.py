@@ -51,6 +51,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         "length_buckets": [],
         "queue_delay_target_micros": 0,
         "enable_large_batch_splitting": True,
+        "warmup_max_batch_size": None,
     }
 
 
@@ -127,6 +128,8 @@ y = { dtype = "string", shape = [-1] }
     [
         ("", [1, 64]),
         ("max_batch_size = 1", [1]),
+        ("max_batch_size = 1000\nwarmup_max_batch_size = 64", [1, 64]),
+        ("warmup_max_batch_size = 100", [1, 64]),
         ("max_batch_size = 8\nallowed_batch_sizes = [2, 8]", [2, 8]),
         ("max_batch_size = 8\nenable_batching = false", [1]),
     ],

@@ -101,7 +101,20 @@ def test_both_have_the_drain_timeout_and_no_more() -> None:
     assert server.failure.message.startswith("requests were still running after drain_timeout_s")
 
 
-def test_a_broker_that_dies_meanwhile_drains_again_as_far_as_it_had() -> None:
+def test_a_broker_that_has_drained_ends_and_is_not_missed() -> None:
+    server = draining()
+    server.passes(1.1)
+    server.happens(events.BrokerDrained())
+    server.broker_dies(Death("exit code 0"))
+    server.passes(5)
+    assert server.broker is None
+    assert "broker_died" not in server.logs
+    server.happens(events.GatewaysDrained())
+    assert server.phase is Phase.STOPPED
+    assert server.failure is None
+
+
+def test_a_broker_that_dies_meanwhile_drains_again() -> None:
     server = draining()
     server.broker_dies()
     server.passes(0.5)
@@ -109,7 +122,6 @@ def test_a_broker_that_dies_meanwhile_drains_again_as_far_as_it_had() -> None:
     assert not server.of_kind(Kind.DRAIN)
     server.passes(1)
     assert len(server.of_kind(Kind.DRAIN)) == 1
-    server.happens(events.BrokerDrained())
     server.broker_dies()
     server.happens(events.GatewaysDrained())
     assert server.phase is Phase.DRAINING, "there is no broker that has drained"

@@ -111,6 +111,18 @@ def test_savedmodel_has_the_version_that_is_found(tmp_path: Path) -> None:
     assert (model.version, model.labels) == (123, ["canary", "stable"])
 
 
+def test_labels_may_name_versions_that_are_to_come_where_that_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").touch()
+    model = {"name": "m", "path": str(tmp_path), "version_labels": {"stable": 1, "canary": 2}}
+    with pytest.raises(ConfigurationError, match="label 'canary' names version 2, but version 1"):
+        plan(model)
+
+    made, _ = plan({**model, "allow_version_labels_for_unavailable_models": True})
+
+    assert [served.labels for served in made.broker.models] == [["stable"]]
+
+
 def test_each_version_has_its_labels_and_the_highest_is_current(tmp_path: Path) -> None:
     for name in ("1", "2", "3"):
         (tmp_path / name).mkdir()

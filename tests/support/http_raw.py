@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 
 from support.waiting import DEADLINE_S
 
@@ -70,50 +71,78 @@ class RawClient:
         self._unread += more
 
 
+class InThread:
+    """An asynchronous context that is open in a thread of its own."""
+
+    def __init__(self, make: Callable[[], AbstractAsyncContextManager[None]]) -> None:
+        self._make = make
+        self._started = threading.Event()
+        self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._over: asyncio.Event | None = None
+        self.thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> InThread:
+        self.thread.start()
+        assert self._started.wait(DEADLINE_S)
+        if self._failure is not None:
+            raise self._failure
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+        self.thread.join(DEADLINE_S)
+        assert not self.thread.is_alive()
+
+    def leave(self) -> None:
+        """Has the context be left, without waiting for it."""
+        assert self._loop is not None
+        assert self._over is not None
+        # The loop is over when the context was left before.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._over.set)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._started.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+        async with self._make():
+            self._started.set()
+            await self._over.wait()
+
+
 class StubHttp:
-    """An ``HttpServer`` in a thread of its own."""
+    """An ``HttpServer`` that answers as it is told."""
 
     def __init__(self, answer: Answer, max_body_nbytes: int) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.socket.getsockname()[1]
         self.server: HttpServer | None = None
+        self.context = InThread(self._serve)
         self._answer = answer
         self._max_body_nbytes = max_body_nbytes
-        self._started = threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._over: asyncio.Event | None = None
-        self.thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
-    def start(self) -> None:
-        """Serves when this returns."""
-        self.thread.start()
-        assert self._started.wait(DEADLINE_S)
-
-    def end(self) -> None:
-        """Has it drain, without waiting for it."""
-        assert self._loop is not None
-        assert self._over is not None
-        self._loop.call_soon_threadsafe(self._over.set)
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._over = asyncio.Event()
-        error = lambda status, message: HttpResponse(message.encode(), status)  # noqa: E731
-        self.server = HttpServer(self._answer, error, self._max_body_nbytes)
+    @contextlib.asynccontextmanager
+    async def _serve(self) -> AsyncIterator[None]:
+        self.server = HttpServer(self._answer, _error, self._max_body_nbytes)
         async with self.server.listening(self.socket):
-            self._started.set()
-            await self._over.wait()
+            yield
+
+
+def _error(status: int, message: str) -> HttpResponse:
+    return HttpResponse(message.encode(), status)
 
 
 @contextlib.contextmanager
 def stub_http(answer: Answer, max_body_nbytes: int = 1 << 20) -> Iterator[StubHttp]:
     """Serves ``answer`` over HTTP while the context is open."""
     stub = StubHttp(answer, max_body_nbytes)
-    stub.start()
-    try:
+    with contextlib.closing(stub.socket), stub.context:
         yield stub
-    finally:
-        stub.end()
-        stub.thread.join(DEADLINE_S)
-        stub.socket.close()
-        assert not stub.thread.is_alive()

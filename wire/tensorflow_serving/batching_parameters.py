@@ -19,6 +19,9 @@ DEFAULTS = {
     "max_enqueued_batches": 10,
     "enable_large_batch_splitting": False,
 }
+# Who leaves max_batch_size away does not expect batches of 1000 images, nor the memory that they
+# take: TensorFlow Serving does not try them before they come.
+_WARMUP_MAX_BATCH_SIZE = 64
 # Each with the least value that it may have.
 _NUMBERS = {
     "max_batch_size": 1,
@@ -34,6 +37,8 @@ def batching_table(parameters: Any) -> dict[str, Any]:
     for name, least in _NUMBERS.items():
         if parameters.HasField(name):
             table[name] = _at_least(least, name, getattr(parameters, name).value)
+    if not parameters.HasField("max_batch_size"):
+        table["warmup_max_batch_size"] = _WARMUP_MAX_BATCH_SIZE
     if parameters.pad_variable_length_inputs:
         table["pad_variable_length_inputs"] = True
     sizes = list(parameters.allowed_batch_sizes)

@@ -26,6 +26,8 @@ _CONNECT_TIMEOUT_S = 60.0
 _MIB = 1 << 20
 # More than drains may take: the supervisor ends the process then.
 _GRACE_S = 86_400.0
+# How long callers are told, when all that they had asked is answered.
+_GOODBYE_S = 0.5
 # Only the user whose server it is may use its UNIX socket, unless that is changed.
 _SOCKET_UMASK = 0o177
 
@@ -58,11 +60,14 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
 
 
 async def _drain(server: Any, calls: Calls, health: HealthService) -> None:
-    """Takes no connection more, and returns when all calls are answered."""
+    """Answers the calls under way, and refuses what comes meanwhile; then it stops listening."""
     await health.drain()
-    stopping = asyncio.create_task(server.stop(_GRACE_S))
+    # Not stopped before: gRPC resets calls that come by open connections after that (CANCELLED),
+    # and callers have to be told UNAVAILABLE, at which they try another server.
     await calls.drain()
-    await stopping
+    await asyncio.sleep(_GOODBYE_S)
+    await calls.drain()
+    await server.stop(_GRACE_S)
 
 
 def _channel_arguments(options: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -132,8 +132,10 @@ def _shape_of(outline: bytes) -> Shape | None:
         return None
     # From the inside: where the first list of each level ends, of how many lists it is.
     end = outline.find(b"]")
+    if end < rank:
+        return None
     sizes = [end - rank + 1]
-    unit = outline[rank - 1 : end + 1]
+    unit = b"[" + b"," * (end - rank) + b"]"
     for level in range(2, rank + 1):
         end = outline.find(b"]" * level, end - level + 2)
         if end < 0:

@@ -31,7 +31,13 @@ from batchyard.clients.gateways.rest.statuses import status_of
 from batchyard.clients.gateways.source import BrokerSource
 from batchyard.clients.inputs import DEFAULT_SIGNATURE
 from batchyard.wire import log
-from batchyard.wire.errors import BatchyardError, DeadlineExceeded, InvalidArgument
+from batchyard.wire.errors import (
+    BatchyardError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+)
 from batchyard.wire.signatures import TensorSpec
 from batchyard.wire.tags import check_request_id
 from batchyard.wire.version import version
@@ -92,10 +98,10 @@ class RestGateway:
 
     async def _respond(self, request: HttpRequest, request_id: str | None) -> HttpResponse:
         path = path_of(request.target)
-        if self._guarded_port is not None:
-            if is_rebound(request.headers.get(b"host"), self._guarded_port):
-                words = "ask by an IP address or as localhost; so must a proxy (header Host)"
-                return self.error(421, words)
+        port = self._guarded_port
+        if port is not None and is_rebound(request.headers.get(b"host"), port):
+            words = "ask by an IP address or as localhost; so must a proxy (header Host)"
+            return self.error(421, words)
         if request.method == "OPTIONS" and self._options.enable_cors_support:
             return HttpResponse(b"")
         if path.partition("?")[0] == self._options.monitoring_path:
@@ -117,7 +123,11 @@ class RestGateway:
         encoding = request.headers.get(b"content-encoding")
         if encoding is not None and encodings.is_gzip(encoding):
             most = self._options.max_body_nbytes
-            body = await self._run(len(body), lambda: encodings.gunzip(request.body, most))
+            try:
+                body = await self._run(len(body), lambda: encodings.gunzip(request.body, most))
+            except ResourceExhausted as error:
+                # Its own status would have clients try again.
+                return self.error(413, error.message)
         if asked.verb == "predict":
             answer = await self._predict(asked, body, deadline, request_id)
         else:
@@ -232,6 +242,11 @@ def _inputs(model: ServedModel, signature_name: str) -> Mapping[str, TensorSpec]
     signature = model.signatures.get(name)
     if signature is None:
         raise InvalidArgument(f'Serving signature name: "{name}" not found in signature def')
+    if signature.open:
+        raise FailedPrecondition(
+            f"signature {name!r} takes any tensors, and JSON does not say of which dtype they are: "
+            "declare them in the configuration ([models.signature]), or use the client"
+        )
     return {spec.name: spec for spec in signature.inputs}
 
 

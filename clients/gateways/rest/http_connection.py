@@ -59,8 +59,8 @@ class HttpConnection(asyncio.Protocol):
         self._refusal: HttpResponse | None = None
         self.phase = IDLE
         self.since = server.now
-        # For ``HttpServer``: bytes that came, and that were written, and what it saw of these when it
-        # looked last.
+        # For ``HttpServer``: bytes that came, and that were written, and what had been taken of
+        # these when it looked last.
         self.moved_nbytes = 0
         self.written_nbytes = 0
         self.taken_before = 0
@@ -133,11 +133,11 @@ class HttpConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # Nothing else is spoken here than what the request is in already.
-            rest = data[upgrade.args[0] :]
+            # Nothing else is spoken here than what the request is in already. The parser took its
+            # body for the other protocol's, so it is read again, as one that does not ask for it.
             self._parser = httptools.HttpRequestParser(self)
-            if rest and self._refusal is None:
-                self._feed(rest)
+            if self._refusal is None:
+                self._feed(self._request.head_without_upgrade() + data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self.refuse(400, f"this is no HTTP/1.1: {error}")
 
@@ -217,7 +217,7 @@ class HttpConnection(asyncio.Protocol):
             self._chunks.append(part)
 
     def on_message_complete(self) -> None:
-        if self._refusal is not None:
+        if self._refusal is not None or self._parser.should_upgrade():
             return
         request, chunks = self._request, self._chunks
         if chunks:

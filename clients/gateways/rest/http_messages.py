@@ -10,6 +10,7 @@ from http import HTTPStatus
 JSON = b"application/json"
 TEXT = b"text/plain"
 
+_OF_UPGRADES = (b"connection", b"upgrade", b"http2-settings")
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _REASONS[499] = b"Client Closed Request"
 
@@ -25,6 +26,12 @@ class HttpRequest:
     body: bytes = b""
     keeps_alive: bool = True
     is_http_1_0: bool = False
+
+    def head_without_upgrade(self) -> bytes:
+        """The head as it would be if its sender had not asked for another protocol."""
+        first = b"%b %b HTTP/1.1\r\n" % (self.method.encode(), self.target)
+        kept = [item for item in self.headers.items() if item[0] not in _OF_UPGRADES]
+        return b"%b%b\r\n" % (first, b"".join(b"%b: %b\r\n" % header for header in kept))
 
 
 @dataclass(slots=True, eq=False)
@@ -60,13 +67,14 @@ class Heads:
         if start is None:
             start = self._start(response.status, response.content_type)
         length = len(response.body)
-        if not response.headers and request is not None and not request.is_http_1_0:
-            if not response.closes and request.keeps_alive:
-                return b"%b%d\r\n\r\n" % (start, length)
+        is_kept = request is not None and request.keeps_alive and not response.closes
+        is_old = request is not None and request.is_http_1_0
+        if is_kept and not is_old and not response.headers:
+            return b"%b%d\r\n\r\n" % (start, length)
         more = b"".join(b"%b: %b\r\n" % header for header in response.headers)
-        if request is None or response.closes or not request.keeps_alive:
+        if not is_kept:
             more += b"Connection: close\r\n"
-        elif request.is_http_1_0:
+        elif is_old:
             more += b"Connection: keep-alive\r\n"
         return b"%b%d\r\n%b\r\n" % (start, length, more)
 

@@ -34,6 +34,8 @@ _PROGRESS_NBYTES = 10 * 1024
 # Longer than clients keep connections in their pools.
 _IDLE_S = 600.0
 _LINGER_S = 2.0
+# How long idle connections stay open when all ends.
+_GOODBYE_S = 0.5
 # Between tries when there are no descriptors.
 _PAUSE_S = 0.1
 
@@ -68,17 +70,18 @@ class HttpServer:
 
     @contextlib.asynccontextmanager
     async def listening(self, sock: socket.socket) -> AsyncIterator[None]:
-        """Serves what comes to ``sock``, which listens, until the context is left: then requests
-        in flight are answered, and all connections closed."""
+        """Serves what comes to ``sock``, which listens, until the context is left: then requests in
+        flight are answered, and it is closed, with all connections."""
         sock.setblocking(False)
         self._start_accepting(sock)
         guard = self.loop.create_task(self._guard())
         try:
             yield
-            self.loop.remove_reader(sock.fileno())
+            self._stop_accepting(sock)
             await self._finish()
         finally:
-            self.loop.remove_reader(sock.fileno())
+            if sock.fileno() >= 0:
+                self._stop_accepting(sock)
             guard.cancel()
             for connection in list(self._connections):
                 connection.close()
@@ -123,23 +126,37 @@ class HttpServer:
     def _start_accepting(self, sock: socket.socket) -> None:
         self.loop.add_reader(sock.fileno(), self._accept, sock)
 
-    def _accept(self, sock: socket.socket) -> None:
+    def _stop_accepting(self, sock: socket.socket) -> None:
+        """Takes the connections that are there already: without anyone who has the socket they
+        would be reset."""
+        self._is_draining = True
+        self.loop.remove_reader(sock.fileno())
+        while self._accept(sock):
+            pass
+        self.loop.remove_reader(sock.fileno())
+        sock.close()
+
+    def _accept(self, sock: socket.socket) -> bool:
+        """Whether there was a connection, which is taken."""
         # One at a time, so that processes that share the socket share connections.
         try:
             accepted, _ = sock.accept()
-        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-            return
+        except (BlockingIOError, InterruptedError):
+            return False
+        except ConnectionAbortedError:
+            return True
         except OSError as error:
             # No descriptors, or no memory: the socket stays readable, and asking would not end.
             log.limited("error", "gateway_erred", reason=f"a connection is not taken: {error}")
             self.loop.remove_reader(sock.fileno())
             self.loop.call_later(_PAUSE_S, self._accept_again, sock)
-            return
+            return False
         accepted.setblocking(False)
         making = self.loop.connect_accepted_socket(lambda: HttpConnection(self), accepted)
-        task: asyncio.Task[object] = self.loop.create_task(making)  # type: ignore[arg-type]
+        task: asyncio.Task[object] = self.loop.create_task(making)
         self._accepted.add(task)
         task.add_done_callback(self._accepted.discard)
+        return True
 
     def _accept_again(self, sock: socket.socket) -> None:
         if not self._is_draining:
@@ -153,8 +170,15 @@ class HttpServer:
         log.limited("warning", "connections_ended", number=1, reason="too many")
 
     async def _finish(self) -> None:
-        self._is_draining = True
-        while any(connection.is_busy for connection in self._connections):
+        # A client may be about to ask by a connection that it takes for open: it is told, once it
+        # did. Most have been told by then, by the answer before.
+        idle_until = self.loop.time() + _GOODBYE_S
+        while self._accepted or self._connections:
+            if self.loop.time() > idle_until:
+                for connection in [*self._connections]:
+                    if connection.phase == IDLE and not connection.is_busy:
+                        # It is gone when the client has all of its answer.
+                        connection.close()
             await asyncio.sleep(0.01)
 
     async def _guard(self) -> None:

@@ -6,17 +6,27 @@ all rows ends on a line of its own; within columns (``outputs``) each value has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
+
+import numpy as np
 
 from batchyard.clients.gateways.rest import json_numbers, json_strings
 from batchyard.clients.gateways.rest.json_arrays import tensorflow_name
+from batchyard.clients.gateways.rest.json_decimals import decimals_text
 from batchyard.clients.inputs import Array
 from batchyard.wire import dtypes
 from batchyard.wire.errors import InvalidArgument
 
 # Strings of outputs whose name ends so are bytes.
 _BYTES_SUFFIX = "_bytes"
+# So many floats and more are sooner printed together than one by one.
+_DECIMALS_MIN = 64
+# No byte of a number, or of what stands between numbers.
+_NEXT_TEXT = b"\xff"
+
+Shape = tuple[int, ...]
 
 
 class Brackets(NamedTuple):
@@ -73,33 +83,64 @@ def _rows_in_common(arrays: Mapping[str, Array]) -> int:
 
 def _row_texts(name: str, array: Array, levels: int) -> list[bytes]:
     """One text a row, within as many lists and objects."""
-    shape = array.shape[1:]
-    values = _texts(name, array, levels + len(shape))
-    if 0 in shape:
-        shape = shape[: shape.index(0)]
-        values = [b"[]"] * (array.shape[0] * _size(shape))
-    return nest(values, shape, on_one_line(len(shape)), array.shape[0])
+    return _nested(name, array, array.shape[1:], levels, on_one_line)
 
 
 def _column_text(name: str, array: Array, levels: int) -> bytes:
-    shape = array.shape
-    values = _texts(name, array, levels + len(shape))
-    if 0 in shape:
-        shape = shape[: shape.index(0)]
-        values = [b"[]"] * _size(shape)
-    (text,) = nest(values, shape, on_lines(len(shape), levels), 1)
+    (text,) = _nested(name, array, array.shape, levels, lambda rank: on_lines(rank, levels))
     return text
 
 
-def nest(
-    values: list[bytes], shape: tuple[int, ...], brackets: Brackets, count: int
+def _nested(
+    name: str, array: Array, shape: Shape, levels: int, brackets_of: Callable[[int], Brackets]
 ) -> list[bytes]:
-    """``count`` texts of tensors of a shape without a zero, from the texts of all their values."""
+    """A text for every tensor of ``shape`` in the array."""
+    dtype = dtypes.from_numpy(array.dtype)
+    if dtype is None or dtype.startswith("complex"):
+        shown = tensorflow_name(dtype or array.dtype.name)
+        raise InvalidArgument(f"Failed to write JSON value for tensor type: {shown} ({name})")
+    if 0 in shape:
+        # The innermost lists are empty.
+        shape = shape[: shape.index(0)]
+        count = math.prod(array.shape[: array.shape.index(0)])
+        return nest([b"[]"] * count, shape, brackets_of(len(shape)))
+    brackets = brackets_of(len(shape))
+    if dtype == dtypes.STRING:
+        strings = array.ravel().tolist()
+        as_bytes = name.endswith(_BYTES_SUFFIX)
+        return nest(_string_texts(strings, as_bytes, levels + len(shape)), shape, brackets)
+    if "float" in dtype and array.size >= _DECIMALS_MIN:
+        return _nest_decimals(array, shape, brackets)
+    return nest(json_numbers.tokens(array), shape, brackets)
+
+
+def _nest_decimals(array: Array, shape: Shape, brackets: Brackets) -> list[bytes]:
+    """``nest`` of many floats. Where lists begin and end a mark stands first: what belongs there
+    is long, and rare."""
+    between = [*brackets.between, brackets.closing + _NEXT_TEXT + brackets.opening]
+    ends = [(1, between[0])]
+    every = 1
+    for level, size in enumerate(reversed(shape), 1):
+        every *= size
+        ends.append((every, _mark(level)))
+    is_double = array.dtype == np.float64
+    values = array if is_double else array.astype(np.float32, copy=False)
+    text = decimals_text(values.ravel(), ends, is_double=is_double)
+    for level, separator in enumerate(between[1:], 1):
+        text = text.replace(_mark(level), separator)
+    return (brackets.opening + text + brackets.closing).split(_NEXT_TEXT)
+
+
+def _mark(level: int) -> bytes:
+    return bytes([128 + level])
+
+
+def nest(values: list[bytes], shape: Shape, brackets: Brackets) -> list[bytes]:
+    """Tensors of a shape without a zero, of the texts of all their values."""
     texts = values
-    for level, size in enumerate(reversed(shape)):
-        join = brackets.between[level].join
+    for size, separator in zip(reversed(shape), brackets.between, strict=True):
+        join = separator.join
         texts = [join(texts[i : i + size]) for i in range(0, len(texts), size)]
-    assert len(texts) == count
     return [brackets.opening + text + brackets.closing for text in texts]
 
 
@@ -126,26 +167,9 @@ def indent(levels: int) -> bytes:
     return b"    " * levels
 
 
-def _texts(name: str, array: Array, levels: int) -> list[bytes]:
-    dtype = dtypes.from_numpy(array.dtype)
-    if dtype == dtypes.STRING:
-        return _string_texts(array.ravel().tolist(), name.endswith(_BYTES_SUFFIX), levels)
-    if dtype is None or dtype.startswith("complex"):
-        shown = tensorflow_name(dtype or array.dtype.name)
-        raise InvalidArgument(f"Failed to write JSON value for tensor type: {shown} ({name})")
-    return json_numbers.tokens(array)
-
-
 def _string_texts(values: list[bytes], as_bytes: bool, levels: int) -> list[bytes]:
     if not as_bytes:
         return [json_strings.text(value) for value in values]
     begin = b"{\n" + indent(levels + 1) + b'"b64": '
     end = b"\n" + indent(levels) + b"}"
     return [begin + json_strings.base64_text(value) + end for value in values]
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for dim in shape:
-        size *= dim
-    return size

@@ -8,16 +8,18 @@ exponent.
 from __future__ import annotations
 
 import math
+import struct
 
 import numpy as np
 import orjson
 
 from batchyard.clients.inputs import Array
 
+_FLOAT32 = struct.Struct("f")
 _NON_FINITE = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 
 
-def float_text(value: float, *, is_double: bool) -> bytes:
+def float_text(value: float, is_double: bool) -> bytes:
     """A float64 or, as the float64 that it equals, a float32."""
     if not math.isfinite(value):
         return _NON_FINITE[str(value)]
@@ -29,8 +31,8 @@ def float_text(value: float, *, is_double: bool) -> bytes:
 
 
 def _as_float32(value: float) -> float:
-    with np.errstate(over="ignore"):
-        return float(np.float32(value))
+    rounded: float = _FLOAT32.unpack(_FLOAT32.pack(value))[0]
+    return rounded
 
 
 def tokens(array: Array) -> list[bytes]:
@@ -39,7 +41,7 @@ def tokens(array: Array) -> list[bytes]:
         return integer_tokens(array)
     is_double = array.dtype == np.float64
     values = array.astype(np.float64).ravel().tolist()
-    return [float_text(value, is_double=is_double) for value in values]
+    return [float_text(value, is_double) for value in values]
 
 
 def integer_tokens(array: Array) -> list[bytes]:

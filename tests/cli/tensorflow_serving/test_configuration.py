@@ -50,6 +50,7 @@ def test_one_model_as_tensorflow_serving_starts_it() -> None:
     [model] = config.models
     assert (model.name, model.path, model.version_policy) == ("default", "/models/m", "latest")
     assert not model.batching.enable_batching
+    assert model.batching.max_enqueued_batches == 1_000_000
     assert (config.grpc.port, config.grpc.host) == (8500, "0.0.0.0")
     assert config.rest.port is config.metrics.port is None
     assert config.broker.bind == []

@@ -20,7 +20,9 @@ def _table(text: str) -> dict[str, Any]:
 
 
 def _with_defaults(**others: Any) -> dict[str, Any]:
+    implicit = {} if "max_batch_size" in others else {"warmup_max_batch_size": 64}
     return {
+        **implicit,
         "enable_batching": True,
         "max_batch_size": 1000,
         "batch_timeout_micros": 0,

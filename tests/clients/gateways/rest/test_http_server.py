@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -142,8 +143,11 @@ def test_head_has_no_body(client: RawClient) -> None:
 
 def test_nobody_speaks_another_protocol_here(client: RawClient) -> None:
     upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
-    client.send(b"GET /a HTTP/1.1\r\n" + upgrade + b"\r\n" + GET % 2)
+    post = b"POST /b HTTP/1.1\r\nContent-Length: 3\r\n"
+    client.send(b"GET /a HTTP/1.1\r\n" + upgrade + b"\r\n" + post + upgrade + b"\r\nxy")
     assert client.read()[2] == b"/a"
+    client.send(b"z" + GET % 2)
+    assert client.read()[2] == b"/bxyz"
     assert client.read()[2] == b"/2"
 
 
@@ -211,21 +215,22 @@ def test_a_large_answer_waits_for_its_reader(client: RawClient) -> None:
     assert client.read()[2] == b"/1"
 
 
-def test_bodies_have_so_much_memory_together(stub: StubHttp, asked: Asked) -> None:
+def test_bodies_have_so_much_memory_together(stub: StubHttp) -> None:
+    server = stub.server
+    assert server is not None
     head = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % MAX_BODY
-    clients = [RawClient(stub.port) for _ in range(5)]
-    for client in clients:
-        client.send(head, bytes(MAX_BODY - 1))
-    statuses = []
-    for client in clients:
-        client.send(b"\0")
-        statuses.append(client.read()[0])
-    assert sorted(statuses) == [200, 200, 200, 200, 503]
-    for client in clients:
-        client.socket.close()
-    with RawClient(stub.port) as again:
-        again.post("/", bytes(MAX_BODY))
-        assert again.read()[0] == 200
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(stub.port)) for _ in range(5)]
+        for client in clients[:4]:
+            client.send(head, bytes(MAX_BODY - 1))
+        wait_until(lambda: server._held_nbytes == 4 * (MAX_BODY - 1), "four bodies to be held")
+        clients[4].send(head, bytes(10))
+        assert clients[4].read()[0] == 503
+        for client in clients[:4]:
+            client.send(b"\0")
+            assert client.read()[0] == 200
+    wait_until(lambda: not server._connections, "everybody to be gone")
+    assert server._held_nbytes == 0
 
 
 def test_the_one_that_is_idle_for_longest_makes_room(stub: StubHttp) -> None:
@@ -279,7 +284,7 @@ def test_a_drain_answers_what_it_took(asked: Asked) -> None:
         assert open_.read()[0] == 200
         busy.send(b"GET /slow HTTP/1.1\r\n\r\n")
         wait_until(lambda: len(asked.requests) == 2, "the slow request")
-        stub.end()
+        stub.context.leave()
         wait_until(lambda: stub.server._is_draining, "the drain")  # type: ignore[union-attr]
         open_.send(GET % 2)
         status, headers, body = open_.read()

@@ -1,6 +1,8 @@
-"""Which path asks for what: the cases of TensorFlow Serving's own tests, and what they leave out."""
+"""Which path asks for what: the cases of TensorFlow Serving's own tests, and others."""
 
 from __future__ import annotations
+
+import contextlib
 
 import pytest
 from hypothesis import given
@@ -79,7 +81,7 @@ def test_what_is_asked_for(method: str, path: str, expected: ModelPath) -> None:
         ("POST", "/v1/models/foo:PREDICT"),
         ("POST", "/v1/models/foo:generate"),
         ("POST", "/v1/models/a/b:predict"),
-        ("POST", "/v1/models/foo/versions/１:predict"),
+        ("POST", "/v1/models/foo/versions/\uff11:predict"),
         ("GET", "/v1/models/foo/"),
         ("GET", "/v1/"),
         ("PUT", "/v1/models/foo"),
@@ -100,10 +102,8 @@ def test_versions_beyond_64_bits(digits: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/versions/1", "/v1/models/labels/l"])
 def test_a_name_is_missing(path: str) -> None:
-    try:
-        assert parse("GET", path).name == "labels"
-    except InvalidArgument as error:
-        assert error.message == "Missing model name in request."
+    with pytest.raises(InvalidArgument, match=r": Missing model name in request\.$"):
+        parse("GET", path)
 
 
 def test_what_is_served_at_all() -> None:
@@ -128,7 +128,5 @@ def test_proxies_ask_for_whole_urls(target: bytes, path: str) -> None:
 @given(st.sampled_from(["GET", "POST", "PUT"]), st.text(st.characters(max_codepoint=255)))
 def test_any_path_is_read_or_refused(method: str, rest: str) -> None:
     for path in (rest, f"/v1/models/{rest}", f"/v1/models/{rest}:predict"):
-        try:
+        with contextlib.suppress(InvalidArgument):
             assert parse(method, path).name
-        except InvalidArgument as error:
-            assert error.message
