@@ -63,7 +63,11 @@ def _bound(plan: GatewayPlan, port: int) -> socket.socket:
 
 
 def _listening(family: int, host: str, port: int) -> socket.socket:
-    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    # All addresses are those of IPv4, too.
+    is_dual = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(
+        (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual
+    )
 
 
 def _kept(family: int, host: str, port: int) -> socket.socket:
