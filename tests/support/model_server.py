@@ -1,4 +1,4 @@
-"""``batchyard tfs`` with models of its own, as TensorFlow Serving's tests and documents start it."""
+"""``batchyard tfs``, started as TensorFlow Serving's tests and documents start it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TensorFlow Serving's own tests ask of ``tensorflow_model_server``, asked of ``batchyard tfs``.
+"""What TensorFlow Serving's own tests ask of its server, asked of ``batchyard tfs``.
 
 Re-expressed from its ``model_servers/tensorflow_model_server_test.py``. gRPC is spoken by the
 published stubs, REST by Python's own client. One server does for nearly all.
