@@ -29,12 +29,20 @@ class Model:
 
 
 @contextlib.contextmanager
-def serve(models: Sequence[Model], *, workers: int = 1, **worker: int) -> Iterator[tuple[str, str]]:
+def serve(
+    models: Sequence[Model],
+    *,
+    workers: int = 1,
+    ports: Mapping[str, int] | None = None,
+    **worker: int,
+) -> Iterator[tuple[str, str]]:
     """Runs a server with CPU workers; its endpoints by tcp and ipc.
 
-    ``worker`` has more keys of ``[[pool.workers]]``. Raises ServerDidNotStart.
+    ``ports`` are those of gateways, by section; ``worker`` has more keys of ``[[pool.workers]]``.
+    Raises ServerDidNotStart.
     """
-    text = configuration(models, workers, worker)
+    text = "".join(f"[{gateway}]\nport = {port}\n" for gateway, port in (ports or {}).items())
+    text += configuration(models, workers, worker)
     with tempfile.NamedTemporaryFile("w", prefix="batchyard-", suffix=".toml") as file:
         file.write(text)
         file.flush()
