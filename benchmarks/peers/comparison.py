@@ -21,7 +21,7 @@ from batchyard.benchmarks.peers.environments import version
 from batchyard.benchmarks.peers.formats import Array
 from batchyard.benchmarks.peers.workloads import WORKLOADS, Workload
 from batchyard.benchmarks.results import Figure, Results, run_rounds
-from batchyard.benchmarks.served import Model, one_thread, serve
+from batchyard.benchmarks.served import Model, one_thread, serve_with_gateways
 
 NOT_INSTALLED = "not installed; make bench-peers installs it"
 _BARE = "bare"
@@ -90,7 +90,7 @@ class _Stage:
         model = Model(workload.model, str(folder), workload.batching)
         ports = gateways.free_ports()
         with (
-            serve([model], ports=ports, **one_thread()) as (_, ipc),
+            serve_with_gateways([model], ports, **one_thread()) as (_, ipc),
             contextlib.ExitStack() as stack,
         ):
             own = ours.contestants(ipc, workload)

@@ -22,7 +22,7 @@ from batchyard.benchmarks.peers.formats import Array, Json
 from batchyard.benchmarks.peers.http_load import HttpFailed, Request, requests_per_s
 from batchyard.benchmarks.peers.theirs import check, latency_us
 from batchyard.benchmarks.peers.workloads import Workload
-from batchyard.benchmarks.timing import awaits_per_s, awaits_p50_us
+from batchyard.benchmarks.timing import awaits_p50_us, awaits_per_s
 
 REST, GRPC = "rest", "grpc"
 _HOST = "127.0.0.1"
