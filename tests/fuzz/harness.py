@@ -22,6 +22,7 @@ from fuzz.grpc_targets import (
     example_requests,
     tensor_protos,
 )
+from fuzz.http_targets import check_http
 from fuzz.rest_targets import check_rest_examples, check_rest_predict
 from fuzz.wire_targets import (
     check_endpoint,
@@ -57,6 +58,7 @@ TARGETS = {
     "conversation": FuzzTarget(check_conversation, seeds.conversations, 9),
     "session": FuzzTarget(check_session, seeds.sessions, 9),
     "json": FuzzTarget(check_json, seeds.json_texts, 4),
+    "http": FuzzTarget(check_http, seeds.http_streams, 8),
     "rest_predict": FuzzTarget(check_rest_predict, seeds.rest_predictions, 8),
     "rest_examples": FuzzTarget(check_rest_examples, seeds.rest_examples, 4),
     "tensor_proto": FuzzTarget(check_tensor_proto, tensor_protos, 6),
