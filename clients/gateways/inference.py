@@ -244,14 +244,13 @@ class Inference:
             metadata = await self._client.metadata(
                 spec.name, version=spec.version, label=spec.label, timeout=timeout
             )
-        except NotFound as error:
-            raise NotFound(f"Servable not found for request: {spec}: {error.message}") from None
-        except InvalidArgument as error:
+        except NotFound:
+            # To the letter, here and below: clients compare it.
+            raise NotFound(f"Servable not found for request: {spec}") from None
+        except InvalidArgument:
             if spec.label is None:
                 raise
-            raise InvalidArgument(
-                f"Unrecognized servable version label: {spec.label}: {error.message}"
-            ) from None
+            raise InvalidArgument(f"Unrecognized servable version label: {spec.label}") from None
         if len(self._models) >= _MODELS_KEPT:
             self._models.clear()
         model = ServedModel.from_metadata(metadata)

@@ -1,4 +1,4 @@
-"""What TensorFlow Serving's own tests ask of ``tensorflow_model_server``, asked of ``batchyard tfs``.
+"""What TensorFlow Serving's own tests ask of its server, asked of ``batchyard tfs``.
 
 Re-expressed from its ``model_servers/tensorflow_model_server_test.py``. gRPC is spoken by the
 published stubs, REST by Python's own client. One server does for nearly all.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.model_server import DEFAULT, ModelServer, model_config, rest
+from support.model_server import DEFAULT, SPARE, ModelServer, model_config, rest
 from support.published_messages import is_installed
 from support.server import refused
 from support.serving_stubs import (
@@ -188,11 +188,13 @@ def test_rest_metadata(served: ModelServer) -> None:
         "inputs": {"inputs": examples},
         "outputs": {"scores": y},
         "method_name": "tensorflow/serving/classify",
+        "defaults": {},
     }
     assert found[DEFAULT] == {
         "inputs": {"x": {**y, "name": "x:0"}},
         "outputs": {"y": y},
         "method_name": "tensorflow/serving/predict",
+        "defaults": {},
     }
 
 
@@ -220,28 +222,26 @@ def test_a_file_that_is_no_model_config(tmp_path: Path) -> None:
 
 
 def test_the_config_file_is_read_again(ask: Ask, served: ModelServer) -> None:
+    assert ask(predict, served.grpc, SPARE, [2.0])[0] == {"y": [12.0]}
+    others = {name: path for name, path in served.folders.items() if name != SPARE}
     replaced = served.file.with_suffix(".new")
-    replaced.write_text(
-        model_config({**served.folders, "added": served.folders["half_plus_two_tf2"]})
-    )
+    replaced.write_text(model_config(others))
     os.replace(replaced, served.file)
 
-    def answers() -> Any:
-        status, _, _ = rest(served, "/v1/models/added")
-        return status == 200 and ask(statuses, served.grpc, "added") == [(1, "AVAILABLE", 0)]
+    def is_gone() -> bool:
+        return rest(served, f"/v1/models/{SPARE}:predict", '{"inputs": [2.0]}')[0] == 404
 
-    wait_until(answers, "the model of the new file", timeout_s=30.0)
-    assert ask(predict, served.grpc, "added", [2.0])[0] == {"y": [3.0]}
-    # Those that were there before were served meanwhile, and are.
+    wait_until(is_gone, "the model that the file does not name any more")
+    with pytest.raises(NotFound, match=SPARE):
+        ask(predict, served.grpc, SPARE, [2.0])
     assert ask(predict, served.grpc, MODEL, [2.0])[0] == {"y": [3.0]}
 
 
 def test_a_client_says_what_is_served(ask: Ask, served: ModelServer) -> None:
-    folders = {name: str(path) for name, path in served.folders.items()}
+    folders = {name: str(path) for name, path in served.folders.items() if name != SPARE}
     folders["by_client"] = folders["product"]
     assert ask(reload, served.grpc, folders) == (0, "")
     assert ask(predict, served.grpc, "by_client", [2.0])[0] == {"y": [12.0]}
-    code, message = ask(reload, served.grpc, {"nowhere": "/nowhere"})
-    assert code != 0
-    assert "/nowhere" in message
+    with pytest.raises(InvalidArgument, match="/nowhere"):
+        ask(reload, served.grpc, {"nowhere": "/nowhere"})
     assert ask(predict, served.grpc, MODEL, [2.0])[0] == {"y": [3.0]}
