@@ -1,5 +1,5 @@
-"""What HTTP costs a server that answers a constant: aiohttp's low-level server, and llhttp in a protocol
-of asyncio's.
+"""What HTTP costs a server that answers a constant: aiohttp's low-level server, and llhttp in a
+protocol of asyncio's.
 
 Each server is a process; clients ask over kept connections, one request after the other, both
 servers in turn. The servers' processor time is as the kernel counts it.
@@ -24,8 +24,8 @@ ROUNDS = 2
 ANSWER = b'{\n    "predictions": [2.5\n    ]\n}'
 BODY = b'{"instances": [1.0]}'
 REQUEST = (
-    b"POST /v1/models/m:predict HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: measure\r\nAccept: */*\r\n"
-    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+    b"POST /v1/models/m:predict HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: measure\r\n"
+    b"Accept: */*\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 ) + BODY
 
 

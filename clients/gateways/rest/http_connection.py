@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection: requests come in, one after the other is answered.
 
-What HTTP is, is read by llhttp (Node's parser, in httptools). aiohttp's own server would cost as much
-as all the rest of the gateway: docs/decisions/0012-the-rest-gateway-speaks-http-by-llhttp.md.
+What HTTP is, is read by llhttp (Node's parser, in httptools). aiohttp's own server would cost as
+much as all the rest of the gateway: docs/decisions/0012-the-rest-gateway-speaks-http-by-llhttp.md.
 """
 
 from __future__ import annotations
