@@ -14,6 +14,7 @@ import click
 from batchyard.benchmarks import (
     compute,
     faults,
+    json_bodies,
     limits,
     overload,
     peers,
@@ -142,6 +143,12 @@ def _scale(seconds: float, repeat: int, workers: tuple[int, ...]) -> Results:
 def _security(seconds: float, repeat: int) -> Results:
     """What keys cost: CURVE beside plain TCP."""
     return security.run(seconds, repeat)
+
+
+@_benchmark
+def _json(seconds: float, repeat: int) -> Results:
+    """Bodies of REST beside json and orjson."""
+    return json_bodies.run(seconds, repeat)
 
 
 @_benchmark

@@ -1,4 +1,5 @@
-"""What aiohttp and asyncio log becomes events, one line each: callers may cause it as they like."""
+"""What aiohttp, asyncio and gRPC log becomes events, one line each: callers may cause it as they
+like."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from batchyard.wire import log
 
-_LOGGERS = ("aiohttp", "asyncio")
+_LOGGERS = ("aiohttp", "asyncio", "grpc")
 
 
 def to_events() -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from batchyard.clients.gateways.rest import json_numbers, json_strings
+from batchyard.clients.gateways.rest import json_layout, json_strings
 from batchyard.clients.gateways.rest.json_document import (
     json_type,
     parse_object,
@@ -77,7 +77,7 @@ def encode_regressions(values: Array) -> bytes:
     """``{"results": [value, …]}`` of an ``(n,)`` array. Raises InvalidArgument when n is 0."""
     if not values.size:
         raise InvalidArgument("Cannot convert empty RegressionResults to JSON")
-    texts = json_numbers.tokens(values.astype(np.float32, copy=False))
+    texts = json_layout.number_texts(values.astype(np.float32, copy=False))
     return b'{\n    "results": [' + b", ".join(texts) + b"]\n}"
 
 
@@ -88,7 +88,7 @@ def _labels(classes: Array | None) -> list[list[bytes]] | None:
 
 
 def _rows(scores: Array) -> list[list[bytes]]:
-    texts = json_numbers.tokens(scores.astype(np.float32, copy=False))
+    texts = json_layout.number_texts(scores.astype(np.float32, copy=False))
     size = scores.shape[1]
     return [texts[row * size : (row + 1) * size] for row in range(scores.shape[0])]
 

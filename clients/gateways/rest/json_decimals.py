@@ -1,4 +1,4 @@
-"""Many floats to JSON text at once, with the digits of ``json_numbers.float_text``.
+"""Many floats to JSON text at once, with the digits of ``json_numbers.float_texts``.
 
 Each number is a row of bytes: groups of digits looked up in tables, a separator, and NUL wherever
 the number needs nothing; what is left without the NULs is the text. Numbers whose digits float64
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from batchyard.clients.gateways.rest.json_numbers import float_text
+from batchyard.clients.gateways.rest.json_numbers import float_texts
 from batchyard.clients.inputs import Array
 
 Floats = npt.NDArray[np.float64]
@@ -134,11 +134,18 @@ def _write_numbers(rows: Groups, values: Array, is_double: bool) -> None:
         rows[:, 0] |= ord("-") * is_negative.astype(np.uint32)
     is_open = ~is_zero & ~(is_certain & is_in_range)
     if is_double:
+        # Six digits were tried: all seventeen it is.
         is_long = is_open & is_in_range & (place >= _TENS_EXACT - _TENS_MIN)
         is_long &= exact != np.rint(exact)
-        _write_texts(rows, is_long, _long_texts(exact[is_long]))
+        full = b"%.17g " * int(np.count_nonzero(is_long)) % tuple(exact[is_long].tolist())
+        _write_texts(rows, is_long, full.split())
         is_open &= ~is_long
-    _write_texts(rows, is_open, [float_text(value, is_double) for value in exact[is_open].tolist()])
+    _write_texts(rows, is_open, float_texts(exact[is_open].tolist(), is_double=is_double))
+
+
+def _write_texts(rows: Groups, which: Flags, texts: list[bytes]) -> None:
+    if texts:
+        rows[which] = np.array(texts, f"S{_NUMBER_NBYTES}").view(np.uint32).reshape(len(texts), -1)
 
 
 def _digits(size: Floats, place: Places, is_double: bool) -> tuple[Floats, Places, Flags]:
@@ -216,13 +223,3 @@ def _write_whole(rows: Groups, whole: Places, is_all: Flags) -> None:
     units = units + (whole < 1000) * np.intp(1000)
     units += is_all * np.intp(2000)
     rows[:, 2] = _UNITS[units]
-
-
-def _long_texts(values: Floats) -> list[bytes]:
-    """All digits of float64 that are not whole."""
-    return (b"%.17g " * len(values) % tuple(values.tolist())).split()
-
-
-def _write_texts(rows: Groups, which: Flags, texts: list[bytes]) -> None:
-    if texts:
-        rows[which] = np.array(texts, f"S{_NUMBER_NBYTES}").view(np.uint32).reshape(len(texts), -1)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import orjson
 
 from batchyard.clients.gateways.rest import json_numbers, json_strings
 from batchyard.clients.gateways.rest.json_arrays import tensorflow_name
@@ -23,7 +24,6 @@ from batchyard.wire.errors import InvalidArgument
 _BYTES_SUFFIX = "_bytes"
 # So many floats and more are sooner printed together than one by one.
 _DECIMALS_MIN = 64
-# No byte of a number, or of what stands between numbers.
 _NEXT_TEXT = b"\xff"
 
 Shape = tuple[int, ...]
@@ -109,29 +109,57 @@ def _nested(
         strings = array.ravel().tolist()
         as_bytes = name.endswith(_BYTES_SUFFIX)
         return nest(_string_texts(strings, as_bytes, levels + len(shape)), shape, brackets)
-    if "float" in dtype and array.size >= _DECIMALS_MIN:
+    return _nest_numbers(array, shape, brackets)
+
+
+def number_texts(array: Array) -> list[bytes]:
+    """Each number of a flat array."""
+    return _nest_numbers(array, (), on_one_line(0))
+
+
+def _nest_numbers(array: Array, shape: Shape, brackets: Brackets) -> list[bytes]:
+    if array.dtype.kind in "biu":
+        return _nest_integers(array, shape, brackets)
+    if array.size >= _DECIMALS_MIN:
         return _nest_decimals(array, shape, brackets)
-    return nest(json_numbers.tokens(array), shape, brackets)
+    is_double = array.dtype == np.float64
+    values = array.astype(np.float64).ravel().tolist()
+    return nest(json_numbers.float_texts(values, is_double=is_double), shape, brackets)
+
+
+def _nest_integers(array: Array, shape: Shape, brackets: Brackets) -> list[bytes]:
+    """Of whole numbers and bools: other JSON in which other separators are put."""
+    if not array.size:
+        return []
+    rank = len(shape)
+    texts = np.ascontiguousarray(array).reshape(-1, *shape)
+    text = orjson.dumps(texts, option=orjson.OPT_SERIALIZE_NUMPY)[rank + 1 : -rank - 1]
+    for level in range(rank, 0, -1):
+        text = text.replace(b"]" * level + b"," + b"[" * level, _mark(level))
+    return _put_separators(text.replace(b",", _mark(0)), brackets)
 
 
 def _nest_decimals(array: Array, shape: Shape, brackets: Brackets) -> list[bytes]:
-    """``nest`` of many floats. Where lists begin and end a mark stands first: what belongs there
-    is long, and rare."""
-    between = [*brackets.between, brackets.closing + _NEXT_TEXT + brackets.opening]
-    ends = [(1, between[0])]
     every = 1
+    ends = [(1, _mark(0) if not shape else brackets.between[0])]
     for level, size in enumerate(reversed(shape), 1):
         every *= size
         ends.append((every, _mark(level)))
     is_double = array.dtype == np.float64
     values = array if is_double else array.astype(np.float32, copy=False)
-    text = decimals_text(values.ravel(), ends, is_double=is_double)
-    for level, separator in enumerate(between[1:], 1):
+    return _put_separators(decimals_text(values.ravel(), ends, is_double=is_double), brackets)
+
+
+def _put_separators(text: bytes, brackets: Brackets) -> list[bytes]:
+    """The tensors in a text that has marks between lists, or also between values."""
+    between = [*brackets.between, brackets.closing + _NEXT_TEXT + brackets.opening]
+    for level, separator in enumerate(between):
         text = text.replace(_mark(level), separator)
     return (brackets.opening + text + brackets.closing).split(_NEXT_TEXT)
 
 
 def _mark(level: int) -> bytes:
+    """What stands where so many lists end and begin: one byte that is in no number or separator."""
     return bytes([128 + level])
 
 

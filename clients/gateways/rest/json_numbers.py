@@ -7,46 +7,26 @@ exponent.
 
 from __future__ import annotations
 
-import math
 import struct
+from collections.abc import Sequence
 
-import numpy as np
-import orjson
-
-from batchyard.clients.inputs import Array
-
-_FLOAT32 = struct.Struct("f")
-_NON_FINITE = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
+_NON_FINITE = {b"nan": b"NaN", b"-nan": b"NaN", b"inf": b"Infinity", b"-inf": b"-Infinity"}
 
 
-def float_text(value: float, is_double: bool) -> bytes:
-    """A float64 or, as the float64 that it equals, a float32."""
-    if not math.isfinite(value):
-        return _NON_FINITE[str(value)]
-    text = b"%.6g" % value
-    again = float(text)
-    if (again if is_double else _as_float32(again)) != value:
-        text = b"%.*g" % (17 if is_double else 9, value)
-    return text if b"." in text or b"e" in text else text + b".0"
+def float_texts(values: Sequence[float], *, is_double: bool) -> list[bytes]:
+    """Each number's text: of float64, or of float32 as the float64 that it equals."""
+    count = len(values)
+    numbers = tuple(values)
+    short = (b"%.6g " * count % numbers).split()
+    full = ((b"%.17g " if is_double else b"%.9g ") * count % numbers).split()
+    again: Sequence[float] = [float(text) for text in short]
+    if not is_double:
+        again = struct.unpack(f"{count}f", struct.pack(f"{count}f", *again))
+    return [
+        _as_float(text if said == value else all_digits)
+        for text, said, value, all_digits in zip(short, again, values, full, strict=True)
+    ]
 
 
-def _as_float32(value: float) -> float:
-    rounded: float = _FLOAT32.unpack(_FLOAT32.pack(value))[0]
-    return rounded
-
-
-def tokens(array: Array) -> list[bytes]:
-    """Each element's text, in C order: of numbers and bools."""
-    if array.dtype.kind in "biu":
-        return integer_tokens(array)
-    is_double = array.dtype == np.float64
-    values = array.astype(np.float64).ravel().tolist()
-    return [float_text(value, is_double) for value in values]
-
-
-def integer_tokens(array: Array) -> list[bytes]:
-    """Each element's text: of whole numbers and bools."""
-    if not array.size:
-        return []
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
+def _as_float(text: bytes) -> bytes:
+    return text if b"." in text or b"e" in text else _NON_FINITE.get(text) or text + b".0"

@@ -110,7 +110,7 @@ def _scalar(value: Any, field: FieldDescriptor) -> bytes:
     if isinstance(value, bool):
         return b"true" if value else b"false"
     if isinstance(value, float):
-        return json_numbers.float_text(value, is_double=True)
+        return json_numbers.float_texts([value], is_double=True)[0]
     return b'"%d"' % value if field.cpp_type in _INT64 else b"%d" % value
 
 

@@ -5,6 +5,7 @@ The formats: https://www.tensorflow.org/tfx/serving/api_rest#predict_api
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -68,7 +69,7 @@ def signature_name(document: dict[str, Any]) -> str:
             f"JSON Value: {quoted(document)} not formatted correctly. 'signature_name' key must "
             "be a string value."
         )
-    return printable(name)
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _decode_document(document: dict[str, Any], inputs_of: InputsOf) -> PredictRequest:
@@ -130,11 +131,12 @@ def _from_rows(document: dict[str, Any], specs: Mapping[str, TensorSpec]) -> dic
             "instances is a plain list, but expecting list of objects as multiple input tensors "
             f"required as per tensorinfo_map: {', '.join(sorted(specs))}"
         )
-    for number, row in enumerate(rows):
-        if _is_row_object(row):
-            raise InvalidArgument(
-                f"Expecting value/list but got object at item {number} of input list"
-            )
+    if dict in set(map(type, rows)):
+        for number, row in enumerate(rows):
+            if _is_row_object(row):
+                raise InvalidArgument(
+                    f"Expecting value/list but got object at item {number} of input list"
+                )
     spec = _only(specs)
     return {spec.name: _stack(rows, spec.dtype, key=None)}
 
@@ -184,30 +186,19 @@ def _stack(rows: list[Any], dtype: str, key: str | None) -> Array:
 def _refuse_rows(
     rows: list[Any], shape: json_arrays.Shape, dtype: str, key: str | None
 ) -> NoReturn:
-    for number, row in enumerate(rows):
-        if json_arrays.pack(row, shape, dtype) is not None:
-            continue
-        try:
-            got = to_array(row, dtype)
-            _refuse_shape(shape, got.shape)
-        except InvalidArgument as error:
-            raise _of_row(number, key, error) from None
-    raise InvalidArgument("the rows of 'instances' are no tensor")
+    number = json_arrays.first_wrong(rows, shape, dtype)
+    try:
+        _refuse_shape(shape, to_array(rows[number], dtype).shape)
+    except InvalidArgument as error:
+        raise _of_row(number, key, error) from None
 
 
 def _refuse_shape(want: json_arrays.Shape, got: json_arrays.Shape) -> NoReturn:
-    sizes = [_size(want), _size(got)]
+    sizes = [math.prod(want), math.prod(got)]
     if sizes[0] != sizes[1]:
         raise InvalidArgument(f"Expecting tensor size: {sizes[0]} but got: {sizes[1]}")
     shown = [f"[{','.join(map(str, shape))}]" for shape in (want, got)]
     raise InvalidArgument(f"Expecting shape {shown[0]} but got: {shown[1]}")
-
-
-def _size(shape: json_arrays.Shape) -> int:
-    size = 1
-    for dim in shape:
-        size *= dim
-    return size
 
 
 def _of_row(number: int, key: str | None, error: BatchyardError) -> InvalidArgument:

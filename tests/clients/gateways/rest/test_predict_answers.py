@@ -116,6 +116,17 @@ def test_other_floats() -> None:
     assert "0.0999755859" in rows(x=np.array([0.1], np.float16))
 
 
+def test_whole_numbers_and_bools() -> None:
+    assert "[-128, 127\n" in rows(x=np.array([-128, 127], np.int8))
+    assert "[18446744073709551615\n" in rows(x=np.array([2**64 - 1], np.uint64))
+    assert "[[true, false]\n" in rows(x=np.array([[True, False]]))
+    # As they lie in memory of another order.
+    assert "[[0, 3], [1, 4], [2, 5]\n" in rows(x=np.arange(6).reshape(2, 3).T)
+    assert "[[0.0, 2.0], [1.0, 3.0]\n" in rows(x=np.arange(4.0).reshape(2, 2).T)
+    assert "[1.5, 65504.0\n" in rows(x=np.array([1.5, 65504], np.float16))
+    assert "[[0, 2], [4, 6]\n" in rows(x=np.arange(8).reshape(2, 4)[:, ::2])
+
+
 def test_what_has_no_json() -> None:
     with pytest.raises(InvalidArgument, match="empty tensor map"):
         rows()
