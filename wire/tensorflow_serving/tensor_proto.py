@@ -98,35 +98,6 @@ def from_array(array: Array) -> TensorProto:
 
     Raises InvalidArgument for a dtype that TensorFlow does not have.
     """
-    proto, dtype = _described(array)
-    if dtype == dtypes.STRING:
-        _add_strings(proto, array)
-    else:
-        proto.tensor_content = array.tobytes()
-    return proto
-
-
-def values_of_array(array: Array) -> TensorProto:
-    """The same with numbers in the field of their dtype, such as ``int64_val``."""
-    proto, dtype = _described(array)
-    if dtype == dtypes.STRING:
-        _add_strings(proto, array)
-        return proto
-    name = _FIELDS.get(dtype, _OTHER_INTEGERS)
-    values = array.ravel()
-    if name == "float8_val":
-        proto.float8_val = values.tobytes()
-        return proto
-    if name == "half_val":
-        values = values.view(np.uint16)
-    elif np.iscomplexobj(values):
-        values = values.view(values.real.dtype)
-    getattr(proto, name).extend(values.tolist())
-    return proto
-
-
-def _described(array: Array) -> tuple[TensorProto, str]:
-    """A message without values, and the name of their dtype."""
     dtype = dtypes.from_numpy(array.dtype)
     if dtype is None:
         raise InvalidArgument(f"an array of dtype {array.dtype} is no tensor of TensorFlow's")
@@ -136,13 +107,18 @@ def _described(array: Array) -> tuple[TensorProto, str]:
         add(size=size)
     if not array.shape:
         proto.tensor_shape.SetInParent()
-    return proto, dtype
+    if dtype == dtypes.STRING:
+        proto.string_val.extend(
+            item.encode() if isinstance(item, str) else item for item in array.ravel().tolist()
+        )
+    else:
+        proto.tensor_content = array.tobytes()
+    return proto
 
 
-def _add_strings(proto: TensorProto, array: Array) -> None:
-    proto.string_val.extend(
-        item.encode() if isinstance(item, str) else item for item in array.ravel().tolist()
-    )
+def values_field(dtype: str) -> str:
+    """The field that has a tensor's values where ``tensor_content`` has not."""
+    return _FIELDS.get(dtype, _OTHER_INTEGERS)
 
 
 def _shape(proto: TensorProto) -> tuple[int, ...]:
@@ -205,7 +181,7 @@ def _varints(content: bytes, count: int) -> tuple[Array, int]:
 
 
 def _from_values(proto: TensorProto, dtype: str, count: int) -> Array:
-    field = _FIELDS.get(dtype, _OTHER_INTEGERS)
+    field = values_field(dtype)
     array = _convert(getattr(proto, field), dtype, field)
     given = len(array)
     if given == count:
