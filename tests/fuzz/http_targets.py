@@ -8,6 +8,7 @@ from typing import Any
 
 from fuzz.documents import fields, list_of
 
+from batchyard.clients.gateways.rest.body_memory import BodyMemory
 from batchyard.clients.gateways.rest.http_connection import HttpConnection
 from batchyard.clients.gateways.rest.http_messages import Heads, HttpRequest, HttpResponse
 
@@ -20,11 +21,10 @@ class _Playing:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.max_body_nbytes = _MAX_BODY_NBYTES
+        self.memory = BodyMemory(_MAX_BODY_NBYTES)
         self.heads = Heads()
         self.loop = self
         self.requests: list[HttpRequest] = []
-        self.held_nbytes = 0
         self.written = b""
         self.is_over = False
         self._tasks: list[Coroutine[Any, Any, None]] = []
@@ -53,14 +53,8 @@ class _Playing:
         self.requests.append(request)
         return HttpResponse(b"")
 
-    def may_hold(self, nbytes: int) -> bool:
-        """There is room."""
-        self.held_nbytes += nbytes
-        return True
-
-    def let_go(self, nbytes: int) -> None:
-        """A body is not needed any more."""
-        self.held_nbytes -= nbytes
+    def left(self, connection: HttpConnection) -> None:
+        """It is gone."""
 
     def write(self, data: bytes) -> None:
         """Nothing is said behind the end."""
@@ -100,7 +94,7 @@ def check_http(document: Any) -> None:
         assert len(request.body) <= _MAX_BODY_NBYTES
         assert request.target
         assert not any(b"\r" in value or b"\n" in value for value in request.headers.values())
-    assert played.held_nbytes == bytewise.held_nbytes == 0
+    assert played.memory.nbytes == bytewise.memory.nbytes == 0
 
 
 def _played(pieces: list[bytes]) -> _Playing:
@@ -110,7 +104,7 @@ def _played(pieces: list[bytes]) -> _Playing:
     for piece in pieces:
         connection.data_received(piece)
         playing.turn()
-    playing.held_nbytes -= connection._body_nbytes + connection._ahead_nbytes
+    connection.connection_lost(None)
     return playing
 
 

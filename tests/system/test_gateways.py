@@ -180,7 +180,7 @@ def test_who_had_asked_when_it_stops_is_answered() -> None:
             for _ in range(4):
                 group.create_task(load.by_rest())
                 group.create_task(load.by_grpc())
-            while load.answers < 200:
+            while load.answers < 80:
                 await asyncio.sleep(0.01)
             server.signal(signal.SIGTERM)
             while len(load.refusals) < 8:

@@ -13,6 +13,7 @@ from batchyard.clients.async_client import AsyncClient
 from batchyard.clients.gateways.availability import models_available
 from batchyard.clients.gateways.child import GatewayProcess, run
 from batchyard.clients.gateways.inference import Inference
+from batchyard.clients.gateways.rest.body_memory import BodyMemory
 from batchyard.clients.gateways.rest.gateway import CORS_HEADERS, RestGateway
 from batchyard.clients.gateways.rest.http_server import HttpServer
 from batchyard.clients.gateways.rest.options import RestOptions
@@ -32,9 +33,11 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
     source = BrokerSource(process.settings.endpoint)
     try:
         async with AsyncClient(process.settings.endpoint) as client:
-            gateway = RestGateway(Inference(client), source, options, _guarded_port(sock, options))
+            memory = BodyMemory(options.max_body_nbytes)
+            guarded_port = _guarded_port(sock, options)
+            gateway = RestGateway(Inference(client), source, options, memory, guarded_port)
             headers = CORS_HEADERS if options.enable_cors_support else ()
-            server = HttpServer(gateway.answer, gateway.error, options.max_body_nbytes, headers)
+            server = HttpServer(gateway.answer, gateway.error, memory, headers)
             await models_available(client)
             _listen(sock)
             async with server.listening(sock):

@@ -11,6 +11,7 @@ from typing import TypeVar
 from batchyard.clients.gateways.exposition import Exposition
 from batchyard.clients.gateways.inference import Inference, ModelSpec, Prediction, ServedModel
 from batchyard.clients.gateways.rest import encodings
+from batchyard.clients.gateways.rest.body_memory import BodyMemory
 from batchyard.clients.gateways.rest.example_json import (
     decode_examples,
     encode_classifications,
@@ -38,6 +39,7 @@ from batchyard.wire.errors import (
     FailedPrecondition,
     InvalidArgument,
     ResourceExhausted,
+    Unavailable,
 )
 from batchyard.wire.signatures import TensorSpec
 from batchyard.wire.tags import check_request_id
@@ -68,11 +70,13 @@ class RestGateway:
         inference: Inference,
         source: BrokerSource,
         options: RestOptions,
+        memory: BodyMemory,
         guarded_port: int | None = None,
     ) -> None:
         self._inference = inference
         self._source = source
         self._options = options
+        self._memory = memory
         self._guarded_port = guarded_port
         self._latencies = Latencies()
         self._loop = asyncio.get_running_loop()
@@ -123,17 +127,31 @@ class RestGateway:
             return await self._status(asked)
         if asked.verb == "metadata":
             return await self._metadata(asked)
-        began = self._loop.time()
-        deadline = None if self._options.timeout_s is None else began + self._options.timeout_s
-        body = request.body
         encoding = request.headers.get(b"content-encoding")
         if encoding is not None and encodings.is_gzip(encoding):
-            most = self._options.max_body_nbytes
-            try:
-                body = await self._read(body, lambda: encodings.gunzip(request.body, most))
-            except ResourceExhausted as error:
-                # Its own status would have clients try again.
-                return self.error(413, error.message)
+            return await self._infer_unpacked(asked, request.body, request_id)
+        return await self._infer(asked, request.body, request_id)
+
+    async def _infer_unpacked(
+        self, asked: ModelPath, packed: bytes, request_id: str | None
+    ) -> HttpResponse:
+        most = self._options.max_body_nbytes
+        try:
+            body = await self._read(packed, lambda: encodings.gunzip(packed, most))
+        except ResourceExhausted as error:
+            # Its own status would have clients try again.
+            return self.error(413, error.message)
+        nbytes = len(body)
+        if not self._memory.hold(nbytes):
+            raise Unavailable("bodies of other requests take all memory that is for them")
+        try:
+            return await self._infer(asked, body, request_id)
+        finally:
+            self._memory.let_go(nbytes)
+
+    async def _infer(self, asked: ModelPath, body: bytes, request_id: str | None) -> HttpResponse:
+        began = self._loop.time()
+        deadline = None if self._options.timeout_s is None else began + self._options.timeout_s
         if asked.verb == "predict":
             answer = await self._predict(asked, body, deadline, request_id)
         else:
