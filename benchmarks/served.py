@@ -28,13 +28,26 @@ class Model:
     """More keys of ``[[models]]``."""
 
 
-@contextlib.contextmanager
-def serve(models: Sequence[Model], *, workers: int = 1, **worker: int) -> Iterator[tuple[str, str]]:
+def serve(
+    models: Sequence[Model], *, workers: int = 1, **worker: int
+) -> contextlib.AbstractContextManager[tuple[str, str]]:
     """Runs a server with CPU workers; its endpoints by tcp and ipc.
 
     ``worker`` has more keys of ``[[pool.workers]]``. Raises ServerDidNotStart.
     """
-    text = configuration(models, workers, worker)
+    return _served(configuration(models, workers, worker))
+
+
+def serve_with_gateways(
+    models: Sequence[Model], ports: Mapping[str, int], /, **worker: int
+) -> contextlib.AbstractContextManager[tuple[str, str]]:
+    """The same with one worker, and with gateways at ``ports``, by their sections' names."""
+    gateways = "".join(f"[{name}]\nport = {port}\n" for name, port in ports.items())
+    return _served(gateways + configuration(models, 1, worker))
+
+
+@contextlib.contextmanager
+def _served(text: str) -> Iterator[tuple[str, str]]:
     with tempfile.NamedTemporaryFile("w", prefix="batchyard-", suffix=".toml") as file:
         file.write(text)
         file.flush()

@@ -64,6 +64,17 @@ def futures_per_s(
     return count / (now - started)
 
 
+async def awaits_p50_us(call: Callable[[], Awaitable[object]], seconds: float) -> float:
+    """The median of a call's duration in microseconds, one call after the other."""
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while not times or time.perf_counter() < until:
+        started = time.perf_counter()
+        await call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1e6
+
+
 async def awaits_per_s(
     call: Callable[[], Awaitable[object]], in_flight: int, seconds: float
 ) -> float:

@@ -38,6 +38,11 @@ class Rest(Section):
     enable_cors_support: bool = Field(
         False, description="Web pages of all origins may use it (Access-Control-Allow-Origin: *)."
     )
+    gzip_answers: bool = Field(
+        False,
+        description="Large answers are compressed for clients that take gzip. For slow networks: "
+        "compressing takes longer than sending in a local one.",
+    )
     max_body_mb: Annotated[int, Field(ge=1, le=65_536)] = Field(
         256, description="The largest body of a request, unpacked, in MiB."
     )

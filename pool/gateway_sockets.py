@@ -54,7 +54,11 @@ def _bound(plan: GatewayPlan, port: int) -> socket.socket:
             plan.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         host = str(address[0])
-        return _kept(family, host, port) if plan.binds_itself else _listening(family, host, port)
+        if plan.binds_itself:
+            return _kept(family, host, port, socket.SO_REUSEPORT)
+        if plan.opens_itself:
+            return _kept(family, host, port, socket.SO_REUSEADDR)
+        return _listening(family, host, port)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
@@ -63,17 +67,26 @@ def _bound(plan: GatewayPlan, port: int) -> socket.socket:
 
 
 def _listening(family: int, host: str, port: int) -> socket.socket:
-    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    # All addresses are those of IPv4, too.
+    is_dual = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(
+        (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual
+    )
 
 
-def _kept(family: int, host: str, port: int) -> socket.socket:
-    """A socket that is bound and does not listen, beside which the gateway's processes may bind."""
+def _kept(family: int, host: str, port: int, reuse: int) -> socket.socket:
+    """A socket that is bound and does not listen yet, or beside which the gateway's processes bind.
+
+    ``reuse`` is the option of the socket that lets it be bound beside others of its kind.
+    """
     if port:
-        # With SO_REUSEPORT all servers of a user could bind the same port.
+        # Whoever listens there would not be noticed otherwise.
         _listening(family, host, port).close()
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setsockopt(socket.SOL_SOCKET, reuse, 1)
+        if family == socket.AF_INET6 and reuse == socket.SO_REUSEADDR:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
     except BaseException:
         sock.close()

@@ -27,8 +27,9 @@ class GatewayPlan:
 
     ``needs`` are modules of others. ``devices`` are names and UUIDs of GPUs. ``options`` is its
     table of the configuration. ``scheme`` begins its address. ``binds_itself``: its processes each
-    bind the port, instead of sharing a socket that listens there. ``takes_requests``: a server that
-    drains waits for what it has accepted.
+    bind the port, instead of sharing a socket that listens there. ``opens_itself``: that socket
+    listens when they have it do so. ``takes_requests``: a server that drains waits for what it has
+    accepted.
     """
 
     name: str
@@ -42,6 +43,7 @@ class GatewayPlan:
     scheme: str = "http://"
     socket_path: str | None = None
     binds_itself: bool = False
+    opens_itself: bool = False
     takes_requests: bool = False
 
 
@@ -55,9 +57,10 @@ def plan_gateways(config: Config, devices: Iterable[VisibleDevice]) -> list[Gate
                 module="batchyard.clients.gateways.rest",
                 host=config.rest.host,
                 port=config.rest.port,
-                needs=("aiohttp", "httptools", "orjson", "prometheus_client", "google.protobuf"),
+                needs=("httptools", "orjson", "prometheus_client", "google.protobuf"),
                 options=config.rest.model_dump(),
                 processes=config.rest.processes,
+                opens_itself=True,
                 takes_requests=True,
             )
         )

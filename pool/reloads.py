@@ -78,7 +78,7 @@ class Reloads:
         if not self._is_read or not offer.is_settled:
             return
         failed = [
-            f"model {name!r} version {version} does not load: {settings.error}"
+            f"model {name!r} version {version}: {settings.error}"
             for (name, version), settings in sorted(offer.target.refused.items())
         ]
         problems = [*failed, *offer.target.complaints]

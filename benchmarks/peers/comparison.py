@@ -14,14 +14,14 @@ from pathlib import Path
 from batchyard.benchmarks.bare import BareTensorFlow
 from batchyard.benchmarks.machine import describe
 from batchyard.benchmarks.models import exported
-from batchyard.benchmarks.peers import ours, theirs
+from batchyard.benchmarks.peers import gateways, ours, theirs
 from batchyard.benchmarks.peers.catalog import MOSEC, PEERS, Peer
 from batchyard.benchmarks.peers.contestant import Contestant, ContestantFailed
 from batchyard.benchmarks.peers.environments import version
 from batchyard.benchmarks.peers.formats import Array
 from batchyard.benchmarks.peers.workloads import WORKLOADS, Workload
 from batchyard.benchmarks.results import Figure, Results, run_rounds
-from batchyard.benchmarks.served import Model, one_thread, serve
+from batchyard.benchmarks.served import Model, one_thread, serve_with_gateways
 
 NOT_INSTALLED = "not installed; make bench-peers installs it"
 _BARE = "bare"
@@ -88,16 +88,21 @@ class _Stage:
         title = f"bare TensorFlow, {workload.bare_batch} at once"
         reference = Contestant(_BARE, title, partial(measure, workload.name))
         model = Model(workload.model, str(folder), workload.batching)
-        with serve([model], **one_thread()) as (_, ipc), contextlib.ExitStack() as stack:
+        ports = gateways.free_ports()
+        with (
+            serve_with_gateways([model], ports, **one_thread()) as (_, ipc),
+            contextlib.ExitStack() as stack,
+        ):
             own = ours.contestants(ipc, workload)
             outputs = ours.outputs(ipc, workload)
+            through = gateways.contestants(ports, workload, outputs)
             others = [
                 contestant
                 for peer in peers
                 for contestant in self._started(stack, peer, folder / "1", outputs)
             ]
-            results.measured |= self._rounds([reference, *own, *others])
-        results.figures += figures(workload, reference, own, others)
+            results.measured |= self._rounds([reference, *own, *through, *others])
+        results.figures += figures(workload, reference, own, others, through)
         results.skipped |= self._skipped
 
     def _started(
@@ -123,7 +128,9 @@ class _Stage:
         if title in self._skipped:
             return {}
         try:
-            return {keyed(self._workload, contestant): contestant.measure(self._seconds)}
+            found = {keyed(self._workload, contestant): contestant.measure(self._seconds)}
+            cost = contestant.gateway_cpu_us and contestant.gateway_cpu_us()
+            return found | ({_cost_key(self._workload, contestant): cost} if cost else {})
         except ContestantFailed as error:
             self._skipped[title] = str(error)
             return {}
@@ -134,10 +141,12 @@ def figures(
     bare: Contestant,
     own: Sequence[Contestant],
     others: Sequence[Contestant],
+    through: Sequence[Contestant] = (),
 ) -> Iterator[Figure]:
     """Everyone beside bare TensorFlow, then our first way beside every peer.
 
-    All our ways are beside mosec, whose goal holds for each of them.
+    All our ways are beside mosec, whose goal holds for each of them; but for those ``through`` a
+    gateway, which have other clients. They are beside our first, with what each request costs it.
     """
 
     def figure(contestant: Contestant, reference: Contestant | None, goal: float | None) -> Figure:
@@ -153,6 +162,12 @@ def figures(
     yield figure(bare, None, None)
     for contestant in (*own, *others):
         yield figure(contestant, bare, None)
+    for contestant in through:
+        yield figure(contestant, own[0], None)
+        if not workload.is_latency:
+            title = titled(workload, f"{contestant.title}: the gateway's CPU")
+            key = _cost_key(workload, contestant)
+            yield Figure(key, title, "µs/request", lower_is_better=True)
     for other in others:
         is_mosec = other.key == MOSEC
         for contestant in own if is_mosec else own[:1]:
@@ -163,6 +178,10 @@ def figures(
 def keyed(workload: Workload, contestant: Contestant) -> str:
     """Its key in the results."""
     return f"{workload.name}.{contestant.key}"
+
+
+def _cost_key(workload: Workload, contestant: Contestant) -> str:
+    return f"{keyed(workload, contestant)}_gateway_cpu"
 
 
 def titled(workload: Workload, title: str) -> str:

@@ -19,3 +19,5 @@ class Contestant:
     title: str
     measure: Callable[[float], float]
     """Seconds in, its figure out. Raises ContestantFailed."""
+    gateway_cpu_us: Callable[[], float | None] | None = None
+    """Of those that come through a gateway: what each request of the last measurement cost it."""

@@ -44,6 +44,24 @@ class Octets:
         return _floats(body)
 
 
+@dataclass(frozen=True, slots=True)
+class Json:
+    """TensorFlow Serving's REST, by rows."""
+
+    path: str
+
+    def requests(self, port: int, rows: Sequence[Array]) -> list[bytes]:
+        """See Format."""
+        return [post(self.path, json.dumps({"instances": row.tolist()}).encode()) for row in rows]
+
+    def output(self, body: bytes) -> Array:
+        """See Format."""
+        try:
+            return np.array(json.loads(body)["predictions"], np.float32).ravel()
+        except (ValueError, LookupError, TypeError) as error:
+            raise HttpFailed(f"an answer without predictions: {error!r}") from None
+
+
 class Triton:
     """The binary extension of the protocol that KServe, Triton and others share.
 

@@ -74,14 +74,15 @@ def _measure(
 ) -> float:
     with _failures(), server.going():
         if workload.is_latency:
-            return _latency_us(server.port, requests[0], seconds)
+            return latency_us(server.port, requests[0], seconds)
         return max(
             requests_per_s(server.port, requests[:count], seconds * _WARM_UP_SHARE, seconds)
             for count in workload.in_flight
         )
 
 
-def _latency_us(port: int, request: Request, seconds: float) -> float:
+def latency_us(port: int, request: Request, seconds: float) -> float:
+    """The median of how long a request takes, one after the other. Raises HttpFailed."""
     with Connection(port) as connection:
         request.check(connection.call(request.content))
         call = partial(connection.call, request.content)

@@ -20,7 +20,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchyard.clients.errors import Unavailable
+import msgpack
+
+from batchyard.clients.errors import ResourceExhausted, Unavailable
 from batchyard.clients.gateways import library_logs
 from batchyard.wire import control, log
 from batchyard.wire.control import GatewaySettings, Kind
@@ -29,6 +31,8 @@ from batchyard.wire.link import Link, LinkClosed
 from batchyard.wire.log import LogSettings
 
 _NOBODY = "the server's supervisor does not answer"
+# Of the models that are to be served: the supervisor, which reads them, has others to look after.
+_MODELS_NBYTES_MAX = 16 << 20
 
 
 async def _no_reload(_: list[dict[str, Any]]) -> None:
@@ -124,6 +128,9 @@ class _Supervisor:
 
     async def reload(self, models: list[dict[str, Any]]) -> None:
         """See ``GatewayProcess``."""
+        if len(msgpack.packb(models)) > _MODELS_NBYTES_MAX:
+            most = _MODELS_NBYTES_MAX >> 20
+            raise ResourceExhausted(f"{len(models)} models take more than {most} MiB to name")
         id = next(self._ids)
         answer = self._reloads[id] = asyncio.get_running_loop().create_future()
         try:

@@ -46,7 +46,8 @@ def test_peers_that_fail_or_are_not_there_are_skipped(stubs: list[Peer]) -> None
     absent = Peer("absent", "Absent", "batchyard-has-no-such-peer", Octets("/"))
     results = comparison.run(0.05, 2, [*stubs, absent], [FEW])
 
-    for key in ("small.bare", "small.submit", "small.async", "small.predict_many", "small.stub"):
+    ways = ("bare", "submit", "async", "predict_many", "rest", "grpc", "stub")
+    for key in (f"small.{way}" for way in ways):
         assert len(results.measured[key]) == 2
         assert min(results.measured[key]) > 0
     assert results.machine["Stub"]

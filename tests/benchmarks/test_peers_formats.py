@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from batchyard.benchmarks.peers import theirs
-from batchyard.benchmarks.peers.formats import Octets, Triton
+from batchyard.benchmarks.peers.formats import Json, Octets, Triton
 from batchyard.benchmarks.peers.http_load import HttpFailed
 
 ROW = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
@@ -33,6 +33,16 @@ def test_octets() -> None:
 def test_octets_that_are_no_output() -> None:
     with pytest.raises(HttpFailed, match="3 bytes"):
         Octets("/infer").output(b"abc")
+
+
+def test_json_has_the_rows_as_instances() -> None:
+    (request,) = Json("/v1/models/m:predict").requests(0, [ROW])
+    head, body = split(request)
+    assert head[0] == "POST /v1/models/m:predict HTTP/1.1"
+    assert json.loads(body) == {"instances": ROW.tolist()}
+    assert Json("/").output(b'{"predictions": [[1.5, -2.0]]}').tolist() == OUTPUT.tolist()
+    with pytest.raises(HttpFailed, match="without predictions"):
+        Json("/").output(b'{"error": "no"}')
 
 
 def test_triton_request_has_a_json_header_and_bytes() -> None:

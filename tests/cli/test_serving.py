@@ -36,14 +36,14 @@ max_batch_size = 5
 SAMPLE = service_files.shipped("batchyard.toml")
 
 
-def load(*arguments: str) -> Config:
+def load(*arguments: str, models: list[dict[str, Any]] | None = None) -> Config:
     """The configuration for a command line; raises what ``load_config`` raises."""
     loaded: list[Config] = []
 
     @click.command()
     @serving_arguments
     def command(**options: Any) -> None:
-        loaded.append(load_config(options))
+        loaded.append(load_config(options, models))
 
     result = CliRunner().invoke(command, arguments)
     if result.exception is not None:
@@ -209,3 +209,36 @@ def test_file_with_values_for_tables_is_refused(tmp_path: Path, text: str, optio
     path = tmp_path / "a.toml"
     path.write_text(text)
     assert text.partition(" ")[0] in refusal(str(path), "--model=m=/m", option)
+
+
+def test_gateways_have_options_by_their_tables_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(FILE + "[rest]\nport = 1\ntimeout_s = 2.0\n")
+    config = load(
+        str(path),
+        *("--rest-port=8501", "--rest-enable-cors-support", "--grpc-socket-path=/run/grpc"),
+        *("--grpc-max-message-mb=4", "--metrics-port=0"),
+    )
+    assert (config.rest.port, config.rest.timeout_s) == (8501, 2.0)
+    assert config.rest.enable_cors_support
+    assert (config.grpc.socket_path, config.grpc.max_message_mb) == ("/run/grpc", 4)
+    assert config.metrics.port == 0
+
+
+def test_other_models_are_served_with_the_rest_as_it_is(file: str) -> None:
+    same, new = {"name": "filed", "path": "a:b"}, {"name": "new", "path": "/m"}
+    config = load(file, "--model=more=c:d", models=[same, new])
+    assert [model.name for model in config.models] == ["filed", "new"]
+    known, other = config.models
+    assert (known.runtime, known.batching.max_batch_size) == ("python", 5)
+    assert other == load("--model=new=/m").models[0]
+    assert config.pool.arena_mb == 3
+    # Another model by a name that is known: how many run together is said by the name.
+    (other,) = load(file, models=[{**same, "path": "/m", "version_policy": "all"}]).models
+    assert (other.runtime, other.batching.max_batch_size) == ("savedmodel", 5)
+    assert other.version_policy == "all"
+    # What it said of versions before does not stay.
+    (known,) = load(file, models=[same]).models
+    assert known.version_policy == "latest"
+    with pytest.raises(ConfigurationError, match="no model to serve"):
+        load(file, models=[])

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from support.descriptors import no_descriptors_leak
+from support.played_broker import MODEL, PlayedBroker
 from support.server import Server
 from support.waiting import DEADLINE_S
 
 from batchyard.clients import AsyncClient, errors
-from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.errors import ConfigurationError, NotFound
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
@@ -284,3 +285,41 @@ def test_several_first_calls_share_one_connection(server: Server) -> None:
     except subprocess.TimeoutExpired:
         pytest.fail("close() did not return")
     assert ended.returncode == 0
+
+
+def test_answer_says_which_version_answered(server: Server) -> None:
+    async def main() -> None:
+        async with AsyncClient(server.endpoint) as client:
+            large = np.ones((2, 40_000), np.float32)
+            small, placed, one, by_label, *rest = await asyncio.gather(
+                client.answer("double", {"x": [[1, 2]]}),
+                client.answer("echo", {"x": large}),
+                client.answer("alone", {"x": np.ones((1, 2), np.float32)}),
+                client.answer("upper", ["a"], label="stable"),
+                *(client.answer("double", {"x": [[i, i]]}) for i in range(50)),
+            )
+            assert small.outputs["y"].tolist() == [[2, 4]]
+            assert np.array_equal(placed.outputs["x"], large)
+            assert {answer.version for answer in (small, placed, one, by_label, *rest)} == {1}
+            with pytest.raises(NotFound):
+                await client.answer("double", {"x": [[1, 2]]}, version=2)
+
+    run(main)
+
+
+def test_each_answer_has_its_own_version() -> None:
+    with PlayedBroker() as broker:
+
+        def play() -> None:
+            for version in (1, 2, 1):
+                broker.next().answer(version=version)
+
+        async def main() -> None:
+            async with AsyncClient(broker.endpoint) as client:
+                playing = asyncio.create_task(asyncio.to_thread(play))
+                x = np.ones(1, np.float32)
+                for version in (1, 2, 1):
+                    assert (await client.answer(MODEL, x)).version == version
+                await playing
+
+        run(main)

@@ -16,6 +16,13 @@ from fuzz import seeds
 from fuzz.broker_targets import check_admission, check_conversation, check_query
 from fuzz.client_targets import check_config, check_folder, check_json, check_session
 from fuzz.documents import NotADocument, unpack
+from fuzz.grpc_targets import (
+    check_examples,
+    check_tensor_proto,
+    example_requests,
+    tensor_protos,
+)
+from fuzz.http_targets import check_http
 from fuzz.rest_targets import check_rest_examples, check_rest_predict
 from fuzz.wire_targets import (
     check_endpoint,
@@ -51,8 +58,11 @@ TARGETS = {
     "conversation": FuzzTarget(check_conversation, seeds.conversations, 9),
     "session": FuzzTarget(check_session, seeds.sessions, 9),
     "json": FuzzTarget(check_json, seeds.json_texts, 4),
+    "http": FuzzTarget(check_http, seeds.http_streams, 8),
     "rest_predict": FuzzTarget(check_rest_predict, seeds.rest_predictions, 8),
     "rest_examples": FuzzTarget(check_rest_examples, seeds.rest_examples, 4),
+    "tensor_proto": FuzzTarget(check_tensor_proto, tensor_protos, 6),
+    "examples": FuzzTarget(check_examples, example_requests, 2),
     "config": FuzzTarget(check_config, seeds.configurations, 4),
     "folder": FuzzTarget(check_folder, seeds.folders, 1),
 }

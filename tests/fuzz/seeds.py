@@ -330,6 +330,36 @@ def json_texts() -> list[Any]:
     ]
 
 
+def http_streams() -> list[Any]:
+    """What clients send to the REST gateway, in pieces."""
+    get, post = b"GET /v1/models/m HTTP/1.1\r\n", b"POST /v1/models/m:predict HTTP/1.1\r\n"
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    return [
+        [[get + b"Host: a\r\n\r\n", get + b"\r\n"]],
+        [[post + b"Content-Length: 4\r\n\r\n{", b'"a', b'"' + get + b"Connection: close\r\n\r\n"]],
+        [[post + b"Transfer-Encoding: chunked\r\n\r\n2;x\r\n{}\r", b"\n0\r\nA: b\r\n\r\n" + get]],
+        [[post + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n", b"{}"]],
+        [
+            [
+                get
+                + upgrade
+                + b"\r\n"
+                + post
+                + upgrade
+                + b"Content-Length: 2\r\n\r\n{}"
+                + get
+                + b"\r\n"
+            ]
+        ],
+        [[post + upgrade + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n" + get]],
+        [[b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\nHEAD / HTTP/1.0\r\n\r\n"]],
+        [[b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n" + get]],
+        [[post + b"Content-Length: 1001\r\n\r\n", bytes(1001)]],
+        [[post + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"]],
+        [[b"CONNECT a:1 HTTP/1.1\r\n\r\nabc", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]],
+    ]
+
+
 def rest_predictions() -> list[Any]:
     """Bodies of ``:predict``, as what they say and as they are."""
     said: list[list[Any]] = [

@@ -108,16 +108,17 @@ def of(**fields: Any) -> GatewayPlan:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-@pytest.mark.parametrize("binds_itself", [False, True])
-def test_a_free_port_is_known_at_once(host: str, binds_itself: bool) -> None:
+@pytest.mark.parametrize("opened_by", ["us", "opens_itself", "binds_itself"])
+def test_a_free_port_is_known_at_once(host: str, opened_by: str) -> None:
     if host == "::1" and not Path("/proc/net/if_inet6").exists():
         pytest.skip("this machine has no IPv6")
-    with held(of(host=host, binds_itself=binds_itself), starts=False) as holder:
+    plan = of(host=host, **({} if opened_by == "us" else {opened_by: True}))
+    with held(plan, starts=False) as holder:
         url = holder.gateways.addresses["stub"]
         port = int(url.rpartition(":")[2])
         assert url.startswith("http://[::1]:" if host == "::1" else "http://")
         assert holder.gateways.next_deadline() == float("inf")
-        if binds_itself:
+        if opened_by != "us":
             # Nobody is there yet.
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((host, port))
@@ -127,12 +128,15 @@ def test_a_free_port_is_known_at_once(host: str, binds_itself: bool) -> None:
 
 
 @pytest.mark.parametrize("binds_itself", [False, True])
+@pytest.mark.parametrize("opens_itself", [False, True])
 @pytest.mark.parametrize("shares", [False, True])
-def test_what_cannot_be_listened_at_is_named(binds_itself: bool, shares: bool) -> None:
+def test_what_cannot_be_listened_at_is_named(
+    binds_itself: bool, opens_itself: bool, shares: bool
+) -> None:
     with socket.create_server(("127.0.0.1", 0), reuse_port=shares) as other:
         port = other.getsockname()[1]
         message = rf"127.0.0.1 port {port} \(\[stub\] host, port\).*another server"
-        plan = of(port=port, binds_itself=binds_itself)
+        plan = of(port=port, binds_itself=binds_itself, opens_itself=opens_itself)
         with pytest.raises(ConfigurationError, match=message), held(plan):
             pass
     message = r"cannot listen at 192\.0\.2\.1 port 0"
@@ -174,15 +178,15 @@ def test_what_is_not_installed_is_named(module: str) -> None:
 # Processes
 
 
-@pytest.mark.parametrize("binds_itself", [False, True])
-def test_several_share_a_port_and_are_replaced_one_by_one(binds_itself: bool) -> None:
-    with held(of(processes=2, binds_itself=binds_itself)) as holder:
+def test_several_share_a_port_and_are_replaced_one_by_one() -> None:
+    # Those that share a socket: tests/system/test_gateways.py.
+    with held(of(processes=2, binds_itself=True)) as holder:
         holder.turn_until(lambda: holder.of(events.GatewaysAnswer))
         pids: set[str] = set()
         holder.turn_until(lambda: len(pids) == 2 or pids.add(holder.say("pid")))
         dead = min(pids)
         os.kill(int(dead), signal.SIGKILL)
-        # Its own connections may break meanwhile, where each listens for itself.
+        # Its own connections may break meanwhile.
         holder.turn_until(lambda: len(pids) == 3 or pids.add(holder.say("pid") or dead))
         # It had answered: its death is no failure of the start.
         assert not holder.of(events.GatewayFailed)
@@ -243,6 +247,7 @@ def test_reloads_are_answered_to_who_asked() -> None:
         assert holder.answer(second) == "ABORTED: replaced"
         holder.gateways.answer_reload(tickets["a"], None)
         assert holder.answer(first) == "OK"
+        assert "models take more than 16 MiB to name" in holder.say("too much")
         # Who asked may die: nobody is told, and the next one is not confused.
         pid = int(holder.say("pid"))
         connection = holder.ask("[]")

@@ -58,9 +58,7 @@ def test_a_version_that_does_not_load_is_named() -> None:
     reads(server)
     server.dies(server.loading[0].id, BAD)
     server.rolls_on()
-    assert server.reloads == {
-        7: "FAILED_PRECONDITION: model 'm' version 2 does not load: it is broken"
-    }
+    assert server.reloads == {7: "FAILED_PRECONDITION: model 'm' version 2: it is broken"}
     assert server.told() == {1: "current", 2: "error"}
 
 

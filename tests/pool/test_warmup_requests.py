@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from support.in_tensorflow import load, read_warmup_records, write_records
+from support.in_tensorflow import load, read_warmup_records
+from support.tf_records import write_records
 from support.worker_process import saved_model
 
 from batchyard.pool.runtimes.base import ModelLoadError
@@ -187,7 +188,7 @@ def test_there_is_a_most_of_records() -> None:
 
 def test_a_file_that_is_no_tfrecord_file(ask_tensorflow: Ask, tmp_path: Path) -> None:
     path = tmp_path / "records"
-    ask_tensorflow(write_records, path, [b"one", b""])
+    write_records(path, [b"one", b""])
     assert ask_tensorflow(read_warmup_records, path) == [b"one", b""]
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ModelLoadError, match=f"{path}: .*; it must be a TFRecord file"):
@@ -206,14 +207,14 @@ def copied(savedmodels: Path, tmp_path: Path) -> Path:
 def test_a_model_loads_with_its_requests(ask_tensorflow: Ask, copied: Path) -> None:
     path = copied / "assets.extra" / "tf_serving_warmup_requests"
     good = of_examples("regress_log", "regress_x_to_y", example(x=2.0)).SerializeToString()
-    ask_tensorflow(write_records, path, [good])
+    write_records(path, [good])
     source = replace(saved_model(copied), warmup_requests=ONCE)
     report, _ = ask_tensorflow(load, source)
     nbytes = {each.spec.name: each.output_row_nbytes for each in report.signatures}
     # What is made up is no tf.Example with an x: only the request shows what is put out.
     assert nbytes["regress_x_to_y"] == 4
     assert nbytes["regress_x_to_y2"] is None
-    ask_tensorflow(write_records, path, [good, predict(rows(1), "none").SerializeToString()])
+    write_records(path, [good, predict(rows(1), "none").SerializeToString()])
     report, reason = ask_tensorflow(load, source)
     assert report is None
     assert reason.startswith(f"model 'm' does not load: {path}: record 2: the model has no signatu")

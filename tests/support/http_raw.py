@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 
 from support.waiting import DEADLINE_S
 
+from batchyard.clients.gateways.rest.body_memory import BodyMemory
 from batchyard.clients.gateways.rest.http_messages import HttpRequest, HttpResponse
 from batchyard.clients.gateways.rest.http_server import HttpServer
 
@@ -131,7 +132,7 @@ class StubHttp:
 
     @contextlib.asynccontextmanager
     async def _serve(self) -> AsyncIterator[None]:
-        self.server = HttpServer(self._answer, _error, self._max_body_nbytes)
+        self.server = HttpServer(self._answer, _error, BodyMemory(self._max_body_nbytes))
         async with self.server.listening(self.socket):
             yield
 

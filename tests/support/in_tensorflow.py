@@ -10,7 +10,7 @@ a script.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -58,17 +58,8 @@ def load(source: ModelSource) -> tuple[ModelReport | None, str]:
     return report, ""
 
 
-def write_records(path: Path, records: Sequence[bytes]) -> None:
-    """A TFRecord file."""
-    import tensorflow as tf
-
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for record in records:
-            writer.write(record)
-
-
 def read_warmup_records(path: Path) -> list[bytes]:
-    """The same, as a worker reads it."""
+    """A TFRecord file, as a worker reads it."""
     from batchyard.pool.runtimes.warmup_records import read_records
 
     return list(read_records(str(path)))

@@ -1,4 +1,4 @@
-"""``batchyard tfs`` with models of its own, as TensorFlow Serving's tests and documents start it."""
+"""``batchyard tfs``, started as TensorFlow Serving's tests and documents start it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 from support.server import Server
+from support.tf_records import write_records
 from support.waiting import DEADLINE_S
 
-KINDS = ("half_plus_two", "half_plus_three", "half_plus_two_tf2", "product", "two_constants")
+from batchyard.wire.tensorflow_serving.messages import PredictionLog
+
+KINDS = (
+    "half_plus_two",
+    "half_plus_three",
+    "half_plus_two_tf2",
+    "examples_tf2",
+    "product",
+    "two_constants",
+    "half_plus_two_2_versions",
+)
+# Of which both versions are served.
+LABELLED = "half_plus_two_2_versions"
+_VERSIONS = """
+    model_version_policy { specific { versions: 123 versions: 124 } }
+    version_labels { key: "stable" value: 123 }
+    version_labels { key: "canary" value: 124 }
+"""
+# Served as well, until a test removes it.
+SPARE = "spare"
 DEFAULT = "serving_default"
 
 
@@ -44,9 +64,13 @@ def model_server(savedmodels: Path) -> Iterator[ModelServer]:
         folders = {kind: folder / "models" / kind for kind in KINDS}
         for kind, path in folders.items():
             shutil.copytree(savedmodels / kind, path)
+        folders[SPARE] = folders["product"]
         parameters = "max_batch_size { value: 128 } batch_timeout_micros { value: 0 }"
         version = folders["half_plus_three"] / "00000123"
         (version / "batching_params.pbtxt").write_text(parameters)
+        warmup = folders["half_plus_two"] / "00000123" / "assets.extra"
+        warmup.mkdir()
+        write_records(warmup / "tf_serving_warmup_requests", [_warmup_request()])
         file = folder / "models.config"
         file.write_text(model_config(folders))
         monitoring = folder / "monitoring.config"
@@ -69,10 +93,21 @@ def model_server(savedmodels: Path) -> Iterator[ModelServer]:
             yield ModelServer(server, folders, file, folder / "grpc.sock")
 
 
+def _warmup_request() -> bytes:
+    log = PredictionLog()
+    request = log.regress_log.request
+    request.model_spec.signature_name = "regress_x_to_y"
+    example = request.input.example_list.examples.add()
+    example.features.feature["x"].float_list.value.append(1.0)
+    serialized: bytes = log.SerializeToString()
+    return serialized
+
+
 def model_config(folders: Mapping[str, Path]) -> str:
     """A --model_config_file."""
     entries = "".join(
-        f'config: {{ name: "{name}", base_path: "{path}", model_platform: "tensorflow" }}\n'
+        f'config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow"'
+        f"{_VERSIONS if name == LABELLED else ''} }}\n"
         for name, path in folders.items()
     )
     return f"model_config_list: {{\n{entries}}}\n"

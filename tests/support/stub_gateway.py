@@ -2,8 +2,10 @@
 
 It listens as it is given to, by a socket or a port of its own. A connection sends one line: ``pid``
 is answered with this process's id, ``hold`` when another connection has said ``release``, and a
-JSON list of models when they are served, or with the error's code. It answers all that it has read
-before it ends. ``options`` may have it fail: ``{"fails": "exit"}``, ``"refuses"``, ``"raises"``.
+JSON list of models when they are served, or with the error; ``too much`` stands for a long list. It
+answers all that it has read before it ends.
+
+``options`` may have it fail: ``{"fails": "exit"}``, ``"refuses"``, ``"raises"``.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
 
 
 async def _answer(process: GatewayProcess, line: str, held: list[asyncio.Event]) -> str:
+    if line == "too much":
+        line = json.dumps([{"name": "m" * (17 << 20)}])
     if line == "hold":
         held.append(asyncio.Event())
         await held[-1].wait()
@@ -61,8 +65,9 @@ async def _answer(process: GatewayProcess, line: str, held: list[asyncio.Event])
             event.set()
         return str(len(held))
     elif line.startswith("["):
+        models = json.loads(line)
         try:
-            await process.reload(json.loads(line))
+            await process.reload(models)
         except BatchyardError as error:
             return str(error)
         return "OK"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -41,19 +40,12 @@ class GatewayServer(Server):
     def __init__(self, workers: int = 1) -> None:
         pool = f'[[pool.workers]]\ndevice = "cpu"\ncount = {workers}\n'
         super().__init__(config=ECHO + GATED + GATEWAYS + pool, bind=())
-        self.rest = self.grpc_address = ""
-
-    def _read_line(self, deadline: float) -> str:
-        line = super()._read_line(deadline)
-        fields = dict(word.partition("=")[::2] for word in line.split())
-        self.rest, self.grpc_address = fields["rest"], fields["grpc"]
-        return line
 
     def ask(self, path: str, body: str | None = None) -> tuple[int, str]:
         """Status and body of an answer by REST, on a connection of its own."""
         data = None if body is None else body.encode()
         try:
-            with urllib.request.urlopen(f"{self.rest}{path}", data, DEADLINE_S) as answer:
+            with urllib.request.urlopen(f"http://{self.rest}{path}", data, DEADLINE_S) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -64,7 +56,7 @@ class GatewayServer(Server):
         for name, path in paths.items():
             model = request.config.model_config_list.config.add()
             model.name, model.base_path, model.model_platform = name, path, "tensorflow"
-        with grpc.insecure_channel(self.grpc_address) as channel:
+        with grpc.insecure_channel(self.grpc) as channel:
             call = channel.unary_unary(
                 "/tensorflow.serving.ModelService/HandleReloadConfigRequest",
                 request_serializer=messages.ReloadConfigRequest.SerializeToString,
@@ -82,7 +74,7 @@ def server() -> Iterator[GatewayServer]:
 def test_a_server_that_is_ready_answers_by_both(server: GatewayServer) -> None:
     assert server.endpoints == [""]
     assert server.ask("/v1/models/echo:predict", '{"instances": [1.5]}')[0] == 200
-    with grpc.insecure_channel(server.grpc_address) as channel:
+    with grpc.insecure_channel(server.grpc) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
         assert check(b"", timeout=DEADLINE_S) == b"\x08\x01", "SERVING"
 
@@ -115,17 +107,6 @@ def test_other_models_are_served_when_grpc_says_so(server: GatewayServer) -> Non
     assert "cause=gateway" in server.log
 
 
-def test_a_port_that_is_taken_is_told_before_anything_starts() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        for option in ("--rest-port", "--grpc-port"):
-            arguments = ("--model", f"m={callable_path('echo')}", option, str(port))
-            with refused(*arguments) as (code, log):
-                assert code == 2
-                assert f"cannot listen at 127.0.0.1 port {port}" in log
-                assert "model_loaded" not in log
-
-
 def test_what_keeps_a_gateway_from_starting_ends_the_start() -> None:
     arguments = ("--model", f"m={callable_path('echo')}", "--grpc-port=0")
     with refused(*arguments, "--grpc-ssl-config-file=/no/such/file") as (code, log):
@@ -146,7 +127,7 @@ class Load:
         self.refusals: list[str] = []
 
     async def by_rest(self) -> None:
-        url = f"{self.server.rest}/v1/models/echo:predict"
+        url = f"http://{self.server.rest}/v1/models/echo:predict"
         async with aiohttp.ClientSession() as session:
             while True:
                 try:
@@ -167,7 +148,7 @@ class Load:
         request.inputs["x"].dtype = 1
         request.inputs["x"].tensor_shape.dim.add().size = 1
         request.inputs["x"].float_val.append(1.0)
-        async with grpc.aio.insecure_channel(self.server.grpc_address) as channel:
+        async with grpc.aio.insecure_channel(self.server.grpc) as channel:
             predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
             while True:
                 try:
@@ -181,7 +162,7 @@ class Load:
 
     async def held(self) -> str:
         """A request that is under way for as long as its gate is closed."""
-        url = f"{self.server.rest}/v1/models/gated:predict"
+        url = f"http://{self.server.rest}/v1/models/gated:predict"
         async with (
             aiohttp.ClientSession() as session,
             session.post(url, json={"inputs": [1]}) as answer,
@@ -199,7 +180,7 @@ def test_who_had_asked_when_it_stops_is_answered() -> None:
             for _ in range(4):
                 group.create_task(load.by_rest())
                 group.create_task(load.by_grpc())
-            while load.answers < 200:
+            while load.answers < 80:
                 await asyncio.sleep(0.01)
             server.signal(signal.SIGTERM)
             while len(load.refusals) < 8:

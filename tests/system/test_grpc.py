@@ -131,19 +131,19 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "no model": (
         predict_request("nope", {"x": X}),
-        "NOT_FOUND: Servable not found for request: Latest(nope): ",
+        "NOT_FOUND: Servable not found for request: Latest(nope)",
     ),
     "no version": (
         predict_request("double", {"x": X}, version={"value": 7}),
-        "NOT_FOUND: Servable not found for request: Specific(double, 7): ",
+        "NOT_FOUND: Servable not found for request: Specific(double, 7)",
     ),
     "negative version": (
         predict_request("double", {"x": X}, version={"value": -1}),
-        "NOT_FOUND: Servable not found for request: Specific(double, -1): ",
+        "NOT_FOUND: Servable not found for request: Specific(double, -1)",
     ),
     "no label": (
         predict_request("double", {"x": X}, version_label="nope"),
-        "INVALID_ARGUMENT: Unrecognized servable version label: nope: ",
+        "INVALID_ARGUMENT: Unrecognized servable version label: nope",
     ),
     "no signature": (
         predict_request("double", {"x": X}, signature_name="nope"),
@@ -208,7 +208,7 @@ def test_classes(client: GrpcClient) -> None:
         ("Regress", "classifier", "INVALID_ARGUMENT: Expected one output Tensor."),
         ("Classify", "echo", "INVALID_ARGUMENT: Expected one input Tensor."),
         ("Classify", "wrong", "INVALID_ARGUMENT: Expected Tensor shape: [batch_size num_classes]"),
-        ("Classify", "nope", "NOT_FOUND: Servable not found for request: Latest(nope): "),
+        ("Classify", "nope", "NOT_FOUND: Servable not found for request: Latest(nope)"),
     ],
 )
 def test_what_has_no_classes_or_values(
@@ -250,7 +250,7 @@ CLASSIFY = "tensorflow/serving/classify"
             "INVALID_ARGUMENT: Found ModelSpec with an empty model name.",
         ),
         ([("classifier", "", "tensorflow/serving/regress")], "INVALID_ARGUMENT: Expected one out"),
-        ([("nope", "", CLASSIFY)], "NOT_FOUND: Servable not found for request: Latest(nope): "),
+        ([("nope", "", CLASSIFY)], "NOT_FOUND: Servable not found for request: Latest(nope)"),
     ],
 )
 def test_tasks_that_do_not_go_together(

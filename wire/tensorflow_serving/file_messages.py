@@ -101,7 +101,9 @@ def parse(path: Path | str, message_class: Any) -> Any:
     try:
         return text_format.Parse(text, message_class(), descriptor_pool=messages.POOL)
     except text_format.ParseError as error:
-        raise ConfigurationError(f"{_place(path, error)}: {_reason(error, name)}") from None
+        # As TensorFlow Serving begins it.
+        what = f"Error parsing text-format {message_class.DESCRIPTOR.full_name}"
+        raise ConfigurationError(f"{_place(path, error)}: {what}: {_reason(error)}") from None
     except RecursionError:
         raise ConfigurationError(f"{path}: not a {name}: it is nested too deeply") from None
 
@@ -111,12 +113,12 @@ def _place(path: Path | str, error: text_format.ParseError) -> str:
     return f"{path}" if line is None else f"{path}:{line}:{column}"
 
 
-def _reason(error: text_format.ParseError, name: str) -> str:
+def _reason(error: text_format.ParseError) -> str:
     line, column = error.GetLine(), error.GetColumn()
     reason = str(error).removeprefix(f"{line}:{column} : ").strip()
     unknown = _UNKNOWN_FIELD.search(reason)
     if unknown is None:
-        return f"not a {name} as text protobuf: {reason}"
+        return reason
     message = messages.POOL.FindMessageTypeByName(unknown[1])
     fields = ", ".join(field.name for field in message.fields)
     return f"there is no {unknown[2]} in {message.name}; it has {fields}"

@@ -9,6 +9,7 @@ a number of Python's first (5 ms).
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ Array = npt.NDArray[Any]
 # any number of them.
 EXPANDED_NBYTES_MAX = 64 * 1024 * 1024
 _SIZE_MAX = (1 << 63) - 1
+# Bytes of a number of 64 bits, 7 of them in each.
+_VARINT_MAX = 10
 
 _ENUM = POOL.FindEnumTypeByName("tensorflow.DataType")
 _OTHER_NAMES = {"float16": "DT_HALF", "float32": "DT_FLOAT", "float64": "DT_DOUBLE"}
@@ -95,35 +98,6 @@ def from_array(array: Array) -> TensorProto:
 
     Raises InvalidArgument for a dtype that TensorFlow does not have.
     """
-    proto, dtype = _described(array)
-    if dtype == dtypes.STRING:
-        _add_strings(proto, array)
-    else:
-        proto.tensor_content = array.tobytes()
-    return proto
-
-
-def values_of_array(array: Array) -> TensorProto:
-    """The same with numbers in the field of their dtype, such as ``int64_val``."""
-    proto, dtype = _described(array)
-    if dtype == dtypes.STRING:
-        _add_strings(proto, array)
-        return proto
-    name = _FIELDS.get(dtype, _OTHER_INTEGERS)
-    values = array.ravel()
-    if name == "float8_val":
-        proto.float8_val = values.tobytes()
-        return proto
-    if name == "half_val":
-        values = values.view(np.uint16)
-    elif np.iscomplexobj(values):
-        values = values.view(values.real.dtype)
-    getattr(proto, name).extend(values.tolist())
-    return proto
-
-
-def _described(array: Array) -> tuple[TensorProto, str]:
-    """A message without values, and the name of their dtype."""
     dtype = dtypes.from_numpy(array.dtype)
     if dtype is None:
         raise InvalidArgument(f"an array of dtype {array.dtype} is no tensor of TensorFlow's")
@@ -133,13 +107,18 @@ def _described(array: Array) -> tuple[TensorProto, str]:
         add(size=size)
     if not array.shape:
         proto.tensor_shape.SetInParent()
-    return proto, dtype
+    if dtype == dtypes.STRING:
+        proto.string_val.extend(
+            item.encode() if isinstance(item, str) else item for item in array.ravel().tolist()
+        )
+    else:
+        proto.tensor_content = array.tobytes()
+    return proto
 
 
-def _add_strings(proto: TensorProto, array: Array) -> None:
-    proto.string_val.extend(
-        item.encode() if isinstance(item, str) else item for item in array.ravel().tolist()
-    )
+def values_field(dtype: str) -> str:
+    """The field that has a tensor's values where ``tensor_content`` has not."""
+    return _FIELDS.get(dtype, _OTHER_INTEGERS)
 
 
 def _shape(proto: TensorProto) -> tuple[int, ...]:
@@ -171,33 +150,38 @@ def _from_string_content(content: bytes, count: int) -> Array:
         raise InvalidArgument(
             f"tensor_content has {len(content)} bytes, {count} strings take at least as many"
         )
-    lengths, place = [], 0
-    for _ in range(count):
-        length = shift = 0
-        while True:
-            if place == len(content) or shift > 63:
-                raise InvalidArgument("tensor_content ends within the lengths of its strings")
-            byte = content[place]
-            place += 1
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        lengths.append(length)
-    if place + sum(lengths) != len(content):
+    lengths, place = _varints(content, count)
+    # A sum of numbers this small cannot overflow.
+    total = int(lengths.sum()) if lengths.max() <= len(content) else 1 << 64
+    if place + total != len(content):
         raise InvalidArgument(
-            f"tensor_content has {len(content) - place} bytes of strings, their lengths sum to "
-            f"{sum(lengths)}"
+            f"tensor_content has {len(content) - place} bytes of strings, which are not what their "
+            "lengths sum to"
         )
+    offsets = np.concatenate(([place], place + np.cumsum(lengths, dtype=np.int64))).tolist()
     array: Array = np.empty(count, object)
-    for i, length in enumerate(lengths):
-        array[i] = content[place : place + length]
-        place += length
+    array[:] = [content[start:stop] for start, stop in pairwise(offsets)]
     return array
 
 
+def _varints(content: bytes, count: int) -> tuple[Array, int]:
+    """The numbers at the beginning of ``content``, uint64, and how many bytes they take."""
+    head = np.frombuffer(content, np.uint8, min(len(content), _VARINT_MAX * count))
+    ends = np.flatnonzero(head < 0x80)[:count]
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    widths = ends - starts[: len(ends)] + 1
+    if len(ends) < count or widths.max() > _VARINT_MAX:
+        raise InvalidArgument("tensor_content ends within the lengths of its strings")
+    numbers = np.zeros(count, np.uint64)
+    for i in range(int(widths.max())):
+        has = widths > i
+        bits = (head[starts[has] + i] & 0x7F).astype(np.uint64)
+        numbers[has] |= bits << np.uint64(7 * i)
+    return numbers, int(ends[-1]) + 1
+
+
 def _from_values(proto: TensorProto, dtype: str, count: int) -> Array:
-    field = _FIELDS.get(dtype, _OTHER_INTEGERS)
+    field = values_field(dtype)
     array = _convert(getattr(proto, field), dtype, field)
     given = len(array)
     if given == count:

@@ -33,7 +33,10 @@ def server_credentials(path: Path | str) -> grpc.ServerCredentials:
 
 
 def _check(config: Any) -> None:
-    """Whether TLS can be had by it: gRPC would only say that it cannot listen. Raises ValueError."""
+    """Whether TLS can be had by it: gRPC would only say that it cannot listen.
+
+    Raises ValueError.
+    """
     for field in ("server_key", "server_cert"):
         if not getattr(config, field):
             raise ValueError(f"{field} is missing: the text of a PEM file")

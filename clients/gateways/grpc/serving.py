@@ -12,6 +12,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from batchyard.clients.async_client import AsyncClient
+from batchyard.clients.gateways.availability import models_available
 from batchyard.clients.gateways.child import GatewayProcess
 from batchyard.clients.gateways.grpc.calls import Calls
 from batchyard.clients.gateways.grpc.credentials import server_credentials
@@ -48,6 +49,7 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        await models_available(client)
         _listen(server, settings)
         await health.look()
         await server.start()

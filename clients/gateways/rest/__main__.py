@@ -10,12 +10,19 @@ import sys
 from collections.abc import AsyncIterator
 
 from batchyard.clients.async_client import AsyncClient
+from batchyard.clients.gateways.availability import models_available
 from batchyard.clients.gateways.child import GatewayProcess, run
 from batchyard.clients.gateways.inference import Inference
+from batchyard.clients.gateways.rest.body_memory import BodyMemory
 from batchyard.clients.gateways.rest.gateway import CORS_HEADERS, RestGateway
 from batchyard.clients.gateways.rest.http_server import HttpServer
 from batchyard.clients.gateways.rest.options import RestOptions
 from batchyard.clients.gateways.source import BrokerSource
+from batchyard.wire.errors import ConfigurationError
+
+# Connections that may wait for a process to take them: a burst of callers, and the moments in which
+# one is replaced. The kernel bounds it by net.core.somaxconn, 4096 as Linux comes.
+_BACKLOG = 4096
 
 
 @contextlib.asynccontextmanager
@@ -26,13 +33,28 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
     source = BrokerSource(process.settings.endpoint)
     try:
         async with AsyncClient(process.settings.endpoint) as client:
-            gateway = RestGateway(Inference(client), source, options, _guarded_port(sock, options))
+            memory = BodyMemory(options.max_body_nbytes)
+            guarded_port = _guarded_port(sock, options)
+            gateway = RestGateway(Inference(client), source, options, memory, guarded_port)
             headers = CORS_HEADERS if options.enable_cors_support else ()
-            server = HttpServer(gateway.answer, gateway.error, options.max_body_nbytes, headers)
+            server = HttpServer(gateway.answer, gateway.error, memory, headers)
+            await models_available(client)
+            _listen(sock)
             async with server.listening(sock):
                 yield
     finally:
         await source.close()
+
+
+def _listen(sock: socket.socket) -> None:
+    """Opens the port, if no process before this one did. Raises ConfigurationError."""
+    try:
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        host, port = sock.getsockname()[:2]
+        raise ConfigurationError(
+            f"cannot listen at {host} port {port}: {error.strerror}; is another server there?"
+        ) from error
 
 
 def _guarded_port(sock: socket.socket, options: RestOptions) -> int | None:

@@ -1,8 +1,7 @@
 """One HTTP/1.1 connection: requests come in, one after the other is answered.
 
-aiohttp's own server takes 40 to 100 us of processor time a request for what this does in 15 to 50
-(measured beside it, with 64 and with 1 connections), which is as much as the rest of the gateway.
-What HTTP is, is read by llhttp (Node's parser, in httptools).
+What HTTP is, is read by llhttp (Node's parser, in httptools). aiohttp's own server would cost as
+much as all the rest of the gateway: docs/decisions/0012-the-rest-gateway-speaks-http-by-llhttp.md.
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(self, server: HttpServer) -> None:
         self._server = server
+        self._memory = server.memory
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
@@ -108,9 +108,8 @@ class HttpConnection(asyncio.Protocol):
         if self._task is not None:
             # Nobody waits for it any more: the broker need not run it.
             self._task.cancel()
-        self._server.left(self, self._body_nbytes + self._ahead_nbytes)
-        self._ahead.clear()
-        self._chunks.clear()
+        self._drop_bodies()
+        self._server.left(self)
 
     def data_received(self, data: bytes) -> None:
         self.moved_nbytes += len(data)
@@ -191,11 +190,11 @@ class HttpConnection(asyncio.Protocol):
             self.refuse(501, f"method {request.method} is not served")
             return
         length = headers.get(b"content-length")
-        if length is not None and int(length) > self._server.max_body_nbytes:
+        if length is not None and int(length) > self._memory.max_body_nbytes:
             self._refuse_body()
             return
         expected = headers.get(b"expect")
-        if expected is None:
+        if expected is None or request.is_http_1_0:
             return
         if expected.lower() != b"100-continue":
             self.refuse(417, "only 100-continue can be expected")
@@ -208,9 +207,9 @@ class HttpConnection(asyncio.Protocol):
         if self._refusal is not None:
             return
         self._body_nbytes += len(part)
-        if self._body_nbytes > self._server.max_body_nbytes:
+        if self._body_nbytes > self._memory.max_body_nbytes:
             self._refuse_body()
-        elif not self._server.may_hold(len(part)):
+        elif not self._memory.hold(len(part)):
             self._body_nbytes -= len(part)
             self.refuse(503, "bodies of other requests take all memory that is for them")
         else:
@@ -244,7 +243,7 @@ class HttpConnection(asyncio.Protocol):
             while self._ahead:
                 request = self._ahead.popleft()
                 response = await self._server.respond(request)
-                self._server.let_go(len(request.body))
+                self._memory.let_go(len(request.body))
                 self._ahead_nbytes -= len(request.body)
                 self._write(response, request)
                 if response.closes or not request.keeps_alive:
@@ -285,7 +284,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _refuse_body(self) -> None:
-        most = self._server.max_body_nbytes
+        most = self._memory.max_body_nbytes
         self.refuse(413, f"a body may have {most} bytes at most (max_body_mb under [rest])")
 
     def _send_refusal(self) -> None:
@@ -295,10 +294,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _end(self) -> None:
         """No more is answered. The client may still send: a reset would take the answer away."""
-        self._server.let_go(self._body_nbytes + self._ahead_nbytes)
-        self._body_nbytes = self._ahead_nbytes = 0
-        self._ahead.clear()
-        self._chunks.clear()
+        self._drop_bodies()
         if self._transport is None:
             return
         was_idle = self.phase == IDLE
@@ -310,6 +306,12 @@ class HttpConnection(asyncio.Protocol):
         self._transport.write_eof()
         if not self._is_reading:
             self._transport.resume_reading()
+
+    def _drop_bodies(self) -> None:
+        self._memory.let_go(self._body_nbytes + self._ahead_nbytes)
+        self._body_nbytes = self._ahead_nbytes = 0
+        self._ahead.clear()
+        self._chunks.clear()
 
     def _pause_reading(self) -> None:
         if self._is_reading and self._transport is not None:

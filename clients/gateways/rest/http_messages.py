@@ -31,6 +31,8 @@ class HttpRequest:
         """The head as it would be if its sender had not asked for another protocol."""
         first = b"%b %b HTTP/1.1\r\n" % (self.method.encode(), self.target)
         kept = [item for item in self.headers.items() if item[0] not in _OF_UPGRADES]
+        if self.is_http_1_0 or b"close" in self.headers.get(b"connection", b"").lower():
+            kept.append((b"connection", b"close"))
         return b"%b%b\r\n" % (first, b"".join(b"%b: %b\r\n" % header for header in kept))
 
 

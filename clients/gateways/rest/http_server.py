@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+from batchyard.clients.gateways.rest.body_memory import BodyMemory
 from batchyard.clients.gateways.rest.http_connection import (
     BODY,
     HEAD,
@@ -23,8 +24,6 @@ from batchyard.wire import log
 # for longest. Each takes some 10 KiB.
 _CONNECTIONS_MAX = 4096
 _OTHER_DESCRIPTORS = 64
-# Bodies that are held at once, in bodies of the largest size.
-_BODIES = 4
 _LOOK_S = 1.0
 # A head comes in one piece, or somebody holds it back.
 _HEAD_S = 10.0
@@ -50,19 +49,19 @@ class HttpServer:
         self,
         answer: Answer,
         error: MakeError,
-        max_body_nbytes: int,
+        memory: BodyMemory,
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
-        """``error`` makes the answer to what is no request; ``headers`` are in all answers."""
+        """``error`` makes the answer to what is no request; bodies are held in ``memory``;
+        ``headers`` are in all answers."""
         self._answer = answer
         self.error = error
-        self.max_body_nbytes = max_body_nbytes
+        self.memory = memory
         self.heads = Heads(headers)
         self.loop = asyncio.get_running_loop()
         # The time when it looked last: asking the clock for each request costs more than it tells.
         self.now = time.monotonic()
         self._connections: dict[HttpConnection, None] = {}
-        self._held_nbytes = 0
         self._is_draining = False
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._connections_max = max(16, min(_CONNECTIONS_MAX, limit - _OTHER_DESCRIPTORS))
@@ -105,21 +104,9 @@ class HttpServer:
         if len(self._connections) > self._connections_max:
             self._make_room()
 
-    def left(self, connection: HttpConnection, nbytes: int) -> None:
-        """A connection is gone, with so many bytes of bodies that were held for it."""
+    def left(self, connection: HttpConnection) -> None:
+        """A connection is gone."""
         self._connections.pop(connection, None)
-        self._held_nbytes -= nbytes
-
-    def may_hold(self, nbytes: int) -> bool:
-        """Takes note of bytes of a body, if there is room for them."""
-        if self._held_nbytes + nbytes > _BODIES * self.max_body_nbytes:
-            return False
-        self._held_nbytes += nbytes
-        return True
-
-    def let_go(self, nbytes: int) -> None:
-        """A body was read, or dropped."""
-        self._held_nbytes -= nbytes
 
     # Its own
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batchyard.wire.errors import InvalidArgument
 from batchyard.wire.tensorflow_serving.messages import PredictResponse
@@ -39,3 +41,19 @@ def test_no_outputs() -> None:
 def test_an_output_that_is_no_tensor() -> None:
     with pytest.raises(InvalidArgument, match="datetime64"):
         encode_response("m", 1, "s", {"y": np.array(["2001-01-01"], "datetime64[D]")})
+
+
+@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1)))
+def test_whole_numbers_are_written_as_protobuf_does(numbers: list[int]) -> None:
+    encoded = encode_response("m", 1, "s", {"y": np.array(numbers, np.int64)}, as_content=False)
+
+    assert list(PredictResponse.FromString(encoded).outputs["y"].int64_val) == numbers
+
+
+def test_many_whole_numbers() -> None:
+    numbers = np.arange(200_000, dtype=np.uint32).reshape(2, -1)
+
+    encoded = encode_response("m", 1, "s", {"y": numbers}, as_content=False)
+
+    output = PredictResponse.FromString(encoded).outputs["y"]
+    assert np.array_equal(np.array(output.uint32_val), numbers.ravel())

@@ -115,6 +115,17 @@ def test_strings_in_one_piece() -> None:
     assert to_array(message(STRING, [3], tensor_content=content)).tolist() == [b"", b"ab", long]
 
 
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=5))
+def test_any_strings_in_one_piece(strings: list[bytes]) -> None:
+    lengths = b"".join(
+        bytes([len(s)]) if len(s) < 128 else bytes([len(s) & 127 | 128, len(s) >> 7])
+        for s in strings
+    )
+    proto = message(STRING, [len(strings)], tensor_content=lengths + b"".join(strings))
+
+    assert to_array(proto).tolist() == strings
+
+
 def test_values_left_out_are_zeros() -> None:
     assert to_array(message(INT32, [2, 2])).tolist() == [[0, 0], [0, 0]]
     assert to_array(message(STRING, [2])).tolist() == [b"", b""]
@@ -149,6 +160,10 @@ WRONG = {
         "ends within",
     ),
     "string too short": (message(STRING, [1], tensor_content=b"\x02a"), "1 bytes of strings"),
+    "string of 2**64": (
+        message(STRING, [2], tensor_content=b"\xff" * 9 + b"\x01\x01" + b"a"),
+        "1 bytes of strings",
+    ),
     "strings left over": (message(STRING, [1], tensor_content=b"\x01ab"), "2 bytes of strings"),
     "strings in too few bytes": (message(STRING, [10**18], tensor_content=b"\x00"), "at least"),
 }

@@ -80,8 +80,9 @@ def echoes(port: int, authority: str, certificate: Certificate | None = None) ->
         try:
             return bool(channel.unary_unary("/s/Echo")(b"hello", 20) == b"hello")
         except grpc.RpcError as error:
-            assert error.code() is grpc.StatusCode.UNAVAILABLE
-            return False
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                return False
+            raise
 
 
 def test_clients_trust_the_servers_certificate(

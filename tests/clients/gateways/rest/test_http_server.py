@@ -223,14 +223,14 @@ def test_bodies_have_so_much_memory_together(stub: StubHttp) -> None:
         clients = [stack.enter_context(RawClient(stub.port)) for _ in range(5)]
         for client in clients[:4]:
             client.send(head, bytes(MAX_BODY - 1))
-        wait_until(lambda: server._held_nbytes == 4 * (MAX_BODY - 1), "four bodies to be held")
+        wait_until(lambda: server.memory.nbytes == 4 * (MAX_BODY - 1), "four bodies to be held")
         clients[4].send(head, bytes(10))
         assert clients[4].read()[0] == 503
         for client in clients[:4]:
             client.send(b"\0")
             assert client.read()[0] == 200
     wait_until(lambda: not server._connections, "everybody to be gone")
-    assert server._held_nbytes == 0
+    assert server.memory.nbytes == 0
 
 
 def test_the_one_that_is_idle_for_longest_makes_room(stub: StubHttp) -> None:

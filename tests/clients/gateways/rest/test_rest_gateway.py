@@ -16,6 +16,7 @@ from support.rest_gateway import RestCaller, rest_gateway
 from support.server import Server, callable_path, model_table
 from support.waiting import wait_until
 
+from batchyard.clients.gateways.rest.body_memory import BodyMemory
 from batchyard.clients.gateways.rest.gateway import RestGateway
 from batchyard.clients.gateways.rest.http_messages import HttpRequest
 from batchyard.clients.gateways.rest.options import RestOptions
@@ -93,10 +94,26 @@ def test_a_bug_is_no_reason_to_hang_up() -> None:
             raise ValueError("nobody thought of this")
 
     async def ask() -> int:
-        gateway = RestGateway(Broken(), Broken(), RestOptions())  # type: ignore[arg-type]
+        gateway = RestGateway(Broken(), Broken(), RestOptions(), BodyMemory(9))  # type: ignore[arg-type]
         return (await gateway.answer(HttpRequest("POST", b"/v1/models/m:predict"))).status
 
     assert asyncio.run(ask()) == 500
+
+
+def test_what_comes_of_gzip_needs_memory_too() -> None:
+    packed = gzip.compress(b'{"instances": [1.0]}')
+    unpacked = {b"content-encoding": b"gzip"}
+    request = HttpRequest("POST", b"/v1/models/m:predict", unpacked, packed)
+
+    async def ask() -> int:
+        memory = BodyMemory(100)
+        assert memory.hold(399)
+        gateway = RestGateway(None, None, RestOptions(), memory)  # type: ignore[arg-type]
+        status = (await gateway.answer(request)).status
+        assert memory.nbytes == 399
+        return status
+
+    assert asyncio.run(ask()) == 503
 
 
 def test_bodies_have_bounds_before_and_behind_gzip(serving: Server) -> None:
