@@ -62,7 +62,7 @@ def tensorflow_server(savedmodels: Path) -> Iterator[Server]:
     kinds = {path.name: path for path in sorted(savedmodels.iterdir())}
     for unfit in ("bad", "empty", "no_signatures", "variable_length"):
         del kinds[unfit]
-    for elsewhere in ("half_plus_three", "product", "two_constants"):
+    for elsewhere in ("half_plus_three", "examples_tf2", "product", "two_constants"):
         del kinds[elsewhere]
     two_versions = kinds.pop("half_plus_two_2_versions")
     lengths = savedmodels / "variable_length"

@@ -19,6 +19,7 @@ from batchyard.clients.async_client import Answer, AsyncClient
 from batchyard.clients.gateways import signature_checks as checks
 from batchyard.clients.gateways.served_model import ServedModel
 from batchyard.clients.inputs import DEFAULT_SIGNATURE
+from batchyard.wire import dtypes
 from batchyard.wire.errors import (
     BatchyardError,
     DeadlineExceeded,
@@ -371,9 +372,21 @@ def _check_tasks(tasks: Sequence[Task], model: ServedModel) -> None:
             checks.check_regress(signature)
         else:
             raise Unimplemented(f"Unsupported signature method_name: {task.method}")
-        tensors.add(model.signature_def.signature_def[name].inputs[checks.EXAMPLES_INPUT].name)
+        tensors.add(_fed_tensor(model, signature))
     if len(tensors) > 1:
         raise InvalidArgument("Input tensor must be the same for all Signatures.")
+
+
+def _fed_tensor(model: ServedModel, signature: SignatureSpec) -> str:
+    """What tells examples of one signature from those of another; empty where they are serialized.
+
+    TensorFlow 2 gives each signature a placeholder of its own: what is fed is the same.
+    """
+    if signature.inputs[0].dtype == dtypes.STRING:
+        return ""
+    inputs = model.signature_def.signature_def[signature.name].inputs
+    name: str = inputs[checks.EXAMPLES_INPUT].name
+    return name
 
 
 async def _settled(result: Any) -> Any:

@@ -108,16 +108,17 @@ def of(**fields: Any) -> GatewayPlan:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-@pytest.mark.parametrize("binds_itself", [False, True])
-def test_a_free_port_is_known_at_once(host: str, binds_itself: bool) -> None:
+@pytest.mark.parametrize("opened_by", ["us", "opens_itself", "binds_itself"])
+def test_a_free_port_is_known_at_once(host: str, opened_by: str) -> None:
     if host == "::1" and not Path("/proc/net/if_inet6").exists():
         pytest.skip("this machine has no IPv6")
-    with held(of(host=host, binds_itself=binds_itself), starts=False) as holder:
+    plan = of(host=host, **({} if opened_by == "us" else {opened_by: True}))
+    with held(plan, starts=False) as holder:
         url = holder.gateways.addresses["stub"]
         port = int(url.rpartition(":")[2])
         assert url.startswith("http://[::1]:" if host == "::1" else "http://")
         assert holder.gateways.next_deadline() == float("inf")
-        if binds_itself:
+        if opened_by != "us":
             # Nobody is there yet.
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((host, port))
@@ -127,12 +128,15 @@ def test_a_free_port_is_known_at_once(host: str, binds_itself: bool) -> None:
 
 
 @pytest.mark.parametrize("binds_itself", [False, True])
+@pytest.mark.parametrize("opens_itself", [False, True])
 @pytest.mark.parametrize("shares", [False, True])
-def test_what_cannot_be_listened_at_is_named(binds_itself: bool, shares: bool) -> None:
+def test_what_cannot_be_listened_at_is_named(
+    binds_itself: bool, opens_itself: bool, shares: bool
+) -> None:
     with socket.create_server(("127.0.0.1", 0), reuse_port=shares) as other:
         port = other.getsockname()[1]
         message = rf"127.0.0.1 port {port} \(\[stub\] host, port\).*another server"
-        plan = of(port=port, binds_itself=binds_itself)
+        plan = of(port=port, binds_itself=binds_itself, opens_itself=opens_itself)
         with pytest.raises(ConfigurationError, match=message), held(plan):
             pass
     message = r"cannot listen at 192\.0\.2\.1 port 0"

@@ -17,7 +17,22 @@ from support.waiting import DEADLINE_S
 
 from batchyard.wire.tensorflow_serving.messages import PredictionLog
 
-KINDS = ("half_plus_two", "half_plus_three", "half_plus_two_tf2", "product", "two_constants")
+KINDS = (
+    "half_plus_two",
+    "half_plus_three",
+    "half_plus_two_tf2",
+    "examples_tf2",
+    "product",
+    "two_constants",
+    "half_plus_two_2_versions",
+)
+# Of which both versions are served.
+LABELLED = "half_plus_two_2_versions"
+_VERSIONS = """
+    model_version_policy { specific { versions: 123 versions: 124 } }
+    version_labels { key: "stable" value: 123 }
+    version_labels { key: "canary" value: 124 }
+"""
 # Served as well, until a test removes it.
 SPARE = "spare"
 DEFAULT = "serving_default"
@@ -91,7 +106,8 @@ def _warmup_request() -> bytes:
 def model_config(folders: Mapping[str, Path]) -> str:
     """A --model_config_file."""
     entries = "".join(
-        f'config: {{ name: "{name}", base_path: "{path}", model_platform: "tensorflow" }}\n'
+        f'config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow"'
+        f"{_VERSIONS if name == LABELLED else ''} }}\n"
         for name, path in folders.items()
     )
     return f"model_config_list: {{\n{entries}}}\n"

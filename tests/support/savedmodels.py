@@ -50,6 +50,7 @@ DTYPES = (
     "string",
 )
 
+_STRINGS = ((None,), tf.string)
 EXPORTERS = {function.__name__: function for function in savedmodels_v1.EXPORTERS}
 
 
@@ -87,6 +88,21 @@ def _save_default(
 def half_plus_two_tf2(model_dir: Path) -> None:
     """y = x/2 + 2 for rows of one number."""
     _save_default(model_dir, lambda x: {"y": 0.5 * x + 2.0}, x=((None, 1), tf.float32))
+
+
+@exporter
+def examples_tf2(model_dir: Path) -> None:
+    """y = x/2 + 2 of tf.Examples: to classify and to regress, as far as TensorFlow 2 can say so."""
+
+    def y(inputs: Any) -> Any:
+        parsed = tf.io.parse_example(inputs, {"x": tf.io.FixedLenFeature([1], tf.float32)})
+        return 0.5 * parsed["x"] + 2.0
+
+    signatures = {
+        "classify_x_to_y": _signature(lambda inputs: {"scores": y(inputs)}, inputs=_STRINGS),
+        "regress_x_to_y": _signature(lambda inputs: {"outputs": y(inputs)}, inputs=_STRINGS),
+    }
+    _save(model_dir, signatures)
 
 
 @exporter

@@ -21,6 +21,8 @@ from support.waiting import wait_until
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+# One that no ``HeldUp`` has opened.
+LAST_GATE = 1_000_000
 MODEL = model_table("gated", callable_path("gated"), max_batch_size=1)
 
 
@@ -148,22 +150,23 @@ def test_the_broker_is_replaced_meanwhile(server: Server, client: GrpcClient) ->
     wait_until(lambda: health(client) == SERVING, "SERVING")
 
 
-def test_a_drain_answers_what_was_asked_and_refuses_the_rest() -> None:
-    with Server(config=f"[grpc]\nport = 0\n{MODEL}") as server, GrpcClient(server.grpc) as client:
-        watched = health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest())
-        assert next(watched).status == SERVING
-        running = client.method("Predict").future(gated(1), TIMEOUT_S)
-        server.gates.wait_until_reached(1)
+def test_the_end_answers_what_was_asked_and_refuses_the_rest(
+    server: Server, client: GrpcClient
+) -> None:
+    watched = health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest())
+    assert next(watched).status == SERVING
+    running = client.method("Predict").future(gated(LAST_GATE), TIMEOUT_S)
+    server.gates.wait_until_reached(LAST_GATE)
 
-        server.signal(signal.SIGTERM)
+    server.signal(signal.SIGTERM)
 
-        assert next(watched).status == NOT_SERVING
-        with pytest.raises(grpc.RpcError) as ended:
-            next(watched)
-        with pytest.raises(grpc.RpcError) as refused:
-            client.method("Predict")(gated(), TIMEOUT_S)
-        assert ended.value.code() is refused.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert not running.done()
-        server.gates.open(1)
-        assert running.result().outputs
-        assert server.wait_for_exit() == 0
+    assert next(watched).status == NOT_SERVING
+    with pytest.raises(grpc.RpcError) as ended:
+        next(watched)
+    with pytest.raises(grpc.RpcError) as refused:
+        client.method("Predict")(gated(), TIMEOUT_S)
+    assert ended.value.code() is refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert not running.done()
+    server.gates.open(LAST_GATE)
+    assert running.result().outputs
+    assert server.wait_for_exit() == 0

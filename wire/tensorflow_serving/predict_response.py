@@ -111,7 +111,8 @@ def _packed(numbers: Array) -> bytes:
     encoded |= (groups >= 0x80).view(np.uint8) << 7
     is_needed = groups != 0
     is_needed[:, 0] = True
-    return encoded[is_needed].tobytes()
+    written: bytes = encoded[is_needed].tobytes()
+    return written
 
 
 def _varint(number: int) -> bytes:

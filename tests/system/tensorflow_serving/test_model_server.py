@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.model_server import DEFAULT, SPARE, ModelServer, model_config, rest
+from support.model_server import DEFAULT, LABELLED, SPARE, ModelServer, model_config, rest
 from support.published_messages import is_installed
 from support.server import refused
 from support.serving_stubs import (
@@ -36,7 +36,7 @@ Ask = Callable[..., Any]
 MODEL = "half_plus_two"
 # With variables of TensorFlow 1, with requests in batches, and of TensorFlow 2.
 PREDICTING = [(MODEL, 123, 3.0), ("half_plus_three", 123, 4.0), ("product", 1, 12.0)]
-CLASSIFYING = [(MODEL, 3.0), ("half_plus_three", 4.0)]
+CLASSIFYING = [(MODEL, 123, 3.0), ("half_plus_three", 123, 4.0), ("examples_tf2", 1, 3.0)]
 
 
 @pytest.mark.parametrize("output_filter", [("y",), ()])
@@ -72,27 +72,57 @@ def test_predict_over_a_unix_socket(ask: Ask, served: ModelServer) -> None:
     assert spec == (MODEL, 123, DEFAULT)
 
 
-@pytest.mark.parametrize(("model", "expected"), CLASSIFYING)
-def test_classify(ask: Ask, served: ModelServer, model: str, expected: float) -> None:
+@pytest.mark.parametrize(("model", "version", "expected"), CLASSIFYING)
+def test_classify(ask: Ask, served: ModelServer, model: str, version: int, expected: float) -> None:
     classes, spec = ask(classify, served.grpc, model, "classify_x_to_y", [2.0])
     assert classes == [[("", expected)]]
-    assert spec == (model, 123, "classify_x_to_y")
+    assert spec == (model, version, "classify_x_to_y")
 
 
-@pytest.mark.parametrize(("model", "expected"), CLASSIFYING)
-def test_regress(ask: Ask, served: ModelServer, model: str, expected: float) -> None:
+@pytest.mark.parametrize(("model", "version", "expected"), CLASSIFYING)
+def test_regress(ask: Ask, served: ModelServer, model: str, version: int, expected: float) -> None:
     values, spec = ask(regress, served.grpc, model, "regress_x_to_y", [2.0])
     assert values == [expected]
-    assert spec == (model, 123, "regress_x_to_y")
+    assert spec == (model, version, "regress_x_to_y")
 
 
-@pytest.mark.parametrize(("model", "expected"), CLASSIFYING)
-def test_multi_inference(ask: Ask, served: ModelServer, model: str, expected: float) -> None:
+@pytest.mark.parametrize(("model", "version", "expected"), CLASSIFYING)
+def test_multi_inference(
+    ask: Ask, served: ModelServer, model: str, version: int, expected: float
+) -> None:
     tasks = [("regress_x_to_y", "regress"), ("classify_x_to_y", "classify")]
     assert ask(multi_inference, served.grpc, model, tasks, [2.0]) == [
-        ([expected], (model, 123, "regress_x_to_y")),
-        ([[("", expected)]], (model, 123, "classify_x_to_y")),
+        ([expected], (model, version, "regress_x_to_y")),
+        ([[("", expected)]], (model, version, "classify_x_to_y")),
     ]
+
+
+def test_multi_inference_of_examples_and_of_numbers(ask: Ask, served: ModelServer) -> None:
+    tasks = [("regress_x_to_y", "regress"), ("regress_x2_to_y3", "regress")]
+    with pytest.raises(InvalidArgument, match="Input tensor must be the same for all Signatures"):
+        ask(multi_inference, served.grpc, MODEL, tasks, [2.0])
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "version"),
+    [
+        ({"version": 123}, "/versions/123", 123),
+        ({"version": 124}, "/versions/124", 124),
+        ({"label": "stable"}, "/labels/stable", 123),
+        ({"label": "canary"}, "/labels/canary", 124),
+        ({}, "", 124),
+    ],
+)
+def test_versions_and_labels(
+    ask: Ask, served: ModelServer, spec: dict[str, Any], path: str, version: int
+) -> None:
+    y = {123: 3.0, 124: 4.0}[version]
+    outputs, answered = ask(predict, served.grpc, LABELLED, [2.0], **spec)
+    assert (outputs, answered) == ({"y": [y]}, (LABELLED, version, DEFAULT))
+    _, _, text = rest(served, f"/v1/models/{LABELLED}{path}:predict", '{"instances": [2.0]}')
+    assert json.loads(text) == {"predictions": [y]}
+    found = ask(statuses, served.grpc, LABELLED, **spec)
+    assert found == [(number, "AVAILABLE", 0) for number in ((version,) if spec else (124, 123))]
 
 
 def test_model_status(ask: Ask, served: ModelServer) -> None:
@@ -238,10 +268,12 @@ def test_the_config_file_is_read_again(ask: Ask, served: ModelServer) -> None:
 
 
 def test_a_client_says_what_is_served(ask: Ask, served: ModelServer) -> None:
-    folders = {name: str(path) for name, path in served.folders.items() if name != SPARE}
-    folders["by_client"] = folders["product"]
+    # What is loaded already: tests/system/test_gateways.py has models that are not.
+    gone = (SPARE, "two_constants")
+    folders = {name: str(path) for name, path in served.folders.items() if name not in gone}
     assert ask(reload, served.grpc, folders) == (0, "")
-    assert ask(predict, served.grpc, "by_client", [2.0])[0] == {"y": [12.0]}
+    with pytest.raises(NotFound, match="two_constants"):
+        ask(predict, served.grpc, "two_constants", [2.0])
     with pytest.raises(InvalidArgument, match="/nowhere"):
         ask(reload, served.grpc, {"nowhere": "/nowhere"})
     assert ask(predict, served.grpc, MODEL, [2.0])[0] == {"y": [3.0]}
