@@ -242,6 +242,11 @@ OWN: tuple[Flag, ...] = (
     Flag("drain_timeout_s", 30.0, "How long a stopping server may take to finish."),
     Flag("log_format", "text", "text or json."),
     Flag("log_level", "info", "debug, info, warning or error."),
+    Flag(
+        "print_config",
+        False,
+        "Prints the same as a configuration for `batchyard serve`, and ends.",
+    ),
 )
 
 
