@@ -53,8 +53,8 @@ def test_a_file_holds_with_tensorflow_servings_defaults(tmp_path: Path) -> None:
     write(tmp_path, 2)
     models = wanted(tmp_path, version_policy="all")
     ten = Batching(max_batch_size=10, max_enqueued_batches=10, enable_large_batch_splitting=False)
-    assert settings(models, 1).batching == ten.model_dump()
-    assert settings(models, 2).batching == Batching(**BATCHING).model_dump()
+    assert settings(models, 1).batching == ten.for_broker
+    assert settings(models, 2).batching == Batching(**BATCHING).for_broker
     assert models.served["m", 1].source.batch_sizes == [1, 10]
     requests = models.served["m", 1].source.warmup_requests
     assert requests is not None
