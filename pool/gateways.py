@@ -57,7 +57,7 @@ def plan_gateways(config: Config, devices: Iterable[VisibleDevice]) -> list[Gate
                 module="batchyard.clients.gateways.rest",
                 host=config.rest.host,
                 port=config.rest.port,
-                needs=("aiohttp", "httptools", "orjson", "prometheus_client", "google.protobuf"),
+                needs=("httptools", "orjson", "prometheus_client", "google.protobuf"),
                 options=config.rest.model_dump(),
                 processes=config.rest.processes,
                 opens_itself=True,

@@ -122,12 +122,13 @@ def _of_all_models(values: Mapping[str, Any]) -> dict[str, Any]:
     if values["allow_version_labels_for_unavailable_models"]:
         table["allow_version_labels_for_unavailable_models"] = True
     if values["enable_batching"]:
-        # Also where versions have parameters of their own, it must be right.
         batching = files.batching(values["batching_parameters_file"])
         if values["enable_per_model_batching_parameters"]:
             table["batching_params_file"] = True
-        else:
-            table["batching"] = batching
+            # Threads are all that versions do not say themselves.
+            threads = {key: batching[key] for key in ("num_batch_threads",) if key in batching}
+            batching = {**_NOT_BATCHED, **threads}
+        table["batching"] = batching
     return table
 
 

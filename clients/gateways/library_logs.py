@@ -4,8 +4,7 @@ like."""
 from __future__ import annotations
 
 import logging
-
-from aiohttp.http_exceptions import HttpProcessingError
+import sys
 
 from batchyard.wire import log
 
@@ -26,8 +25,8 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         exception = record.exc_info[1] if record.exc_info else None
         what, *_ = record.getMessage().splitlines() or [""]
-        if isinstance(exception, HttpProcessingError):
-            reason = f"{what}: {' '.join(exception.message.split())}"
+        if _is_refusal(exception):
+            reason = f"{what}: {' '.join(getattr(exception, 'message', '').split())}"
             log.limited("debug", "http_refused", reason=reason)
         elif record.levelno >= logging.ERROR:
             if exception is None:
@@ -36,3 +35,9 @@ class _Handler(logging.Handler):
                 reason = f"{what}: {type(exception).__name__}: {exception}"
                 trace = log.traceback_of(exception)
                 log.limited("error", "gateway_erred", reason=reason, traceback=trace)
+
+
+def _is_refusal(exception: BaseException | None) -> bool:
+    # It takes a quarter of a second to import, and not every gateway needs it. Who logs one has.
+    aiohttp = sys.modules.get("aiohttp.http_exceptions")
+    return aiohttp is not None and isinstance(exception, aiohttp.HttpProcessingError)

@@ -25,6 +25,8 @@ _BYTES_SUFFIX = "_bytes"
 # So many floats and more are sooner printed together than one by one.
 _DECIMALS_MIN = 64
 _NEXT_TEXT = b"\xff"
+# The only separator that is sooner put after each float than in the place of a mark.
+_COMMA = b", "
 
 Shape = tuple[int, ...]
 
@@ -141,21 +143,25 @@ def _nest_integers(array: Array, shape: Shape, brackets: Brackets) -> list[bytes
 
 def _nest_decimals(array: Array, shape: Shape, brackets: Brackets) -> list[bytes]:
     every = 1
-    ends = [(1, _mark(0) if not shape else brackets.between[0])]
-    for level, size in enumerate(reversed(shape), 1):
-        every *= size
-        ends.append((every, _mark(level)))
+    ends = []
+    for level, separator in enumerate(_separators(brackets)):
+        ends.append((every, separator if separator == _COMMA else _mark(level)))
+        every *= shape[-1 - level] if level < len(shape) else 1
     is_double = array.dtype == np.float64
     values = array if is_double else array.astype(np.float32, copy=False)
     return _put_separators(decimals_text(values.ravel(), ends, is_double=is_double), brackets)
 
 
 def _put_separators(text: bytes, brackets: Brackets) -> list[bytes]:
-    """The tensors in a text that has marks between lists, or also between values."""
-    between = [*brackets.between, brackets.closing + _NEXT_TEXT + brackets.opening]
-    for level, separator in enumerate(between):
+    """The tensors in a text that has marks where separators belong."""
+    for level, separator in enumerate(_separators(brackets)):
         text = text.replace(_mark(level), separator)
     return (brackets.opening + text + brackets.closing).split(_NEXT_TEXT)
+
+
+def _separators(brackets: Brackets) -> list[bytes]:
+    """What stands between values, and in the end between tensors."""
+    return [*brackets.between, brackets.closing + _NEXT_TEXT + brackets.opening]
 
 
 def _mark(level: int) -> bytes:

@@ -143,13 +143,16 @@ def test_batching_parameters(tmp_path: Path) -> None:
     assert refusal(_MODEL, "--enable_batching", flag).startswith(f"{file}: Last entry in allowed")
 
 
-def test_batching_parameters_of_each_version() -> None:
+def test_batching_parameters_of_each_version(tmp_path: Path) -> None:
     flag = "--enable_per_model_batching_parameters"
+    file = _file(tmp_path, "max_batch_size { value: 32 } num_batch_threads { value: 3 }")
+    shared = f"--batching_parameters_file={file}"
 
-    model = load(_MODEL, "--enable_batching", flag).models[0]
+    model = load(_MODEL, "--enable_batching", flag, shared).models[0]
 
     assert model.batching_params_file
     assert not model.batching.enable_batching
+    assert (model.batching.max_batch_size, model.batching.num_batch_threads) == (64, 3)
     assert "needs --enable_batching" in refusal(_MODEL, flag)
 
 

@@ -33,7 +33,9 @@ def test_a_bomb_is_refused_before_it_goes_off() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"no gzip", gzip.compress(b"x" * 100)[:-4], gzip.compress(b"x") + b"more"]
+    "body",
+    [b"no gzip", gzip.compress(b"x" * 100)[:-4], gzip.compress(b"x") + b"more"],
+    ids=["no gzip", "cut", "followed"],
 )
 def test_what_is_no_gzip(body: bytes) -> None:
     with pytest.raises(InvalidArgument, match="Content-Encoding is gzip, but"):
