@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from batchyard.wire import dtypes
 from batchyard.wire.errors import InvalidArgument
+from batchyard.wire.protocol import RANK_MAX
 from batchyard.wire.tensorflow_serving.messages import POOL, TensorProto
 
 Array = npt.NDArray[Any]
@@ -124,7 +125,10 @@ def values_field(dtype: str) -> str:
 def _shape(proto: TensorProto) -> tuple[int, ...]:
     if proto.tensor_shape.unknown_rank:
         raise InvalidArgument("tensor_shape must give a tensor's sizes, not unknown_rank")
-    shape = tuple([dim.size for dim in proto.tensor_shape.dim])
+    dims = proto.tensor_shape.dim
+    if len(dims) > RANK_MAX:
+        raise InvalidArgument(f"tensor_shape has {len(dims)} sizes, at most {RANK_MAX} are taken")
+    shape = tuple([dim.size for dim in dims])
     if shape and min(shape) < 0:
         raise InvalidArgument(f"tensor_shape {_show_shape(shape)} has a negative size")
     if math.prod([size or 1 for size in shape]) > _SIZE_MAX:

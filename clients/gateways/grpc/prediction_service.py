@@ -16,6 +16,7 @@ from batchyard.clients.gateways.inference import (
     Task,
 )
 from batchyard.wire.errors import InvalidArgument
+from batchyard.wire.protocol import INPUTS_MAX
 from batchyard.wire.tensorflow_serving.example_requests import (
     ExamplesRequest,
     MultiExamplesRequest,
@@ -60,8 +61,13 @@ class PredictionService:
 
     async def predict(self, request: PredictRequest, call: Call) -> bytes:
         """Outputs of a signature for its inputs."""
+        spec = spec_of(request)
+        if len(request.inputs) > INPUTS_MAX:
+            raise InvalidArgument(
+                f"the request has {len(request.inputs)} inputs, at most {INPUTS_MAX} are taken"
+            )
         prediction = await self._inference.predict(
-            spec_of(request),
+            spec,
             {alias: _array(alias, proto) for alias, proto in request.inputs.items()},
             request.output_filter,
             timeout=call.timeout,

@@ -186,19 +186,19 @@ WRONG_INPUT: Ask = lambda inference: inference.predict(SPEC, {"z": X}, timeout=N
             PREDICT,
             NotFound("not here"),
             NotFound("not here"),
-            NotFound("Servable not found for request: Latest(m): not here"),
+            NotFound("Servable not found for request: Latest(m)"),
         ),
         (
             lambda inference: inference.predict(ModelSpec("m", 3), {}, timeout=None),
             NotFound("not here"),
             NotFound("not here"),
-            NotFound("Servable not found for request: Specific(m, 3): not here"),
+            NotFound("Servable not found for request: Specific(m, 3)"),
         ),
         (
             lambda inference: inference.predict(ModelSpec("m", label="l"), {}, timeout=None),
             InvalidArgument("not here"),
             InvalidArgument("not here"),
-            InvalidArgument("Unrecognized servable version label: l: not here"),
+            InvalidArgument("Unrecognized servable version label: l"),
         ),
         (
             lambda inference: inference.predict(

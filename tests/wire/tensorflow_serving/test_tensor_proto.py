@@ -140,7 +140,7 @@ WRONG = {
     "negative": (message(FLOAT, [2, -1]), "negative"),
     "overflow": (message(FLOAT, [1 << 32, 1 << 32]), "2**63"),
     "overflow of none": (message(FLOAT, [0, 1 << 32, 1 << 32]), "2**63"),
-    "too many dimensions": (message(FLOAT, [1] * 300, float_val=[1]), "dimension"),
+    "too many dimensions": (message(FLOAT, [1] * 33, float_val=[1]), "33 sizes"),
     "too many from little": (message(FLOAT, [10**18], float_val=[1]), "left out"),
     "too many from nothing": (message(UINT8, [10**18]), "left out"),
     "too many strings": (message(STRING, [10**18], string_val=[b""]), "left out"),

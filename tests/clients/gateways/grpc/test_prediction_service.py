@@ -125,3 +125,12 @@ def test_a_class_that_is_no_text() -> None:
 
     with pytest.raises(InvalidArgument, match="is not UTF-8"):
         ask("classify", examples(), wrong)
+
+
+def test_inputs_are_bounded() -> None:
+    request = messages.PredictRequest(model_spec={"name": "m"})
+    for i in range(1025):
+        request.inputs[f"x{i}"].dtype = 1
+
+    with pytest.raises(InvalidArgument, match="1025 inputs, at most 1024"):
+        ask("predict", request, None)
