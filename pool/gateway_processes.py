@@ -137,7 +137,9 @@ class Gateways:
             host, port = process.socket.getsockname()[:2]
             options = {**options, "host": host, "port": port}
             fds = [] if plan.binds_itself else [process.socket.fileno()]
-        settings = GatewaySettings(self._endpoint, plan.devices, options)
+        # One in another's place serves at once, also while a model is being loaded.
+        awaits_models = not process.life.has_answered
+        settings = GatewaySettings(self._endpoint, plan.devices, options, awaits_models)
         try:
             child = Child(process.name, plan.module, settings.to_wire(), fds)
         except OSError as error:

@@ -85,7 +85,7 @@ def _kept(family: int, host: str, port: int, reuse: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, reuse, 1)
-        if family == socket.AF_INET6 and reuse == socket.SO_REUSEADDR:
+        if family == socket.AF_INET6 and reuse == socket.SO_REUSEADDR and host != "::":
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
     except BaseException:

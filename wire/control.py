@@ -199,12 +199,14 @@ class GatewaySettings:
 
     ``endpoint`` is the broker's. ``devices`` has a name, such as ``gpu:0``, and the UUID of each
     GPU that workers may use. ``options`` is the gateway's table of the configuration, with
-    ``host`` and ``port`` as they really are: an IP address, and no 0.
+    ``host`` and ``port`` as they really are: an IP address, and no 0. ``awaits_models``: the server
+    starts, and callers are to come when what it serves can be had.
     """
 
     endpoint: str
     devices: list[tuple[str, str]] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
+    awaits_models: bool = True
 
     @property
     def address(self) -> str:

@@ -90,14 +90,20 @@ async def _serve(
     supervisor.listen()
     async with contextlib.AsyncExitStack() as served:
         process = GatewayProcess(settings, sockets, supervisor.reload)
+        supervisor.starting = asyncio.current_task()
         try:
             await served.enter_async_context(serve(process))
+        except asyncio.CancelledError:
+            # It is to end before it got to serve.
+            return control.EXIT_OK
         except Exception as error:
             is_refused = isinstance(error, ConfigurationError)
             code = control.EXIT_CONFIGURATION if is_refused else control.EXIT_FAILURE
             reason = str(error) if is_refused else f"{type(error).__name__}: {error}"
             supervisor.tell([Kind.FAILED, code, f"{name}: {reason}"])
             return code
+        finally:
+            supervisor.starting = None
         supervisor.tell([Kind.ANSWERING])
         await supervisor.is_over.wait()
     return control.EXIT_OK
@@ -108,6 +114,8 @@ class _Supervisor:
 
     def __init__(self, name: str, link: Link) -> None:
         self.is_over = asyncio.Event()
+        # Who is to be stopped when it is over before it began.
+        self.starting: asyncio.Task[Any] | None = None
         self._name = name
         self._link = link
         self._ids = itertools.count()
@@ -149,14 +157,19 @@ class _Supervisor:
             asyncio.get_running_loop().remove_reader(self._link.fileno())
             for answer in self._reloads.values():
                 _refuse(answer, Unavailable(_NOBODY))
-            self.is_over.set()
+            self._end()
             return
         if packet[0] == Kind.LOG:
             log.configure(self._name, LogSettings(*packet[1:]))
         elif packet[0] == Kind.DRAIN:
-            self.is_over.set()
+            self._end()
         elif packet[0] == Kind.RELOADED:
             self._reloaded(*packet[1:])
+
+    def _end(self) -> None:
+        self.is_over.set()
+        if self.starting is not None:
+            self.starting.cancel()
 
     def _reloaded(self, id: int, number: int, message: str) -> None:
         # Whoever asked may be gone.

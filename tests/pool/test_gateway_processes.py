@@ -205,6 +205,14 @@ def test_those_that_cannot_start_say_why() -> None:
         assert not holder.of(events.GatewaysAnswer)
 
 
+def test_one_that_has_not_begun_ends_at_once() -> None:
+    with held(of(options={"fails": "hangs"})) as holder:
+        holder.turn_until(lambda: holder.gateways.next_deadline() == float("inf"))
+        holder.gateways.drain()
+        holder.turn_until(lambda: holder.of(events.GatewaysDrained))
+        assert not holder.of(events.GatewayFailed)
+
+
 def test_what_was_read_is_answered_before_the_end() -> None:
     with held(PLAN, dataclasses.replace(PLAN, name="other", takes_requests=False)) as holder:
         holder.turn_until(lambda: holder.of(events.GatewaysAnswer))

@@ -5,7 +5,8 @@ is answered with this process's id, ``hold`` when another connection has said ``
 JSON list of models when they are served, or with the error; ``too much`` stands for a long list. It
 answers all that it has read before it ends.
 
-``options`` may have it fail: ``{"fails": "exit"}``, ``"refuses"``, ``"raises"``.
+``options`` may have it fail: ``{"fails": "exit"}``, ``"refuses"``, ``"raises"``,
+``"hangs"``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
             raise ConfigurationError("its file is wrong")
         case "raises":
             raise ValueError("odd")
+        case "hangs":
+            await asyncio.Event().wait()
     held: list[asyncio.Event] = []
     under_way: set[asyncio.Task[None]] = set()
 

@@ -89,6 +89,21 @@ def test_one_process_that_dies_leaves_the_port_open(server: GatewayServer) -> No
     assert len(before & set(server.processes(REST))) == 1
 
 
+def test_one_in_anothers_place_waits_for_no_model(server: GatewayServer, slow_model: str) -> None:
+    config = server.folder / "config.toml"
+    before = config.read_text()
+    config.write_text(before + model_table("slow", slow_model))
+    server.signal(signal.SIGHUP)
+    wait_until((server.working_folder / "loading").exists, lambda: server.log_tail)
+    old = set(server.processes(REST))
+    for pid in old:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(set(server.processes(REST)) - old) == 2, lambda: server.log_tail)
+    assert server.ask("/v1/models/echo")[0] == 200
+    config.write_text(before)
+    server.signal(signal.SIGHUP)
+
+
 def test_other_models_are_served_when_grpc_says_so(server: GatewayServer) -> None:
     echo = callable_path("echo")
     assert server.reload(echo=echo).error_code == 0

@@ -49,7 +49,8 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        await models_available(client)
+        if settings.awaits_models:
+            await models_available(client)
         _listen(server, settings)
         await health.look()
         await server.start()

@@ -38,7 +38,8 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
             gateway = RestGateway(Inference(client), source, options, memory, guarded_port)
             headers = CORS_HEADERS if options.enable_cors_support else ()
             server = HttpServer(gateway.answer, gateway.error, memory, headers)
-            await models_available(client)
+            if process.settings.awaits_models:
+                await models_available(client)
             _listen(sock)
             async with server.listening(sock):
                 yield
