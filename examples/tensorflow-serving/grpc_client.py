@@ -21,8 +21,8 @@ def main(address: str) -> None:
         request.model_spec.name = "half_plus_two"
         request.model_spec.version_label = "stable"
         request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.float32([1.0, 2.0, 5.0])))
-        # Within 30 seconds, of which a server that is just starting may take some.
-        response = stub.Predict(request, 30.0, wait_for_ready=True)
+        # Within a minute, of which a server that is just starting may take some.
+        response = stub.Predict(request, 60.0, wait_for_ready=True)
     version = response.model_spec.version.value
     print(f"version {version}: {list(response.outputs['y'].float_val)}")
 

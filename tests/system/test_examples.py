@@ -107,7 +107,7 @@ def _grpc_client(address: str) -> Iterator[Callable[[], str]]:
 
 
 def _said(process: subprocess.Popen[str]) -> str:
-    said, errors = process.communicate(timeout=60)
+    said, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors
     return said
 
