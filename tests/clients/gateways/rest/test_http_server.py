@@ -72,11 +72,23 @@ def test_a_connection_is_kept(client: RawClient) -> None:
     assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_requests_may_be_sent_ahead(client: RawClient, asked: Asked) -> None:
-    client.send(b"".join(GET % i for i in range(1000)))
-    for i in range(1000):
+def test_requests_may_be_sent_ahead_up_to_a_bound(
+    stub: StubHttp, client: RawClient, asked: Asked
+) -> None:
+    # More than is read at once.
+    number = 12_000
+    sent = b"GET /slow HTTP/1.1\r\n\r\n" + b"".join(GET % i for i in range(number))
+    sending = threading.Thread(target=client.send, args=[sent])
+    sending.start()
+    assert stub.server is not None
+    (connection,) = wait_until(lambda: [*stub.server._connections], "the connection")
+    wait_until(lambda: not connection._is_reading, "no more to be read")
+    asked.gate.set()
+    assert client.read()[2] == b"/slow"
+    for i in range(number):
         assert client.read()[2] == b"/%d" % i
-    assert len(asked.requests) == 1000
+    sending.join()
+    assert len(asked.requests) == number + 1
 
 
 def test_a_request_may_come_byte_by_byte(client: RawClient, asked: Asked) -> None:
@@ -240,6 +252,7 @@ def test_the_one_that_is_idle_for_longest_makes_room(stub: StubHttp) -> None:
         for client in (first, second):
             client.send(GET % 1)
             assert client.read()[0] == 200
+            stub.server.now += 100
         with RawClient(stub.port) as third:
             third.send(GET % 3)
             assert third.read()[0] == 200
