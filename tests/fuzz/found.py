@@ -64,7 +64,10 @@ FOUND: dict[str, list[Any]] = {
     # Tracebacks: RecursionError, and OSError.
     "json": [["[" * 100_000], ['{"x": ' * 100_000], ["[" * 900 + "]" * 900]],
     # A long name was another one where numbers are read from the text.
-    "rest_predict": [[{"instances": [1, 2], "signature_name": "s" * 600}, ["float32"]]],
+    "rest_predict": [
+        [{"instances": [1, 2], "signature_name": "s" * 600}, ["float32"]],
+        [{"instances": [1, 2], "signature_name": "s" * 6000}, []],
+    ],
     "config": [["a = " + "[" * 100_000], ["a = " + "{a = " * 5_000]],
     "folder": [
         ["x" * 300, [], [], []],

@@ -93,7 +93,9 @@ def _decode_document(document: dict[str, Any], inputs_of: InputsOf) -> PredictRe
 def _inputs(inputs_of: InputsOf, signature: str) -> Mapping[str, TensorSpec]:
     specs = inputs_of(signature)
     if not specs:
-        raise InvalidArgument(f"Failed to get input map for signature: {signature or 'DEFAULT'}")
+        raise InvalidArgument(
+            f"Failed to get input map for signature: {printable(signature) or 'DEFAULT'}"
+        )
     return specs
 
 

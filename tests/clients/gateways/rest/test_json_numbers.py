@@ -94,6 +94,8 @@ def test_many_of_each_kind(dtype: type) -> None:
             random.integers(0, 10**6, count) / 10.0 ** random.integers(0, 38, count),
             10.0 ** np.arange(-46, 39),
             2.0 ** np.arange(-150, 128),
+            # So near to a half in the ninth digit that float64 cannot tell.
+            np.array([3.072132665e-18, 6.606743785000001e-29, 4.303735865e-15, 1.241188955e-13]),
             np.array([999999.5, 9999995, 999999.95, 0.00009999995, 99999.95, 0, -0.0, -1]),
         ):
             check(values.astype(dtype))
