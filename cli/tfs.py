@@ -10,9 +10,12 @@ import click
 from pydantic import ValidationError
 
 from batchyard.cli.running import run
+from batchyard.cli.serving import refuse
 from batchyard.cli.tensorflow_serving import configuration, flags
+from batchyard.cli.tensorflow_serving.toml_text import toml_text
 from batchyard.pool.config import Log
 from batchyard.wire import log
+from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.log import LogSettings
 from batchyard.wire.version import version
 
@@ -34,6 +37,12 @@ def command(**given: Any) -> None:
     """
     if given["version"]:
         click.echo(_versions())
+        return
+    if given["print_config"]:
+        try:
+            click.echo(toml_text(configuration.load_config(given)), nl=False)
+        except ConfigurationError as error:
+            refuse(error)
         return
     settings = log.configure("supervisor", _log_settings(given))
     for name, here in flags.without_effect(given):

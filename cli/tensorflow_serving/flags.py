@@ -33,26 +33,36 @@ class Treatment(Enum):
 class Flag:
     """A flag by its name, with TensorFlow Serving's default; ``here`` is what it does here.
 
-    Where it is refused, ``here`` says what to do instead.
+    Where it is refused, ``here`` says what to do instead. ``default_is`` is what the default
+    comes to, where that depends on the machine.
     """
 
     name: str
     default: Value
     here: str
     treatment: Treatment = Treatment.HONOURED
+    default_is: str = ""
+
+    @property
+    def shown_default(self) -> str:
+        """The default for people; empty where it is nothing."""
+        if self.default_is or isinstance(self.default, str):
+            return self.default_is or str(self.default)
+        return str(self.default).lower()
 
 
 _NOTED, _REFUSED = Treatment.NOTED, Treatment.REFUSED
 _EVENT_LOOP = "one event loop a process takes all requests; more processes by"
 _RETRIED = "a version that does not load is tried again when its files change, and at SIGHUP."
 _XLA = "functions that are marked for XLA are always compiled."
+_FOUR = "4 per CPU"
 _NO_TFLITE = "models run in TensorFlow, not in TensorFlow Lite"
 
 FLAGS: tuple[Flag, ...] = (
     Flag("port", 8500, "The TCP port of gRPC, at --host. 0: none."),
     Flag("grpc_socket_path", "", "A UNIX socket for gRPC as well, or with --port=0 instead."),
     Flag("rest_api_port", 0, "The port of REST, at --host; 8501 by custom. 0: none."),
-    Flag("rest_api_num_threads", 0, f"{_EVENT_LOOP} --rest_processes.", _NOTED),
+    Flag("rest_api_num_threads", 0, f"{_EVENT_LOOP} --rest_processes.", _NOTED, _FOUR),
     Flag(
         "rest_api_timeout_in_ms",
         30_000,
@@ -161,7 +171,7 @@ FLAGS: tuple[Flag, ...] = (
         "",
         "Settings of gRPC by name, such as grpc.max_connection_age_ms=2000, with commas between.",
     ),
-    Flag("grpc_max_threads", 0, f"{_EVENT_LOOP} --grpc_processes.", _NOTED),
+    Flag("grpc_max_threads", 0, f"{_EVENT_LOOP} --grpc_processes.", _NOTED, _FOUR),
     Flag(
         "enable_model_warmup",
         True,
@@ -183,7 +193,7 @@ FLAGS: tuple[Flag, ...] = (
         _NOTED,
     ),
     Flag("prefer_tflite_model", False, f"{_NO_TFLITE}: leave it out.", _REFUSED),
-    Flag("num_tflite_pools", 0, f"{_NO_TFLITE}.", _NOTED),
+    Flag("num_tflite_pools", 0, f"{_NO_TFLITE}.", _NOTED, "1 per CPU"),
     Flag("num_tflite_interpreters_per_pool", 1, f"{_NO_TFLITE}.", _NOTED),
     Flag(
         "enable_signature_method_name_check",
@@ -242,6 +252,11 @@ OWN: tuple[Flag, ...] = (
     Flag("drain_timeout_s", 30.0, "How long a stopping server may take to finish."),
     Flag("log_format", "text", "text or json."),
     Flag("log_level", "info", "debug, info, warning or error."),
+    Flag(
+        "print_config",
+        False,
+        "Prints the same as a configuration for `batchyard serve`, and ends.",
+    ),
 )
 
 
@@ -284,8 +299,8 @@ def _option(flag: Flag) -> Callable[[F], F]:
     text = flag.here
     if flag.treatment is not Treatment.HONOURED:
         text = f"{flag.treatment.value.capitalize()}: {text}"
-    if default not in (False, ""):
-        text += f"  [default: {str(default).lower() if default is True else default}]"
+    if default not in (False, "") or flag.default_is:
+        text += f"  [default: {flag.shown_default}]"
     if isinstance(default, bool):
         # --flag, --flag=true and --flag=false.
         return click.option(

@@ -33,9 +33,8 @@ def _table(flags: Sequence[Flag]) -> str:
 
 
 def _default(flag: Flag) -> str:
-    if flag.default == "":
-        return ""
-    return f"`{str(flag.default).lower() if isinstance(flag.default, bool) else flag.default}`"
+    shown = flag.shown_default
+    return shown if flag.default_is or not shown else f"`{shown}`"
 
 
 def _here(flag: Flag) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from typing import Any
 
 import click
@@ -115,6 +116,18 @@ def test_help_tells_of_every_flag() -> None:
     for flag in (*FLAGS, *OWN):
         assert f"--{flag.name} " in shown
     assert "[default: 8500]" in shown
+
+
+def test_the_same_as_a_configuration() -> None:
+    arguments = ("--model_base_path=/models/m", "--print_config")
+
+    printed = CliRunner().invoke(tfs.command, arguments)
+    refused = CliRunner().invoke(tfs.command, "--print_config")
+
+    tables = tomllib.loads(printed.output)
+    assert (tables["models"][0]["path"], tables["grpc"]["port"]) == ("/models/m", 8500)
+    assert refused.exit_code == 2
+    assert "no model to serve" in refused.output
 
 
 def test_version() -> None:
