@@ -18,7 +18,7 @@ _UINT64_MAX = (1 << 64) - 1
 _QUOTED_ITEMS = 5
 _QUOTED_LEVELS = 3
 _QUOTED_CHARACTERS = 80
-# What RapidJSON, TensorFlow Serving's parser, says where Python's says what stands before the colon:
+# What RapidJSON, TensorFlow Serving's parser, says where Python's says what is left of the colon:
 # https://github.com/Tencent/rapidjson/blob/master/include/rapidjson/error/en.h
 _RAPIDJSON = {
     "Expecting value": "Invalid value.",

@@ -213,8 +213,14 @@ def test_numbers_at_the_edge() -> None:
         ('{"instances": [1 2]}', "JSON Parse error: Missing a comma or } or ]. at offset: 17"),
         ('{"instances": ["a]}', "Missing a closing quotation mark in string. at offset: "),
         (r'{"instances": ["\a"]}', "Invalid escape character in string. at offset: "),
-        (r'{"instances": ["\u00g0"]}', "Incorrect hex digit after \\u escape in string. at offset: "),
-        ('{"instances": [1]} x', "The document root must not be followed by other values. at offset: 19"),
+        (
+            r'{"instances": ["\u00g0"]}',
+            "Incorrect hex digit after \\u escape in string. at offset: ",
+        ),
+        (
+            '{"instances": [1]} x',
+            "The document root must not be followed by other values. at offset: 19",
+        ),
         ('{"signature_name": 5, "instances": [[1,2],[3,4]]}', "must be a string value"),
         ('{"instances": [[1]], "inputs": [[1]]}', "Not formatted correctly"),
         ('{"instances": 1}', "to be an list/array"),
