@@ -42,7 +42,7 @@ from batchyard.wire.errors import (
     Unavailable,
 )
 from batchyard.wire.signatures import TensorSpec
-from batchyard.wire.tags import check_request_id
+from batchyard.wire.tags import is_request_id
 from batchyard.wire.version import version
 
 # Bodies of so many bytes are read in a thread, and arrays of so many printed: others go on
@@ -81,6 +81,7 @@ class RestGateway:
         self._latencies = Latencies()
         self._loop = asyncio.get_running_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(_THREADS, "bodies"))
+        self._free_threads = asyncio.Semaphore(_THREADS)
         self._version = version()
         self._process = str(os.getpid()) if options.processes > 1 else None
 
@@ -168,7 +169,7 @@ class RestGateway:
         outputs = prediction.outputs
         if sum(output.nbytes for output in outputs.values()) < _PRINTED_IN_THREAD_NBYTES:
             return encode_predict(outputs, is_row=is_row)
-        return await asyncio.to_thread(encode_predict, outputs, is_row=is_row)
+        return await self._in_thread(lambda: encode_predict(outputs, is_row=is_row))
 
     async def _predicted(
         self,
@@ -212,11 +213,7 @@ class RestGateway:
 
     async def _status(self, asked: ModelPath) -> HttpResponse:
         spec = ModelSpec(asked.name, asked.version, asked.label)
-        try:
-            async with asyncio.timeout(self._options.timeout_s):
-                statuses = await self._inference.status(spec)
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the server answered") from None
+        statuses = await self._inference.status(spec, timeout=self._options.timeout_s)
         return HttpResponse(
             encode_statuses([(s.version, s.state, s.code, s.message) for s in statuses])
         )
@@ -249,7 +246,15 @@ class RestGateway:
         """What ``work`` on a body returns."""
         if len(body) < _READ_IN_THREAD_NBYTES:
             return work()
-        return await self._loop.run_in_executor(None, work)
+        return await self._in_thread(work)
+
+    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
+        # Who hangs up while others have the threads is gone at once: the executor would keep the
+        # body, which nobody counts any more, until one is free.
+        await self._free_threads.acquire()
+        running = self._loop.run_in_executor(None, work)
+        running.add_done_callback(lambda _: self._free_threads.release())
+        return await asyncio.shield(running)
 
     def _left(self, deadline: float | None) -> float | None:
         """The seconds until then; raises DeadlineExceeded when there are none."""
@@ -278,10 +283,5 @@ def _inputs(model: ServedModel, signature_name: str) -> Mapping[str, TensorSpec]
 def _request_id(request: HttpRequest) -> str | None:
     """What the caller names its request; names that cannot be one are left alone, as whatever else
     proxies put into headers."""
-    named = request.headers.get(b"x-request-id")
-    if named is None:
-        return None
-    try:
-        return check_request_id(named.decode("latin-1"))
-    except InvalidArgument:
-        return None
+    named = request.headers.get(b"x-request-id", b"").decode("latin-1")
+    return named if is_request_id(named) else None

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import json
+import threading
+import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +118,35 @@ def test_what_comes_of_gzip_needs_memory_too() -> None:
         return status
 
     assert asyncio.run(ask()) == 503
+
+
+def test_who_hangs_up_leaves_no_body_behind() -> None:
+    over = threading.Event()
+    large = bytes(1 << 20)
+
+    async def hang_up(gateway: RestGateway) -> weakref.ref[partial[bool]]:
+        work = partial(over.wait)
+        task = asyncio.create_task(gateway._read(large, work))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        return weakref.ref(work)
+
+    async def ask() -> None:
+        gateway = RestGateway(None, None, RestOptions(), BodyMemory(9))  # type: ignore[arg-type]
+        busy = [asyncio.create_task(gateway._read(large, over.wait)) for _ in range(4)]
+        await asyncio.sleep(0)
+        try:
+            gone = [await hang_up(gateway) for _ in range(3)]
+            gc.collect()
+            assert [work() for work in gone] == [None] * 3
+        finally:
+            over.set()
+        await asyncio.gather(*busy)
+        assert await gateway._read(large, lambda: 5) == 5
+
+    asyncio.run(ask())
 
 
 def test_bodies_have_bounds_before_and_behind_gzip(serving: Server) -> None:
