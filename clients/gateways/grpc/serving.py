@@ -39,7 +39,9 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
     settings = process.settings
     # Before anything takes its time.
     credentials = _credentials(settings.options)
-    async with AsyncClient(settings.endpoint, connect_timeout=_CONNECT_TIMEOUT_S) as client:
+    async with AsyncClient(
+        settings.endpoint, connect_timeout=_CONNECT_TIMEOUT_S, check_shapes=False
+    ) as client:
         inference = Inference(client)
         calls, health = Calls(), HealthService(client)
         as_content = settings.options["enable_serialization_as_tensor_content"]
