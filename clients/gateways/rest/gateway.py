@@ -189,9 +189,9 @@ class RestGateway:
             )
         except InvalidArgument:
             now = await self._inference.model(spec, timeout=self._left(deadline))
-            if now.version == model.version:
+            if now.signatures == model.signatures:
                 raise
-            # The rows were read as another version has them than the one that answers now.
+            # The rows were read as another model has them than the one that answers now.
             return await self._predicted(spec, now, body, deadline, request_id)
         return prediction, decoded.is_row
 

@@ -20,10 +20,14 @@ from support.rest_gateway import RestCaller, rest_gateway
 from support.server import Server, callable_path, model_table
 from support.waiting import wait_until
 
+from batchyard.clients.gateways.inference import ModelSpec, Prediction, ServedModel
 from batchyard.clients.gateways.rest.body_memory import BodyMemory
 from batchyard.clients.gateways.rest.gateway import RestGateway
 from batchyard.clients.gateways.rest.http_messages import HttpRequest
 from batchyard.clients.gateways.rest.options import RestOptions
+from batchyard.wire.errors import InvalidArgument
+from batchyard.wire.signatures import SignatureSpec, TensorSpec
+from batchyard.wire.tensorflow_serving.messages import SignatureDefMap
 
 GATED = "/v1/models/gated:predict"
 ECHO = "/v1/models/echo:predict"
@@ -102,6 +106,50 @@ def test_a_bug_is_no_reason_to_hang_up() -> None:
         return (await gateway.answer(HttpRequest("POST", b"/v1/models/m:predict"))).status
 
     assert asyncio.run(ask()) == 500
+
+
+class Replaced:
+    """An inference whose model becomes another while a request is read."""
+
+    def __init__(self, *models: ServedModel) -> None:
+        self.models = [*models]
+        self.dtypes: list[str] = []
+
+    async def model(self, *_: Any, **__: Any) -> ServedModel:
+        return self.models.pop(0) if len(self.models) > 1 else self.models[0]
+
+    async def predict(self, spec: ModelSpec, inputs: Any, **_: Any) -> Prediction:
+        self.dtypes.append(inputs["x"].dtype.name)
+        if self.dtypes[-1] != "float32":
+            raise InvalidArgument("wrong")
+        return Prediction(spec, inputs)
+
+
+def served(version: int, dtype: str) -> ServedModel:
+    signature = SignatureSpec("serving_default", (TensorSpec("x", dtype, None),), (), True)
+    return ServedModel(version, SignatureDefMap(), {"serving_default": signature})
+
+
+@pytest.mark.parametrize(
+    ("after", "status", "dtypes"),
+    [
+        (served(2, "float32"), 200, ["int32", "float32"]),
+        # Another folder, by a reload.
+        (served(1, "float32"), 200, ["int32", "float32"]),
+        (served(2, "int32"), 400, ["int32"]),
+    ],
+)
+def test_rows_are_read_again_for_another_model(
+    after: ServedModel, status: int, dtypes: list[str]
+) -> None:
+    inference = Replaced(served(1, "int32"), after)
+
+    async def ask() -> int:
+        gateway = RestGateway(inference, None, RestOptions(), BodyMemory(9))  # type: ignore[arg-type]
+        body = b'{"instances": [1]}'
+        return (await gateway.answer(HttpRequest("POST", b"/v1/models/m:predict", {}, body))).status
+
+    assert (asyncio.run(ask()), inference.dtypes) == (status, dtypes)
 
 
 def test_what_comes_of_gzip_needs_memory_too() -> None:
