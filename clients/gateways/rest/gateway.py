@@ -152,7 +152,7 @@ class RestGateway:
 
     async def _infer(self, asked: ModelPath, body: bytes, request_id: str | None) -> HttpResponse:
         began = self._loop.time()
-        deadline = None if self._options.timeout_s is None else began + self._options.timeout_s
+        deadline = began + self._options.timeout_s
         if asked.verb == "predict":
             answer = await self._predict(asked, body, deadline, request_id)
         else:
@@ -161,7 +161,7 @@ class RestGateway:
         return HttpResponse(answer)
 
     async def _predict(
-        self, asked: ModelPath, body: bytes, deadline: float | None, request_id: str | None
+        self, asked: ModelPath, body: bytes, deadline: float, request_id: str | None
     ) -> bytes:
         spec = ModelSpec(asked.name, asked.version, asked.label)
         model = await self._inference.model(spec, timeout=self._left(deadline))
@@ -176,7 +176,7 @@ class RestGateway:
         spec: ModelSpec,
         model: ServedModel,
         body: bytes,
-        deadline: float | None,
+        deadline: float,
         request_id: str | None,
     ) -> tuple[Prediction, bool]:
         decoded = await self._read(
@@ -196,7 +196,7 @@ class RestGateway:
         return prediction, decoded.is_row
 
     async def _examples(
-        self, asked: ModelPath, body: bytes, deadline: float | None, request_id: str | None
+        self, asked: ModelPath, body: bytes, deadline: float, request_id: str | None
     ) -> bytes:
         decoded = await self._read(body, lambda: decode_examples(body))
         spec = ModelSpec(asked.name, asked.version, asked.label, decoded.signature_name)
@@ -256,10 +256,8 @@ class RestGateway:
         running.add_done_callback(lambda _: self._free_threads.release())
         return await asyncio.shield(running)
 
-    def _left(self, deadline: float | None) -> float | None:
+    def _left(self, deadline: float) -> float:
         """The seconds until then; raises DeadlineExceeded when there are none."""
-        if deadline is None:
-            return None
         left = deadline - self._loop.time()
         if left <= 0:
             raise DeadlineExceeded("the deadline passed before the model was asked")

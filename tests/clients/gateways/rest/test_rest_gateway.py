@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.chromium import Chromium, needs_chromium
-from support.rest_gateway import RestCaller, rest_gateway
+from support.rest_gateway import RestCaller, rest_gateway, section
 from support.server import Server, callable_path, model_table
 from support.waiting import wait_until
 
@@ -29,6 +29,7 @@ from batchyard.wire.errors import InvalidArgument
 from batchyard.wire.signatures import SignatureSpec, TensorSpec
 from batchyard.wire.tensorflow_serving.messages import SignatureDefMap
 
+OPTIONS = RestOptions.from_section(section())
 GATED = "/v1/models/gated:predict"
 ECHO = "/v1/models/echo:predict"
 CORS = {
@@ -57,7 +58,7 @@ def serving() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def rest(serving: Server) -> Iterator[RestCaller]:
-    with rest_gateway(serving, timeout_s=None) as caller:
+    with rest_gateway(serving) as caller:
         yield caller
 
 
@@ -102,7 +103,7 @@ def test_a_bug_is_no_reason_to_hang_up() -> None:
             raise ValueError("nobody thought of this")
 
     async def ask() -> int:
-        gateway = RestGateway(Broken(), Broken(), RestOptions(), BodyMemory(9))  # type: ignore[arg-type]
+        gateway = RestGateway(Broken(), Broken(), OPTIONS, BodyMemory(9))  # type: ignore[arg-type]
         return (await gateway.answer(HttpRequest("POST", b"/v1/models/m:predict"))).status
 
     assert asyncio.run(ask()) == 500
@@ -145,7 +146,7 @@ def test_rows_are_read_again_for_another_model(
     inference = Replaced(served(1, "int32"), after)
 
     async def ask() -> int:
-        gateway = RestGateway(inference, None, RestOptions(), BodyMemory(9))  # type: ignore[arg-type]
+        gateway = RestGateway(inference, None, OPTIONS, BodyMemory(9))  # type: ignore[arg-type]
         body = b'{"instances": [1]}'
         return (await gateway.answer(HttpRequest("POST", b"/v1/models/m:predict", {}, body))).status
 
@@ -160,7 +161,7 @@ def test_what_comes_of_gzip_needs_memory_too() -> None:
     async def ask() -> int:
         memory = BodyMemory(100)
         assert memory.hold(399)
-        gateway = RestGateway(None, None, RestOptions(), memory)  # type: ignore[arg-type]
+        gateway = RestGateway(None, None, OPTIONS, memory)  # type: ignore[arg-type]
         status = (await gateway.answer(request)).status
         assert memory.nbytes == 399
         return status
@@ -182,7 +183,7 @@ def test_who_hangs_up_leaves_no_body_behind() -> None:
         return weakref.ref(work)
 
     async def ask() -> None:
-        gateway = RestGateway(None, None, RestOptions(), BodyMemory(9))  # type: ignore[arg-type]
+        gateway = RestGateway(None, None, OPTIONS, BodyMemory(9))  # type: ignore[arg-type]
         busy = [asyncio.create_task(gateway._read(large, over.wait)) for _ in range(4)]
         await asyncio.sleep(0)
         try:
