@@ -314,7 +314,7 @@ class Catalog:
         shapes = []
         for spec, place in zip(signature.inputs, order, strict=True):
             given = target.inputs[place]
-            _check_input(spec, given, signature.batched, where)
+            _check_input(spec, given, signature, model.parameters, where)
             shapes.append(given.shape)
         lane = self._lane(model, signature, target.priority, shapes, where)
         return Route(lane, order, tuple(shapes))
@@ -394,14 +394,22 @@ def _durations(
 
 
 def _seed(lane: Lane) -> None:
-    """The warm-up ran batches of the same shapes, if shapes are not open."""
-    if any(None in (spec.shape or (None, None))[1:] for spec in lane.signature.inputs):
+    """The warm-up ran batches of the declared shapes, if they are not open."""
+    declared = [(spec.shape or (None, None))[1:] for spec in lane.signature.inputs]
+    if any(None in dims for dims in declared) or _sizes(lane.row_shapes or declared) != _sizes(
+        declared
+    ):
         return
     for (signature, kind), runs in lane.model.warmup_runs.items():
         if signature == lane.signature.name:
             durations = lane.durations.setdefault(kind, Durations())
             for rows, seconds in runs:
                 durations.seed(rows, seconds)
+
+
+def _sizes(row_shapes: Iterable[tuple[int | None, ...]]) -> list[int]:
+    """Elements of each tensor in a row."""
+    return [element_count([dim or 0 for dim in dims]) for dims in row_shapes]
 
 
 def _declare(
@@ -437,14 +445,24 @@ def _match_inputs(
     return tuple(places[name] for name in needed)
 
 
-def _check_input(spec: TensorSpec, given: InputHeader, batched: bool, where: str) -> None:
+def _check_input(
+    spec: TensorSpec,
+    given: InputHeader,
+    signature: SignatureSpec,
+    parameters: BatchingParameters,
+    where: str,
+) -> None:
+    batched = signature.batched
     if given.dtype != spec.dtype:
         raise InvalidArgument(
             f"{where}: input {spec.name!r} has dtype {given.dtype}, needs {spec.dtype}"
         )
     # Where the message counts the rows any count fits an open dimension.
     shape = tuple(1 if dim is None else dim for dim in given.shape)
-    if not shape_fits(spec, shape) or (batched and not shape):
+    # As in TensorFlow Serving the model may decide, but of rows that are padded, to be batched with
+    # others.
+    is_left_to_model = signature.checks_shapes and not parameters.pad_variable_length_inputs
+    if not (is_left_to_model or shape_fits(spec, shape)) or (batched and not shape):
         raise InvalidArgument(
             f"{where}: input {spec.name!r} has shape {format_shape(given.shape)}, needs "
             f"{format_shape(spec.shape)}"

@@ -72,11 +72,13 @@ class AsyncClient:
         reconnect_timeout: float = RECONNECT_TIMEOUT_S,
         server_key: str | None = None,
         secret_key_file: str | os.PathLike[str] | None = None,
+        check_shapes: bool = True,
     ) -> None:
         """Remembers where to connect; ``connect``, or entering the context, does it.
 
         See ``Client`` for several endpoints, for keys, and for how long calls wait when a
-        connection is lost.
+        connection is lost. Unless they ``check_shapes``, calls leave it to the model to refuse
+        shapes that its signature does not declare.
         """
         if isinstance(endpoints, str):
             endpoints = [endpoints]
@@ -86,6 +88,7 @@ class AsyncClient:
         # None when there may be several servers.
         self._only = None if endpoints and len(checked) > 1 else LoopIo(*options, curve=curve)
         self._io = self._only or LoopServers(*options, curve=curve)
+        self._check_shapes = check_shapes
         self._routes: dict[tuple[Any, ...], Route] = {}
         self._tracing = find_tracing()
         self._connecting = asyncio.Lock()
@@ -295,7 +298,16 @@ class AsyncClient:
         connection = self._io.connections
         arguments = {"model": model, "version": version, "label": label}
         metadata = await self._query("metadata", arguments, timeout)
-        route = make_route(model, version, label, signature, priority, metadata, connection)
+        route = make_route(
+            model,
+            version,
+            label,
+            signature,
+            priority,
+            metadata,
+            connection,
+            self._check_shapes,
+        )
         self._routes[model, version, label, signature, priority] = route
         return route
 

@@ -30,7 +30,7 @@ class Route:
     ``max_queued_rows`` is how many the server lets wait. ``connection`` counts the connections of
     the client: what another server, or the same one started again, said of a model need not hold.
     Nor does it when another version than ``served_version`` answers. ``may_retry``: a request may
-    run twice.
+    run twice. ``checks_shapes``: what does not fit the signature is refused here.
     """
 
     def __init__(
@@ -44,11 +44,13 @@ class Route:
         max_queued_rows: int,
         served_version: int | None = None,
         may_retry: bool = True,
+        checks_shapes: bool = True,
     ) -> None:
         self.signature = signature
         self.connection = connection
         self.max_queued_rows = max_queued_rows
         self.may_retry = may_retry
+        self._checks_shapes = checks_shapes
         self._served_version = served_version
         # Of the answer that came last.
         self.answered_version = 0
@@ -196,7 +198,8 @@ class Route:
         if type(value) is not np.ndarray or value.dtype != dtype or dtype.hasobject:
             value = self._convert(spec, dtype, value)
         shape = value.shape
-        if not shape_fits(spec, shape) or (self.signature.batched and not shape):
+        is_wrong = self._checks_shapes and not shape_fits(spec, shape)
+        if is_wrong or (self.signature.batched and not shape):
             raise InvalidArgument(
                 f"{self._where}: input {spec.name!r} has shape {format_shape(shape)}, needs "
                 f"{format_shape(spec.shape)}"
@@ -385,8 +388,12 @@ def make_route(
     priority: int,
     metadata: Mapping[str, Any],
     connection: int,
+    checks_shapes: bool = True,
 ) -> Route:
-    """The route that the broker's metadata of a model describes. Raises NotFound."""
+    """The route that the broker's metadata of a model describes. Raises NotFound.
+
+    Unless it ``checks_shapes`` the server is to decide.
+    """
     specs = metadata["signatures"]
     if signature not in specs:
         names = ", ".join(repr(name) for name in sorted(specs))
@@ -405,6 +412,7 @@ def make_route(
         metadata.get("version"),
         # A server that is older than that word runs nothing twice by itself.
         metadata.get("retry", True),
+        checks_shapes,
     )
 
 

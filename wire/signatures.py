@@ -50,6 +50,8 @@ class SignatureSpec:
     ``batched`` is False when the first dimension of a tensor is fixed, when there are no
     inputs, or when the configuration says so: such requests run alone, as they came.
     ``method_name`` is the SavedModel's (``tensorflow/serving/predict`` and so on).
+    ``checks_shapes``: the model itself refuses shapes that it cannot take, and may take others than
+    it declares.
     """
 
     name: str
@@ -58,6 +60,7 @@ class SignatureSpec:
     batched: bool
     method_name: str = "tensorflow/serving/predict"
     open: bool = False
+    checks_shapes: bool = False
 
     def to_wire(self) -> dict[str, Any]:
         """A map of plain values, for msgpack."""
@@ -68,6 +71,7 @@ class SignatureSpec:
             "batched": self.batched,
             "method_name": self.method_name,
             "open": self.open,
+            "checks_shapes": self.checks_shapes,
         }
 
     @classmethod
@@ -88,6 +92,7 @@ class SignatureSpec:
             batched=body["batched"],
             method_name=body["method_name"],
             open=body["open"],
+            checks_shapes=bool(body.get("checks_shapes")),
         )
 
 

@@ -51,7 +51,7 @@ def make_broker(models: Sequence[SimulatedModel], learns: bool) -> BrokerState:
             model.name,
             _VERSION,
             [],
-            Batching(**model.batching).model_dump(),
+            Batching(**model.batching).for_broker,
             share=model.share,
         )
         for model in models

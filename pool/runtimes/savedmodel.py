@@ -193,6 +193,7 @@ class SavedModel:
                 outputs=outputs,
                 batched=can_be_batched(inputs, outputs),
                 method_name=signature_def.method_name,
+                checks_shapes=True,
             ),
             tuple(spec.name for spec in inputs),
             tuple(spec.name for spec in outputs),

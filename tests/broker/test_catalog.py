@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from support.broker_builders import (
     NO_INPUTS,
@@ -188,6 +190,19 @@ def catalog_route(given: tuple[str, str, Shape]) -> Route:
 def test_only_ones_may_be_left_out() -> None:
     words = "has shape (?, 5), needs (?, ?, 3)"
     refused(make_catalog(SEQUENCE), make_target(x(None, 5)), InvalidArgument, words)
+
+
+def test_a_model_that_checks_shapes_gets_those_that_it_does_not_declare() -> None:
+    catalog = make_catalog(replace(LINE, checks_shapes=True))
+    assert catalog.route(make_target(x(None, 7))).shapes == ((None, 7),)
+    assert lane_of(catalog, x(None, 7)) is not lane_of(catalog, x(None, 1))
+    refused(catalog, make_target(x()), InvalidArgument, "'x' has shape ()")
+
+
+def test_rows_that_are_padded_to_others_have_the_declared_shape() -> None:
+    catalog = make_catalog(replace(SEQUENCE, checks_shapes=True), pad_variable_length_inputs=True)
+    words = "has shape (?, 5, 4), needs (?, ?, 3)"
+    refused(catalog, make_target(x(None, 5, 4)), InvalidArgument, words)
 
 
 # Lanes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -308,15 +309,11 @@ def test_a_client_that_does_not_read_has_to_go(
     client.send(predict(1, 0, replies=[(1024, 64)]))
     _, region = worker.receive()
     execute = worker.execute()
-    sent = True
     hello = protocol.encode(MessageType.HELLO, [])
-    for _ in range(20_000):
-        try:
+    with contextlib.suppress(LocalClosed):
+        # Until the broker has enough of answers that nobody reads.
+        while True:
             client.socket.send(hello, [])
-        except LocalClosed:
-            sent = False
-            break
-    assert not sent, "the broker lets answers pile up"
     assert worker.receive() == [work.Kind.DETACH, region]
     worker.done(execute, Y, replied=True)
     answered(other)

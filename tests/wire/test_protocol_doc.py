@@ -136,6 +136,7 @@ def test_metadata(client: DocumentedClient) -> None:
             "batched": True,
             "open": False,
             "method_name": "tensorflow/serving/predict",
+            "checks_shapes": False,
         }
     }
     signatures = client.query("metadata", model="gated", version=None)["signatures"]

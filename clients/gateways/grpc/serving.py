@@ -37,7 +37,9 @@ _SOCKET_UMASK = 0o177
 async def serve(process: GatewayProcess) -> AsyncIterator[None]:
     """Serves while the context is open. Raises ConfigurationError."""
     settings = process.settings
-    async with AsyncClient(settings.endpoint, connect_timeout=_CONNECT_TIMEOUT_S) as client:
+    async with AsyncClient(
+        settings.endpoint, connect_timeout=_CONNECT_TIMEOUT_S, check_shapes=False
+    ) as client:
         inference = Inference(client)
         calls, health = Calls(), HealthService(client)
         as_content = settings.options["enable_serialization_as_tensor_content"]

@@ -32,7 +32,7 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
     options = RestOptions.from_section(process.settings.options)
     source = BrokerSource(process.settings.endpoint)
     try:
-        async with AsyncClient(process.settings.endpoint) as client:
+        async with AsyncClient(process.settings.endpoint, check_shapes=False) as client:
             memory = BodyMemory(options.max_body_nbytes)
             guarded_port = _guarded_port(sock, options)
             gateway = RestGateway(Inference(client), source, options, memory, guarded_port)

@@ -187,6 +187,9 @@ def test_what_is_not_there(
     [
         ("predict", {"instances": [2.0, 3.0, 4.0]}, {"predictions": [3.0, 3.5, 4.0]}),
         ("predict", {"inputs": [2.0, 3.0, 4.0]}, {"outputs": [3.0, 3.5, 4.0]}),
+        # Its model declares (?, 1), and takes more.
+        ("predict", {"instances": [[1, 2], [3, 4]]}, {"predictions": [[2.5, 3.0], [3.5, 4.0]]}),
+        ("predict", {"inputs": 2.0}, {"outputs": 3.0}),
         (
             "classify",
             {"signature_name": "classify_x_to_y", "examples": [{"x": 2.0}]},
