@@ -151,6 +151,8 @@ def test_rows_are_read_again_for_another_model(
         return (await gateway.answer(HttpRequest("POST", b"/v1/models/m:predict", {}, body))).status
 
     assert (asyncio.run(ask()), inference.dtypes) == (status, dtypes)
+
+
 def test_a_long_name_is_not_said_back_in_full(rest: RestCaller) -> None:
     document = {"signature_name": "a" * 100_000, "instances": [1.0]}
     answer = rest.post("/v1/models/echo:predict", document)
