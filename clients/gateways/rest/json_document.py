@@ -10,6 +10,9 @@ import orjson
 from batchyard.wire.errors import InvalidArgument
 
 _BOM = b"\xef\xbb\xbf"
+# Lists and objects of a document. One takes up to 200 bytes, for three of a body's, and while they
+# are made nobody else has a turn: so many take a second or two.
+_CONTAINERS_MAX = 1 << 22
 # Of an integer that may still be an integer: longer ones are numbers as 1e30 is one.
 _INTEGER_DIGITS_MAX = 20
 _INT64_MIN = -(1 << 63)
@@ -43,6 +46,10 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """
     if not body:
         raise InvalidArgument("JSON Parse error: The document is empty")
+    if body.count(b"[") + body.count(b"{") > _CONTAINERS_MAX:
+        raise InvalidArgument(
+            f"the body has more lists and objects than {_CONTAINERS_MAX}: ask for fewer at once"
+        )
     document = parse(body.removeprefix(_BOM))
     if not isinstance(document, dict):
         raise InvalidArgument(f"JSON Value: {quoted(document)} Is not object")

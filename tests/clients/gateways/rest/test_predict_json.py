@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from batchyard.clients.gateways.rest import json_document
 from batchyard.clients.gateways.rest.predict_json import PredictRequest, decode_predict
 from batchyard.wire.errors import InvalidArgument, NotFound, Unimplemented
 from batchyard.wire.signatures import TensorSpec
@@ -293,6 +294,14 @@ def test_nesting_ends(depth: int, opens: str) -> None:
         nested = opens * depth + "1" + closes * depth
         for body in (f'{{"{key}": {nested}}}', f'{{"{key}": {opens * depth}'):
             refusal(body, x="int32")
+
+
+def test_lists_and_objects_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_document, "_CONTAINERS_MAX", 10)
+    assert "more lists and objects than 10" in refusal(
+        '{"instances": [[]' + ", []" * 9 + "]}", x="int32"
+    )
+    assert decode('{"instances": [[1]' + ", [1]" * 7 + "]}", x="int32").inputs["x"].shape == (8, 1)
 
 
 def test_what_an_error_quotes_is_short() -> None:
