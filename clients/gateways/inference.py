@@ -144,6 +144,7 @@ class Inference:
             signature = await self._signature(spec, deadline, error, _no_serving_signature)
             checks.check_inputs(signature, inputs)
             checks.check_dtypes(signature, inputs)
+            checks.check_rows(signature, inputs)
             raise
         outputs = answer.outputs
         if output_filter:

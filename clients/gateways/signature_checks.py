@@ -68,6 +68,25 @@ def check_dtypes(signature: SignatureSpec, inputs: Mapping[str, Array]) -> None:
             )
 
 
+def check_rows(signature: SignatureSpec, inputs: Mapping[str, Array]) -> None:
+    """Whether a request's inputs have rows, as many each, where requests are batched.
+
+    Raises InvalidArgument, as TensorFlow Serving's batching_util.h does.
+    """
+    if not signature.batched:
+        return
+    for name in sorted(inputs):
+        if not inputs[name].ndim:
+            raise InvalidArgument(
+                f"Batching Run() input tensors must have at least one dimension: {name!r} has none"
+            )
+    counts = {name: len(array) for name, array in sorted(inputs.items())}
+    if len(set(counts.values())) > 1:
+        raise InvalidArgument(
+            f"Batching Run() input tensors must have equal 0th-dimension size, got {counts}"
+        )
+
+
 def check_filter(output_filter: Sequence[str], outputs: Iterable[str]) -> None:
     """Whether there are the outputs that a request wants, each once. Raises InvalidArgument."""
     known = set(outputs)
