@@ -18,6 +18,11 @@ from batchyard.wire.tensorflow_serving import messages
 
 Array = npt.NDArray[Any]
 
+# Methods of signatures that take examples, and the name of their only input.
+CLASSIFY = "tensorflow/serving/classify"
+REGRESS = "tensorflow/serving/regress"
+EXAMPLES_INPUT = "inputs"
+
 _PACKAGE = "batchyard.examples"
 _Field = descriptor_pb2.FieldDescriptorProto
 _MODEL_SPEC = messages.ModelSpec.DESCRIPTOR

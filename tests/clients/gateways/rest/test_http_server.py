@@ -111,8 +111,9 @@ def test_small_chunks_are_put_together(stub: StubHttp, client: RawClient) -> Non
     assert stub.server is not None
     client.send(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
     client.send(b"2\r\nab\r\n" * 10_000)
-    memory, (connection,) = stub.server.memory, stub.server._connections
+    memory = stub.server.memory
     wait_until(lambda: memory.nbytes == 20_000, "what was sent to come")
+    (connection,) = stub.server._connections
     assert len(connection._chunks) == 2
     client.send(
         b"3e8\r\n" + bytes(1000) + b"\r\n1000\r\n" + bytes(4096) + b"\r\n2\r\nxy\r\n0\r\n\r\n"
