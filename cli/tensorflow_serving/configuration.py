@@ -176,6 +176,7 @@ def _grpc(values: Mapping[str, Any]) -> dict[str, Any]:
         "host": values["host"],
         "processes": values["grpc_processes"],
         "enable_serialization_as_tensor_content": values["enable_serialization_as_tensor_content"],
+        "enable_model_reload": values["enable_model_reload"],
         "channel_arguments": _channel_arguments(values["grpc_channel_arguments"]),
     }
     if values["port"]:

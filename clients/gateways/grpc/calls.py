@@ -112,11 +112,15 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: BatchyardEr
 
 def details_of(message: str) -> str:
     """As much of a message as fits into a status."""
-    if len(message) * 9 <= _DETAILS_MAX or len(quote(message)) <= _DETAILS_MAX:
+    if len(message) * 9 <= _DETAILS_MAX:
         return message
-    while len(quote(message)) > _DETAILS_MAX - 9:
-        message = message[: len(message) * 3 // 4]
-    return f"{message}…"
+    # Of one that a caller made as long as a request may be, no more is looked at.
+    cut = message[: _DETAILS_MAX + 1]
+    if len(quote(cut)) <= _DETAILS_MAX:
+        return message
+    while len(quote(cut)) > _DETAILS_MAX - 9:
+        cut = cut[: len(cut) * 3 // 4]
+    return f"{cut}…"
 
 
 def _request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:

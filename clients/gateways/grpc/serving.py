@@ -25,6 +25,7 @@ from batchyard.wire.errors import ConfigurationError
 
 _CONNECT_TIMEOUT_S = 60.0
 _MIB = 1 << 20
+_PENDING_CALLS_MAX = 20_000
 # More than drains may take: the supervisor ends the process then.
 _GRACE_S = 86_400.0
 # How long callers are told, when all that they had asked is answered.
@@ -45,11 +46,12 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
         inference = Inference(client)
         calls, health = Calls(), HealthService(client)
         as_content = settings.options["enable_serialization_as_tensor_content"]
+        reload = process.reload if settings.options["enable_model_reload"] else None
         server = grpc.aio.server(options=_channel_arguments(settings.options))
         server.add_generic_rpc_handlers(
             (
                 PredictionService(inference, as_content=as_content).handler(calls),
-                ModelService(inference, process.reload).handler(calls),
+                ModelService(inference, reload).handler(calls),
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -84,6 +86,10 @@ def _channel_arguments(options: Mapping[str, Any]) -> list[tuple[str, Any]]:
         "grpc.so_reuseport": 1,
         "grpc.max_receive_message_length": nbytes,
         "grpc.max_send_message_length": nbytes,
+        # gRPC's own bounds, 1000 and 3000 calls that no handler has got to yet, are passed by
+        # bursts that are served within a second; beyond them callers get CANCELLED.
+        "grpc.server.max_pending_requests": _PENDING_CALLS_MAX,
+        "grpc.server.max_pending_requests_hard_limit": _PENDING_CALLS_MAX,
         **options["channel_arguments"],
     }
     return list(arguments.items())

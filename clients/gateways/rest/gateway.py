@@ -39,6 +39,7 @@ from batchyard.wire.errors import (
     InvalidArgument,
     ResourceExhausted,
     Unavailable,
+    shortened,
 )
 from batchyard.wire.signatures import DEFAULT_SIGNATURE, TensorSpec
 from batchyard.wire.tags import is_request_id
@@ -94,7 +95,7 @@ class RestGateway:
         try:
             response = await self._respond(request, request_id)
         except BatchyardError as error:
-            response = self.error(status_of(error), error.message)
+            response = self.error(status_of(error), shortened(error.message))
         except Exception as error:  # a bug; the connection and the others on it go on
             trace = log.traceback_of(error)
             reason = f"{type(error).__name__}: {error}"

@@ -32,6 +32,8 @@ _JOINED_NBYTES_MAX = 64 * 1024
 # Pieces of a body that are smaller are put together: kept as they come they take many times their
 # size, of which nothing is counted.
 _PIECE_NBYTES_MIN = 1024
+# What is parsed at once of what came: it may be thousands of requests.
+_PARSED_NBYTES = 16 * 1024
 
 # Between requests; in a request's head; in its body; answered for good, what still comes is read
 # and dropped, so that the answer is not lost in a reset.
@@ -49,6 +51,8 @@ class HttpConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._ahead: deque[HttpRequest] = deque()
         self._ahead_nbytes = 0
+        # What came behind them, and is not parsed yet.
+        self._unparsed = b""
         self._is_reading = True
         self._writable: asyncio.Future[None] | None = None
         self._is_choked = False
@@ -117,11 +121,8 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.moved_nbytes += len(data)
-        if self.phase == LINGERING or self._refusal is not None:
-            return
-        self._feed(data)
-        if self._refusal is None and self.phase in (HEAD, BODY):
-            self._check_size()
+        if self.phase != LINGERING:
+            self._parse(data)
 
     def pause_writing(self) -> None:
         self._is_choked = True
@@ -131,18 +132,38 @@ class HttpConnection(asyncio.Protocol):
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
 
-    def _feed(self, data: bytes) -> None:
-        self._message_nbytes += len(data)
+    def _parse(self, data: bytes) -> None:
+        """Reads requests, until there are as many as may wait."""
+        view, place = memoryview(data), 0
+        while place < len(data) and self._refusal is None:
+            if self._is_full():
+                self._unparsed = data[place:]
+                self._pause_reading()
+                return
+            place += self._feed(view[place : place + _PARSED_NBYTES])
+            if self._refusal is None and self.phase in (HEAD, BODY):
+                self._check_size()
+
+    def _feed(self, piece: memoryview | bytes) -> int:
+        """How many bytes of a piece were parsed."""
+        self._message_nbytes += len(piece)
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
             # Nothing else is spoken here than what the request is in already. The parser took its
-            # body for the other protocol's, so it is read again, as one that does not ask for it.
+            # body for the other protocol's, so the head is read again, as of one that does not ask
+            # for it.
             self._parser = httptools.HttpRequestParser(self)
             if self._refusal is None:
-                self._feed(self._request.head_without_upgrade() + data[upgrade.args[0] :])
+                self._message_nbytes = 0
+                self._feed(self._request.head_without_upgrade())
+            return int(upgrade.args[0])
         except httptools.HttpParserError as error:
             self.refuse(400, f"this is no HTTP/1.1: {error}")
+        return len(piece)
+
+    def _is_full(self) -> bool:
+        return len(self._ahead) >= _AHEAD_MAX or self._ahead_nbytes > _AHEAD_NBYTES_MAX
 
     def _check_size(self) -> None:
         overhead = self._message_nbytes - self._body_nbytes
@@ -240,7 +261,7 @@ class HttpConnection(asyncio.Protocol):
         self._ahead.append(request)
         if self._task is None:
             self._task = self._server.loop.create_task(self._answer())
-        elif len(self._ahead) >= _AHEAD_MAX or self._ahead_nbytes > _AHEAD_NBYTES_MAX:
+        elif self._is_full():
             self._pause_reading()
 
     # Answers
@@ -260,6 +281,9 @@ class HttpConnection(asyncio.Protocol):
                 if self._is_choked:
                     self._writable = self._server.loop.create_future()
                     await self._writable
+                elif self._ahead:
+                    # Others' turn: some answers are made without waiting for anything.
+                    await asyncio.sleep(0)
         finally:
             self._task = None
         self.since = self._server.now
@@ -269,7 +293,14 @@ class HttpConnection(asyncio.Protocol):
         if self._owes_continue:
             self._owes_continue = False
             self._write_continue()
-        if not self._is_reading and self._transport is not None:
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Reads more requests, now that there is room for them."""
+        unparsed, self._unparsed = self._unparsed, b""
+        if unparsed:
+            self._parse(unparsed)
+        if not self._unparsed and not self._is_reading and self._transport is not None:
             self._is_reading = True
             self._transport.resume_reading()
 
@@ -329,6 +360,7 @@ class HttpConnection(asyncio.Protocol):
         self._body_nbytes = self._ahead_nbytes = 0
         self._ahead.clear()
         self._chunks.clear()
+        self._unparsed = b""
 
     def _pause_reading(self) -> None:
         if self._is_reading and self._transport is not None:

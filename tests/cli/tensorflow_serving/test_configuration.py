@@ -95,6 +95,11 @@ def test_grpc_processes_and_channel_arguments() -> None:
     assert "must be NAME=VALUE" in refusal(_MODEL, "--grpc_channel_arguments=x")
 
 
+def test_callers_may_be_kept_from_reloading() -> None:
+    assert load(_MODEL).grpc.enable_model_reload
+    assert not load(_MODEL, "--enable_model_reload=false").grpc.enable_model_reload
+
+
 def test_monitoring(tmp_path: Path) -> None:
     def path_of(text: str) -> str:
         file = _file(tmp_path, text)

@@ -14,6 +14,7 @@ from support.http_raw import RawClient, StubHttp, stub_http
 from support.waiting import wait_until
 
 from batchyard.clients.gateways.rest import http_connection, http_server
+from batchyard.clients.gateways.rest.http_connection import BODY
 from batchyard.clients.gateways.rest.http_messages import HttpRequest, HttpResponse
 
 MAX_BODY = 100_000
@@ -273,6 +274,29 @@ def test_the_one_that_is_idle_for_longest_makes_room(stub: StubHttp) -> None:
             assert third.read()[0] == 200
             assert first.is_ended()
             second.send(GET % 2)
+            assert second.read()[0] == 200
+
+
+def test_bodies_without_end_keep_nobody_out(stub: StubHttp) -> None:
+    assert stub.server is not None
+    stub.server._connections_max = 2
+    server = stub.server
+
+    def with_bodies() -> int:
+        return sum(connection.phase == BODY for connection in server._connections)
+
+    body = b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n1234"
+    with RawClient(stub.port) as first, RawClient(stub.port) as second:
+        first.send(body)
+        wait_until(lambda: with_bodies() == 1, "the first body to begin")
+        server.now += 100
+        second.send(body)
+        wait_until(lambda: with_bodies() == 2, "the second body to begin")
+        with RawClient(stub.port) as third:
+            third.send(GET % 3)
+            assert third.read()[0] == 200
+            assert first.is_ended()
+            second.send(b"56789")
             assert second.read()[0] == 200
 
 

@@ -153,6 +153,13 @@ def test_rows_are_read_again_for_another_model(
     assert (asyncio.run(ask()), inference.dtypes) == (status, dtypes)
 
 
+def test_a_long_name_is_not_said_back_in_full(rest: RestCaller) -> None:
+    document = {"signature_name": "a" * 100_000, "instances": [1.0]}
+    answer = rest.post("/v1/models/echo:predict", document)
+    assert answer.status == 400
+    assert len(answer.text) < 5000
+
+
 def test_what_comes_of_gzip_needs_memory_too() -> None:
     packed = gzip.compress(b'{"instances": [1.0]}')
     unpacked = {b"content-encoding": b"gzip"}
