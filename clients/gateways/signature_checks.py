@@ -18,11 +18,11 @@ import numpy.typing as npt
 from batchyard.wire import dtypes
 from batchyard.wire.errors import FailedPrecondition, InvalidArgument
 from batchyard.wire.signatures import SignatureSpec, format_shape
+from batchyard.wire.tensorflow_serving.example_requests import EXAMPLES_INPUT
 
 Array = npt.NDArray[Any]
 
 # The names that the tensors of such signatures have in every SavedModel.
-EXAMPLES_INPUT = "inputs"
 CLASSES_OUTPUT = "classes"
 SCORES_OUTPUT = "scores"
 VALUES_OUTPUT = "outputs"

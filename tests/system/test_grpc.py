@@ -166,7 +166,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "another dtype": (
         predict_request("double", {"x": X.astype(int)}),
-        "INVALID_ARGUMENT: Expects arg[0] to be float but int64 is provided: ",
+        "INVALID_ARGUMENT: Expects arg[0] to be",
     ),
     "another shape": (predict_request("double", {"x": X[:, :1]}), "INVALID_ARGUMENT: model"),
     "no tensor": (wrong_tensor(), "INVALID_ARGUMENT: tensor parsing error: x: tensor_content has"),
