@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from batchyard.cli.tensorflow_serving import files, flags
+from batchyard.clients.gateways.grpc.ssl_config import read_ssl_config
 from batchyard.pool.config import Config, validate
 from batchyard.wire.errors import ConfigurationError, InvalidArgument
 from batchyard.wire.tensorflow_serving.model_config import folder
@@ -183,7 +184,7 @@ def _grpc(values: Mapping[str, Any]) -> dict[str, Any]:
     if values["grpc_socket_path"]:
         table["socket_path"] = str(Path(values["grpc_socket_path"]).absolute())
     if values["ssl_config_file"]:
-        files.check_ssl(values["ssl_config_file"])
+        read_ssl_config(values["ssl_config_file"])
         table["ssl_config_file"] = str(Path(values["ssl_config_file"]).absolute())
     return table
 

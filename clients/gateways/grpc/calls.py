@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from batchyard.wire import log
 from batchyard.wire.errors import BatchyardError, Internal, InvalidArgument, Unavailable
-from batchyard.wire.tags import check_request_id
+from batchyard.wire.tags import is_request_id
 
 # Under which a caller may name a request, for logs and traces.
 REQUEST_ID_KEY = "x-request-id"
@@ -124,9 +124,10 @@ def details_of(message: str) -> str:
 
 
 def _request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
+    """What the caller names its call; names that cannot be one are left alone, as whatever else
+    proxies put into metadata."""
     for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY and isinstance(value, str):
-            check_request_id(value)
+        if key == REQUEST_ID_KEY and isinstance(value, str) and is_request_id(value):
             context.set_trailing_metadata(((REQUEST_ID_KEY, value),))
             return value
     return None

@@ -38,6 +38,8 @@ _SOCKET_UMASK = 0o177
 async def serve(process: GatewayProcess) -> AsyncIterator[None]:
     """Serves while the context is open. Raises ConfigurationError."""
     settings = process.settings
+    # Before anything takes its time.
+    credentials = _credentials(settings.options)
     async with AsyncClient(
         settings.endpoint, connect_timeout=_CONNECT_TIMEOUT_S, check_shapes=False
     ) as client:
@@ -55,7 +57,7 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         if settings.awaits_models:
             await models_available(client)
-        _listen(server, settings)
+        _listen(server, settings, credentials)
         await health.look()
         await server.start()
         looking = asyncio.create_task(health.keep_looking())
@@ -93,10 +95,15 @@ def _channel_arguments(options: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return list(arguments.items())
 
 
-def _listen(server: Any, settings: GatewaySettings) -> None:
+def _credentials(options: Mapping[str, Any]) -> grpc.ServerCredentials | None:
+    path = options["ssl_config_file"]
+    return None if path is None else server_credentials(path)
+
+
+def _listen(
+    server: Any, settings: GatewaySettings, credentials: grpc.ServerCredentials | None
+) -> None:
     options = settings.options
-    ssl_config_file = options["ssl_config_file"]
-    credentials = None if ssl_config_file is None else server_credentials(ssl_config_file)
     where = [settings.address] if settings.address else []
     if options["socket_path"] is not None:
         where.append(f"unix:{options['socket_path']}")
@@ -109,7 +116,9 @@ def _listen(server: Any, settings: GatewaySettings) -> None:
                 else:
                     server.add_secure_port(address, credentials)
             except RuntimeError as error:
-                hint = "" if credentials is None else f", with the certificate of {ssl_config_file}"
+                hint = ""
+                if credentials is not None:
+                    hint = f", with the certificate of {options['ssl_config_file']}"
                 raise ConfigurationError(f"cannot listen at {address}{hint}: {error}") from error
     finally:
         os.umask(umask)

@@ -29,11 +29,11 @@ _AHEAD_NBYTES_MAX = 1024 * 1024
 _OVERHEAD_MAX = 32
 _METHODS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH")
 _JOINED_NBYTES_MAX = 64 * 1024
+# Pieces of a body that are smaller are put together: kept as they come they take many times their
+# size, of which nothing is counted.
+_PIECE_NBYTES_MIN = 1024
 # What is parsed at once of what came: it may be thousands of requests.
 _PARSED_NBYTES = 16 * 1024
-# Parts of a body that are smaller are put together at once: as objects they would take ten times
-# the memory that they are.
-_SMALL_PART_NBYTES = 4096
 
 # Between requests; in a request's head; in its body; answered for good, what still comes is read
 # and dropped, so that the answer is not lost in a reset.
@@ -60,6 +60,7 @@ class HttpConnection(asyncio.Protocol):
         # Of the request that is coming in.
         self._request = HttpRequest()
         self._target = b""
+        self._headers = 0
         self._chunks: list[bytes | bytearray] = []
         self._body_nbytes = 0
         self._message_nbytes = 0
@@ -178,6 +179,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._request = HttpRequest()
         self._target = b""
+        self._headers = 0
         self.phase = HEAD
         self.since = self._server.now
 
@@ -192,12 +194,14 @@ class HttpConnection(asyncio.Protocol):
         if self.phase != HEAD or self._refusal is not None:
             # Behind the body; nobody asks for these.
             return
+        self._headers += 1
+        if self._headers > HEADERS_MAX:
+            self.refuse(431, f"a request may have {HEADERS_MAX} headers at most")
+            return
         headers = self._request.headers
         name = name.lower()
         known = headers.get(name)
         headers[name] = value if known is None else b"%b, %b" % (known, value)
-        if len(headers) > HEADERS_MAX:
-            self.refuse(431, f"a request may have {HEADERS_MAX} headers at most")
 
     def on_headers_complete(self) -> None:
         if self._refusal is not None:
@@ -239,21 +243,13 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._keep(part)
 
-    def _keep(self, part: bytes) -> None:
-        chunks = self._chunks
-        if not chunks or len(part) >= _SMALL_PART_NBYTES:
-            chunks.append(part)
-        elif isinstance(last := chunks[-1], bytearray):
-            last += part
-        else:
-            chunks.append(bytearray(part))
-
     def on_message_complete(self) -> None:
         if self._refusal is not None or self._parser.should_upgrade():
             return
         request, chunks = self._request, self._chunks
         if chunks:
-            request.body = b"".join(chunks)
+            # The first is kept as it came.
+            request.body = bytes(chunks[0]) if len(chunks) == 1 else b"".join(chunks)
             self._chunks = []
         request.keeps_alive = self._parser.should_keep_alive()
         self.phase = IDLE
@@ -349,6 +345,15 @@ class HttpConnection(asyncio.Protocol):
         self._transport.write_eof()
         if not self._is_reading:
             self._transport.resume_reading()
+
+    def _keep(self, part: bytes) -> None:
+        last = self._chunks[-1] if self._chunks else None
+        if last is None or len(part) >= _PIECE_NBYTES_MIN:
+            self._chunks.append(part)
+        elif isinstance(last, bytearray):
+            last += part
+        else:
+            self._chunks.append(bytearray(part))
 
     def _drop_bodies(self) -> None:
         self._memory.let_go(self._body_nbytes + self._ahead_nbytes)
