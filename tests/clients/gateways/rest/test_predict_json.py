@@ -3,6 +3,7 @@ out."""
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -294,6 +295,26 @@ def test_nesting_ends(depth: int, opens: str) -> None:
         nested = opens * depth + "1" + closes * depth
         for body in (f'{{"{key}": {nested}}}', f'{{"{key}": {opens * depth}'):
             refusal(body, x="int32")
+
+
+def test_large_texts_are_parsed_without_garbage_collections() -> None:
+    collected: list[str] = []
+
+    def note(phase: str, _: dict[str, int]) -> None:
+        collected.append(phase)
+
+    text = b"[" + b"[]," * 100_000 + b"[]]"
+    gc.callbacks.append(note)
+    try:
+        assert len(json_document.parse(text)) == 100_001
+        number = len(collected)
+        with pytest.raises(InvalidArgument):
+            json_document.parse(text[:-1])
+    finally:
+        gc.callbacks.remove(note)
+    # One is about to begin when it is over, and may be made at once.
+    assert number <= 2
+    assert gc.isenabled()
 
 
 def test_lists_and_objects_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
