@@ -33,6 +33,8 @@ def model_tables(config: Any) -> list[dict[str, Any]]:
             )
         case _:
             raise InvalidArgument("there is no model_config_list, which names the models to serve")
+    if not models:
+        raise InvalidArgument("model_config_list is empty: a server needs at least one model")
     names: set[str] = set()
     for model in models:
         if model.name in names:

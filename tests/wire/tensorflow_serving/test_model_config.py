@@ -123,7 +123,8 @@ def test_a_list_is_needed() -> None:
         _tables("")
     with pytest.raises(InvalidArgument, match="custom_model_config is for sources"):
         _tables("custom_model_config {}")
-    assert _tables("model_config_list {}") == []
+    with pytest.raises(InvalidArgument, match="model_config_list is empty: a server needs"):
+        _tables("model_config_list {}")
 
 
 def test_names_differ() -> None:
