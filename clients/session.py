@@ -167,6 +167,10 @@ class Session:
     def _ask(self, query_id: int) -> None:
         query = self._queries[query_id]
         header = protocol.encode(MessageType.QUERY, [query_id, query.what, query.arguments])
+        if len(header) > protocol.HEADER_NBYTES_MAX:
+            del self._queries[query_id]
+            reject(query.promise, _too_long(header))
+            return
         self._outgoing.append((header, [], Via.ANY))
 
     def cancel(self, call: Call) -> None:
@@ -257,6 +261,8 @@ class Session:
         return header, frames, Via.ANY if places is None else Via.LOCAL
 
     def _check_nbytes(self, header: bytes, frames: list[Buffer]) -> None:
+        if len(header) > protocol.HEADER_NBYTES_MAX:
+            raise _too_long(header)
         nbytes = len(header) + sum(map(len, frames))
         if nbytes > self.max_message_nbytes:
             raise InvalidArgument(
@@ -451,3 +457,11 @@ class Session:
             fail(call, error)
         for query in queries.values():
             reject(query.promise, error)
+
+
+def _too_long(header: bytes) -> InvalidArgument:
+    """The server would not read on, nor know of which request it is."""
+    return InvalidArgument(
+        f"the names and shapes of the request take {len(header)} bytes, may take at most "
+        f"{protocol.HEADER_NBYTES_MAX}"
+    )

@@ -90,6 +90,11 @@ class Grpc(Section):
         description="Numbers of Predict's answers are in tensor_content, which clients read fast. "
         "Off: in the field of their dtype, such as float_val, as TensorFlow Serving's default.",
     )
+    enable_model_reload: bool = Field(
+        True,
+        description="HandleReloadConfigRequest is served: who reaches gRPC may have folders of "
+        "this machine served as models, whose code is run. Off: such calls get PERMISSION_DENIED.",
+    )
     channel_arguments: dict[str, int | str] = Field(
         default={},
         description="gRPC's own settings by their names, such as "

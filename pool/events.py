@@ -279,6 +279,11 @@ class ReadModels:
 
 
 @dataclass(frozen=True, slots=True)
+class ResumePolls:
+    """What ReadModels was for is over: the configuration's own models may replace those."""
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerReload:
     """Tell the gateway that asked how it ended."""
 
@@ -339,6 +344,7 @@ Action = (
     | TellBroker
     | DrainGateways
     | ReadModels
+    | ResumePolls
     | AnswerReload
     | ReportReady
     | TellServiceManager

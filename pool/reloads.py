@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from batchyard.pool.events import Action, AnswerReload, Cause, ReadModels
+from batchyard.pool.events import Action, AnswerReload, Cause, ReadModels, ResumePolls
 from batchyard.pool.offer import Offer
 from batchyard.wire.errors import (
     Aborted,
@@ -94,6 +94,7 @@ class Reloads:
     def _end(self, error: BatchyardError | None) -> None:
         ticket, self._current, self._is_read = self._current, None, False
         if ticket is not None:
+            self._do(ResumePolls())
             self._answer(ticket, error)
 
     def _answer(self, ticket: int, error: BatchyardError | None) -> None:

@@ -262,7 +262,8 @@ class Supervisor:
                 self._watch.ask_for_models(models)
             case events.AnswerReload(ticket, error):
                 self._gateways.answer_reload(ticket, error)
-                self._watch.answered()
+            case events.ResumePolls():
+                self._watch.resume_polls()
             case events.ReportReady(endpoints):
                 shown = endpoints[: len(self._plan.broker.bind)]
                 self._on_ready(shown, self._gateways.addresses)

@@ -85,12 +85,12 @@ class Watch:
         self._asked.put(_Wish(Cause.SIGNAL))
 
     def ask_for_models(self, models: list[dict[str, Any]]) -> None:
-        """Has it read the configuration, with other models. ``answered`` is to follow."""
+        """Has it read the configuration, with other models. ``resume_polls`` is to follow."""
         self._holds_polls = True
         self._asked.put(_Wish(Cause.GATEWAY, models))
 
-    def answered(self) -> None:
-        """Whoever asked for models knows how it ended."""
+    def resume_polls(self) -> None:
+        """Whoever asked for models knows how it ended, and polls may replace them."""
         self._holds_polls = False
 
     def events(self) -> list[Event]:

@@ -11,7 +11,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/architecture.md").read_text()
 
 
-@pytest.mark.parametrize("folder", ["wire", "broker", "pool", "clients", "clients/gateways"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        *("wire", "wire/tensorflow_serving", "broker", "pool", "clients", "clients/gateways"),
+        *("clients/gateways/rest", "clients/gateways/grpc"),
+    ],
+)
 def test_every_module_is_where_things_are(folder: str) -> None:
     section = PAGE[PAGE.index("## Where things are") : PAGE.index("`wire` imports nobody")]
     modules = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__", "__main__"}

@@ -70,6 +70,14 @@ class NotFound(BatchyardError):
     fault = "caller"
 
 
+class PermissionDenied(BatchyardError):
+    """Nobody may do that here, whoever asks: the configuration says so."""
+
+    code = "PERMISSION_DENIED"
+    number = 7
+    fault = "caller"
+
+
 class ResourceExhausted(BatchyardError):
     """A bound of memory or size would be passed."""
 
@@ -138,6 +146,7 @@ _CLASSES: tuple[type[BatchyardError], ...] = (
     InvalidArgument,
     DeadlineExceeded,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
     FailedPrecondition,
     Aborted,

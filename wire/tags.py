@@ -58,9 +58,19 @@ class Timing(NamedTuple):
     worker: int
 
 
+def is_request_id(value: Any) -> bool:
+    """Whether it is a string of 1 to ``REQUEST_ID_MAX`` printable ASCII characters."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= REQUEST_ID_MAX
+        and value.isascii()
+        and value.isprintable()
+    )
+
+
 def check_request_id(request_id: str) -> str:
     """Raises InvalidArgument for what cannot be one."""
-    if not _is_request_id(request_id):
+    if not is_request_id(request_id):
         raise InvalidArgument(
             f"request_id must be a string of 1 to {REQUEST_ID_MAX} printable ASCII characters"
         )
@@ -90,7 +100,7 @@ def decode_tags(value: Any, count: int) -> tuple[Tag, ...]:
                 f"come after those of the tag before, and are some of the {count} of the message"
             )
         first, number, request_id, traceparent = item
-        if request_id is not None and not _is_request_id(request_id):
+        if request_id is not None and not is_request_id(request_id):
             raise InvalidArgument(
                 f"PREDICT header: a tag's request_id must be nil or 1 to {REQUEST_ID_MAX} "
                 "printable ASCII characters"
@@ -124,15 +134,6 @@ def _end(tag: Tag) -> int:
 def decode_timings(value: Any) -> tuple[Timing, ...]:
     """The timings of a RESULT. They may get more elements."""
     return tuple(Timing(*item[:8]) for item in value)
-
-
-def _is_request_id(value: Any) -> bool:
-    return (
-        isinstance(value, str)
-        and 0 < len(value) <= REQUEST_ID_MAX
-        and value.isascii()
-        and value.isprintable()
-    )
 
 
 def _is_traceparent(value: Any) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from batchyard.cli.tensorflow_serving import files, flags
+from batchyard.clients.gateways.grpc.ssl_config import read_ssl_config
 from batchyard.pool.config import Config, validate
 from batchyard.wire.errors import ConfigurationError, InvalidArgument
 from batchyard.wire.tensorflow_serving.model_config import folder
@@ -178,6 +179,7 @@ def _grpc(values: Mapping[str, Any]) -> dict[str, Any]:
         "host": values["host"],
         "processes": values["grpc_processes"],
         "enable_serialization_as_tensor_content": values["enable_serialization_as_tensor_content"],
+        "enable_model_reload": values["enable_model_reload"],
         "channel_arguments": _channel_arguments(values["grpc_channel_arguments"]),
     }
     if values["port"]:
@@ -185,7 +187,7 @@ def _grpc(values: Mapping[str, Any]) -> dict[str, Any]:
     if values["grpc_socket_path"]:
         table["socket_path"] = str(Path(values["grpc_socket_path"]).absolute())
     if values["ssl_config_file"]:
-        files.check_ssl(values["ssl_config_file"])
+        read_ssl_config(values["ssl_config_file"])
         table["ssl_config_file"] = str(Path(values["ssl_config_file"]).absolute())
     return table
 

@@ -57,18 +57,6 @@ def monitoring_path(path: str) -> str:
     return prometheus.path or _METRICS_PATH
 
 
-def check_ssl(path: str) -> None:
-    """Refuses an --ssl_config_file that cannot work."""
-    config = file_messages.parse(path, file_messages.SSLConfig)
-    for name in ("server_key", "server_cert"):
-        if not getattr(config, name):
-            raise ConfigurationError(f"{path}: {name} is missing: the text of a PEM file")
-    if config.client_verify and not config.custom_ca:
-        raise ConfigurationError(
-            f"{path}: client_verify needs custom_ca: the certificate that clients' are checked by"
-        )
-
-
 def session(path: str) -> dict[str, Any]:
     """What a --tensorflow_session_config_file says of ``[[pool.workers]]``."""
     if not path:

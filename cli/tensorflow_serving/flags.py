@@ -240,6 +240,12 @@ OWN: tuple[Flag, ...] = (
     Flag("host", "0.0.0.0", "The address that gRPC and REST listen at."),
     Flag("rest_processes", 1, "Processes that share REST's port."),
     Flag("grpc_processes", 1, "Processes that share gRPC's port."),
+    Flag(
+        "enable_model_reload",
+        True,
+        "Callers of gRPC may say what is served (HandleReloadConfigRequest). false: they get "
+        "PERMISSION_DENIED.",
+    ),
     Flag("workers", 1, "Processes that run models; with --device=auto for each GPU."),
     Flag("device", "auto", "cpu, gpu:N, a GPU or MIG UUID, or auto: every visible GPU, else cpu."),
     Flag(

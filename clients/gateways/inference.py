@@ -143,6 +143,7 @@ class Inference:
         except (InvalidArgument, NotFound) as error:
             signature = await self._signature(spec, deadline, error, _no_serving_signature)
             checks.check_inputs(signature, inputs)
+            checks.check_dtypes(signature, inputs)
             raise
         outputs = answer.outputs
         if output_filter:

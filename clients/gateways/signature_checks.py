@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchyard.wire import dtypes
 from batchyard.wire.errors import FailedPrecondition, InvalidArgument
 from batchyard.wire.signatures import SignatureSpec, format_shape
 
@@ -25,6 +26,13 @@ EXAMPLES_INPUT = "inputs"
 CLASSES_OUTPUT = "classes"
 SCORES_OUTPUT = "scores"
 VALUES_OUTPUT = "outputs"
+# TensorFlow's names, where they differ from numpy's.
+_TENSORFLOW_NAMES = {"float16": "half", "float32": "float", "float64": "double"}
+
+
+def tensorflow_name(dtype: str) -> str:
+    """What TensorFlow calls a dtype."""
+    return _TENSORFLOW_NAMES.get(dtype, dtype)
 
 
 def check_inputs(signature: SignatureSpec, given: Iterable[str]) -> None:
@@ -43,6 +51,21 @@ def check_inputs(signature: SignatureSpec, given: Iterable[str]) -> None:
             f"input tensor alias not found in signature: {name}. Inputs expected to be in the set "
             f"{_set(needed)}."
         )
+
+
+def check_dtypes(signature: SignatureSpec, inputs: Mapping[str, Array]) -> None:
+    """Whether a request's inputs, which ``check_inputs`` took, have the dtypes of a signature.
+
+    Raises InvalidArgument, as TensorFlow does when it runs the signature.
+    """
+    for i, spec in enumerate(signature.inputs):
+        given = dtypes.from_numpy(inputs[spec.name].dtype)
+        if given is not None and given != spec.dtype:
+            raise InvalidArgument(
+                f"Expects arg[{i}] to be {tensorflow_name(spec.dtype)} but "
+                f"{tensorflow_name(given)} is provided: it is the input {spec.name!r} of "
+                f"signature {signature.name!r}"
+            )
 
 
 def check_filter(output_filter: Sequence[str], outputs: Iterable[str]) -> None:

@@ -41,6 +41,11 @@ _SERVE_TAG = "serve"
 tf.get_logger().setLevel("ERROR")
 # Entries of the signature map that are no signatures.
 _INTERNAL_PREFIX = "__saved_model"
+# A SavedModel is not what it should be when this one cannot run.
+_DEFAULT_SIGNATURE = "serving_default"
+# How TensorFlow says that a signature is not of its graph: a tensor that is not there, is fed
+# twice, or is fed and fetched.
+_GRAPH_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError)
 # It travels with each answer on metadata; a signature of a hundred tensors takes about 10 KiB.
 _SIGNATURE_DEF_NBYTES_MAX = 1 << 20
 
@@ -120,8 +125,13 @@ class SavedModel:
                 log.warning("signature_skipped", model=self._name, signature=key, reason=error)
                 continue
             except (tf.errors.OpError, ValueError, KeyError, TypeError) as error:
-                message = f"{self._path}: signature {key}: {_first_line(error)}"
-                raise ModelLoadError(message) from error
+                if key == _DEFAULT_SIGNATURE or not isinstance(error, _GRAPH_ERRORS):
+                    message = f"{self._path}: signature {key}: {_first_line(error)}"
+                    raise ModelLoadError(message) from error
+                # TensorFlow Serving finds out when it is asked for it, and serves the others.
+                reason = _first_line(error)
+                log.warning("signature_skipped", model=self._name, signature=key, reason=reason)
+                continue
             self._signatures[key] = signature
             fetches = _fetches(signature_def)
             self.stateful = self.stateful or writes_state(definition, fetches)

@@ -267,3 +267,17 @@ def test_query_is_answered_by_its_id(session: Session) -> None:
     assert isinstance(stats.error, NotFound)
     # A second answer has nobody to go to.
     session.receive(protocol.encode(MessageType.ANSWER, [bodies[1][0], 0, "", [8]]), [])
+
+
+def test_what_the_server_would_not_read_fails_alone(session: Session) -> None:
+    # Of a message that it does not read it cannot tell which it was: all that wait would end.
+    name = "n" * (protocol.HEADER_NBYTES_MAX + 1)
+    long, other, query = make_call([1], target=name.encode()), make_call([2]), Promise()
+
+    (sent,) = flush(session, long, other)
+    session.query("metadata", {"model": name}, query)
+
+    assert sent.values() == [2]
+    assert isinstance(error_of(long), InvalidArgument)
+    assert isinstance(query.error, InvalidArgument)
+    assert not flush(session)

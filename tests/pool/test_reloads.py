@@ -76,11 +76,14 @@ def test_several_are_done_one_after_the_other() -> None:
     assert len(server.read_models) == 1
     reads(server)
     assert len(server.read_models) == 1
+    assert server.holds_polls
     server.rolls_on()
     assert server.reloads == {1: "OK"}
     assert len(server.read_models) == 2
+    assert server.holds_polls
     reads(server, Cause.GATEWAY, 1, 2)
     assert server.reloads == {1: "OK", 2: "OK"}
+    assert not server.holds_polls
 
 
 def test_they_wait_for_the_start() -> None:
@@ -129,6 +132,7 @@ def test_more_than_a_bound_are_told_so() -> None:
     server = VirtualServer()
     asked(server, *range(18))
     assert list(server.reloads) == [17]
+    assert server.holds_polls
     assert server.reloads[17].startswith("RESOURCE_EXHAUSTED: 16 reloads wait already")
 
 

@@ -144,6 +144,16 @@ def test_error_that_quotes_bytes_that_are_no_text(ask_tensorflow: Ask, savedmode
         ask_tensorflow(run, savedmodels / "half_plus_two" / "00000123", call)
 
 
+def test_signatures_that_cannot_run_leave_the_others(
+    ask_tensorflow: Ask, savedmodels: Path
+) -> None:
+    path = savedmodels / "partly_broken" / "1"
+    signatures, _ = ask_tensorflow(describe, path)
+    assert [spec.name for spec in signatures] == ["serving_default"]
+    ((outputs),) = ask_tensorflow(run, path, ("serving_default", {"x": np.ones(3, np.float32)}))
+    assert outputs["y"].tolist() == [2.0, 2.0, 2.0]
+
+
 @pytest.mark.parametrize("kind", ["bad", "empty", "no_signatures"])
 def test_what_does_not_load_says_where(ask_tensorflow: Ask, savedmodels: Path, kind: str) -> None:
     path = savedmodels / kind / "1"

@@ -118,7 +118,7 @@ def test_models_that_a_gateway_asks_for_are_read(tmp_path: Path, watching: Watch
     event = next_event(watch)
     assert isinstance(event, events.ConfigurationRead)
     assert event.cause is Cause.GATEWAY
-    watch.answered()
+    watch.resume_polls()
     watch.ask_for_reload()
     event = next_event(watch)
     assert isinstance(event, events.ConfigurationRead)
@@ -175,6 +175,6 @@ def test_no_poll_replaces_what_a_gateway_waits_for(tmp_path: Path, watching: Wat
     count = len(polls)
     assert not select.select([watch], [], [], 0.05)[0]
     assert len(polls) == count
-    watch.answered()
+    watch.resume_polls()
     event = next_event(watch)
     assert event == events.ConfigurationRead(own, find_all(own.models), Cause.POLL)

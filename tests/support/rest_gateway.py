@@ -20,6 +20,7 @@ from support.waiting import DEADLINE_S
 
 from batchyard.clients.gateways.child import GatewayProcess
 from batchyard.clients.gateways.rest.__main__ import serve
+from batchyard.pool.config_gateways import Rest
 from batchyard.wire.control import GatewaySettings
 
 
@@ -57,10 +58,15 @@ class RestCaller:
         return RawClient(self.port)
 
 
+def section(**options: Any) -> dict[str, Any]:
+    """The section ``[rest]`` with these ``options``."""
+    return {**Rest().model_dump(), **options}
+
+
 @contextlib.contextmanager
 def rest_gateway(server: Server, host: str = "127.0.0.1", **options: Any) -> Iterator[RestCaller]:
     """One with these ``options`` of ``[rest]``, while the context is open."""
     sock = socket.create_server((host, 0))
-    settings = GatewaySettings(server.endpoints[0], [], options)
+    settings = GatewaySettings(server.endpoints[0], [], section(**options))
     with contextlib.closing(sock), InThread(lambda: serve(GatewayProcess(settings, [sock]))):
         yield RestCaller(sock.getsockname()[1])

@@ -167,6 +167,23 @@ def reduces(model_dir: Path) -> None:
         _save(model_dir / VERSION, session, {"serving_default": signature})
 
 
+def partly_broken(model_dir: Path) -> None:
+    """Of its signatures one can run: the others feed a tensor twice, fetch what they feed, and name
+    one that is not there."""
+    with _session() as session:
+        x = _tensor_info(v1.placeholder(tf.float32, (None,), "x"))
+        y = _tensor_info(tf.identity(v1.get_default_graph().get_tensor_by_name("x:0") * 2, "y"))
+        elsewhere = _tensor_info(v1.get_default_graph().get_tensor_by_name("y:0"))
+        elsewhere.name = "nowhere:0"
+        signatures = {
+            "serving_default": _signature_def({"x": x}, {"y": y}),
+            "fed_twice": _signature_def({"x": x, "again": x}, {"y": y}),
+            "passed_through": _signature_def({"x": x}, {"x": x, "y": y}),
+            "nowhere": _signature_def({"x": x}, {"y": elsewhere}),
+        }
+        _save(model_dir / VERSION, session, signatures)
+
+
 EXPORTERS: tuple[Exporter, ...] = (
     half_plus_two,
     half_plus_two_2_versions,
@@ -174,4 +191,5 @@ EXPORTERS: tuple[Exporter, ...] = (
     counter,
     matrix_half_plus_two,
     reduces,
+    partly_broken,
 )

@@ -85,6 +85,7 @@ class VirtualServer:
         self.gateways_drain = False
         # What the watch is to read, and how gateways' requests ended, by their tickets.
         self.read_models: list[list[dict[str, Any]]] = []
+        self.holds_polls = False
         self.reloads: dict[int, str] = {}
         self.models: list[ModelSettings] = []
         # What it was told before: it may not have read the last packet when it speaks.
@@ -211,6 +212,9 @@ class VirtualServer:
                 self.gateways_drain = True
             case events.ReadModels(models):
                 self.read_models.append(models)
+                self.holds_polls = True
+            case events.ResumePolls():
+                self.holds_polls = False
             case events.AnswerReload(ticket, error):
                 assert ticket not in self.reloads, "one answer each"
                 self.reloads[ticket] = "OK" if error is None else str(error)

@@ -8,6 +8,7 @@ import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -122,8 +123,11 @@ def test_other_models_are_served_when_grpc_says_so(server: GatewayServer) -> Non
     assert "cause=gateway" in server.log
 
 
-def test_what_keeps_a_gateway_from_starting_ends_the_start() -> None:
-    arguments = ("--model", f"m={callable_path('echo')}", "--grpc-port=0")
+def test_what_keeps_a_gateway_from_starting_ends_the_start(tmp_path: Path) -> None:
+    # At once: this model does not load before all is over.
+    endless = tmp_path / "endless.py"
+    endless.write_text("import time\n\ntime.sleep(1000)\n")
+    arguments = ("--model", f"m={endless}:model", "--grpc-port=0")
     with refused(*arguments, "--grpc-ssl-config-file=/no/such/file") as (code, log):
         assert code == 2
         assert "/no/such/file" in log.splitlines()[-1]

@@ -47,8 +47,9 @@ def client(server: Server) -> Iterator[GrpcClient]:
 def held_up(server: Server) -> Iterator[HeldUp]:
     """The only worker is busy, and has its next batch: what comes waits in the queue."""
     with server.client() as sdk, HeldUp(server, sdk) as made:
+        before = stats(server, "batches")
         following = sdk.submit("gated", {"gate": np.zeros(1, np.int64)})
-        wait_until_queued(server, 0)
+        wait_until(lambda: stats(server, "batches") == before + 1, "the batch behind it")
         yield made
         made.open()
         following.result(TIMEOUT_S)

@@ -18,6 +18,8 @@ from batchyard.wire.tensorflow_serving import messages
 
 Array = npt.NDArray[Any]
 
+# Of the context, once for each example.
+_CONTEXTS_NBYTES_MAX = 256 * 1024 * 1024
 _PACKAGE = "batchyard.examples"
 _Field = descriptor_pb2.FieldDescriptorProto
 _MODEL_SPEC = messages.ModelSpec.DESCRIPTOR
@@ -90,7 +92,18 @@ def serialized_examples(request: Any) -> Array:
     if kind == "example_list_with_context":
         # Messages are merged by writing one behind the other; the example comes last, and counts.
         context = request.input.example_list_with_context.context
+        check_context(len(context), len(found))
         found = [context + example for example in found]
     examples: Array = np.empty(len(found), object)
     examples[:] = found
     return examples
+
+
+def check_context(nbytes: int, examples: int) -> None:
+    """Whether so many examples may each have a context of so many bytes: a request of 3 MB could
+    make a terabyte of it. Raises InvalidArgument."""
+    if nbytes * examples > _CONTEXTS_NBYTES_MAX:
+        raise InvalidArgument(
+            f"the context has {nbytes} bytes, and {examples} examples have it: together they may "
+            f"take {_CONTEXTS_NBYTES_MAX}"
+        )

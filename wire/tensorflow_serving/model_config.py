@@ -34,7 +34,7 @@ def model_tables(config: Any) -> list[dict[str, Any]]:
         case _:
             raise InvalidArgument("there is no model_config_list, which names the models to serve")
     if not models:
-        raise InvalidArgument("model_config_list is empty: a server needs at least one model")
+        raise InvalidArgument("model_config_list is empty: at least one model must be in it")
     names: set[str] = set()
     for model in models:
         if model.name in names:

@@ -9,6 +9,7 @@ a number of Python's first (5 ms).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +26,15 @@ Array = npt.NDArray[Any]
 # What a tensor of which TensorFlow left values out may take: a message of a few bytes can speak of
 # any number of them.
 EXPANDED_NBYTES_MAX = 64 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Room:
+    """How much the tensors of one request may still take that are spoken of so."""
+
+    nbytes: int = EXPANDED_NBYTES_MAX
+
+
 _SIZE_MAX = (1 << 63) - 1
 # Bytes of a number of 64 bits, 7 of them in each.
 _VARINT_MAX = 10
@@ -67,9 +77,10 @@ def dtype_enum(name: str) -> int:
     return _ENUM_BY_NAME[name]
 
 
-def to_array(proto: TensorProto) -> Array:
+def to_array(proto: TensorProto, room: Room | None = None) -> Array:
     """The array that a message holds; an object array of ``bytes`` for strings.
 
+    ``room`` is that of all tensors of a request; None: of this one alone.
     Read-only, a view of the message's bytes, where they are in ``tensor_content``. Raises
     InvalidArgument for a dtype, a shape or values that make no tensor.
     """
@@ -83,7 +94,7 @@ def to_array(proto: TensorProto) -> Array:
             return np.empty(shape, dtypes.to_numpy(dtype))
         content = proto.tensor_content
         if not content:
-            array = _from_values(proto, dtype, count)
+            array = _from_values(proto, dtype, count, room or Room())
         elif dtype == dtypes.STRING:
             array = _from_string_content(content, count)
         else:
@@ -184,7 +195,7 @@ def _varints(content: bytes, count: int) -> tuple[Array, int]:
     return numbers, int(ends[-1]) + 1
 
 
-def _from_values(proto: TensorProto, dtype: str, count: int) -> Array:
+def _from_values(proto: TensorProto, dtype: str, count: int, room: Room) -> Array:
     field = values_field(dtype)
     array = _convert(getattr(proto, field), dtype, field)
     given = len(array)
@@ -199,11 +210,12 @@ def _from_values(proto: TensorProto, dtype: str, count: int) -> Array:
         array = np.full(1, b"") if dtype == dtypes.STRING else np.zeros(1, array.dtype)
         array = array.astype(dtypes.to_numpy(dtype))
     itemsize = 8 + len(array[-1]) if dtype == dtypes.STRING else dtypes.itemsize(dtype)
-    if count * itemsize > EXPANDED_NBYTES_MAX:
+    if count * itemsize > room.nbytes:
         raise InvalidArgument(
             f"{field} has {given} elements, tensor_shape {_show_shape(_shape(proto))} {count}: "
-            f"values that are left out may take {EXPANDED_NBYTES_MAX} bytes at most"
+            f"values that are left out may take {EXPANDED_NBYTES_MAX} bytes of a request at most"
         )
+    room.nbytes -= count * itemsize
     whole: Array = np.empty(count, array.dtype)
     whole[: len(array)] = array
     whole[len(array) :] = array[-1]

@@ -30,6 +30,7 @@ _PORT = 8501
 _BY_STATUS: dict[int, type[errors.BatchyardError]] = {
     400: errors.InvalidArgument,
     401: errors.Unauthenticated,
+    403: errors.PermissionDenied,
     404: errors.NotFound,
     409: errors.Aborted,
     429: errors.ResourceExhausted,

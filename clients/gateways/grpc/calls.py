@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from batchyard.wire import log
 from batchyard.wire.errors import BatchyardError, Internal, InvalidArgument, Unavailable
-from batchyard.wire.tags import check_request_id
+from batchyard.wire.tags import is_request_id
 
 # Under which a caller may name a request, for logs and traces.
 REQUEST_ID_KEY = "x-request-id"
@@ -112,17 +112,22 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: BatchyardEr
 
 def details_of(message: str) -> str:
     """As much of a message as fits into a status."""
-    if len(message) * 9 <= _DETAILS_MAX or len(quote(message)) <= _DETAILS_MAX:
+    if len(message) * 9 <= _DETAILS_MAX:
         return message
-    while len(quote(message)) > _DETAILS_MAX - 9:
-        message = message[: len(message) * 3 // 4]
-    return f"{message}…"
+    # Of one that a caller made as long as a request may be, no more is looked at.
+    cut = message[: _DETAILS_MAX + 1]
+    if len(quote(cut)) <= _DETAILS_MAX:
+        return message
+    while len(quote(cut)) > _DETAILS_MAX - 9:
+        cut = cut[: len(cut) * 3 // 4]
+    return f"{cut}…"
 
 
 def _request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
+    """What the caller names its call; names that cannot be one are left alone, as whatever else
+    proxies put into metadata."""
     for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY and isinstance(value, str):
-            check_request_id(value)
+        if key == REQUEST_ID_KEY and isinstance(value, str) and is_request_id(value):
             context.set_trailing_metadata(((REQUEST_ID_KEY, value),))
             return value
     return None

@@ -11,7 +11,7 @@ import grpc
 from batchyard.clients.gateways.grpc.calls import Call, Calls
 from batchyard.clients.gateways.grpc.model_specs import spec_of
 from batchyard.clients.gateways.inference import Inference
-from batchyard.wire.errors import NUMBERS, InvalidArgument
+from batchyard.wire.errors import NUMBERS, InvalidArgument, PermissionDenied
 from batchyard.wire.tensorflow_serving.messages import (
     GetModelStatusRequest,
     GetModelStatusResponse,
@@ -27,9 +27,10 @@ Reload = Callable[[list[dict[str, Any]]], Awaitable[None]]
 
 
 class ModelService:
-    """Its methods. ``reload`` has the server serve other tables of ``[[models]]``."""
+    """Its methods. ``reload`` has the server serve other tables of ``[[models]]``; None: no caller
+    may do that."""
 
-    def __init__(self, inference: Inference, reload: Reload) -> None:
+    def __init__(self, inference: Inference, reload: Reload | None) -> None:
         self._inference = inference
         self._reload = reload
 
@@ -56,6 +57,11 @@ class ModelService:
 
     async def handle_reload_config(self, request: Any, call: Call) -> bytes:
         """Serves the models that the request lists, and none else, from now on."""
+        if self._reload is None:
+            raise PermissionDenied(
+                "HandleReloadConfigRequest is switched off on this server (enable_model_reload "
+                "under [grpc], --enable_model_reload of batchyard tfs)"
+            )
         if request.config.WhichOneof("config") != "model_config_list":
             raise InvalidArgument(
                 "ServerModelConfig type not supported by HandleReloadConfigRequest. Only "

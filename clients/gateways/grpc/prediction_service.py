@@ -31,7 +31,7 @@ from batchyard.wire.tensorflow_serving.messages import (
     RegressionResponse,
 )
 from batchyard.wire.tensorflow_serving.predict_response import encode_response
-from batchyard.wire.tensorflow_serving.tensor_proto import Array, to_array
+from batchyard.wire.tensorflow_serving.tensor_proto import Array, Room, to_array
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 # The only metadata that there is of a model.
@@ -66,9 +66,10 @@ class PredictionService:
             raise InvalidArgument(
                 f"the request has {len(request.inputs)} inputs, at most {INPUTS_MAX} are taken"
             )
+        room = Room()
         prediction = await self._inference.predict(
             spec,
-            {alias: _array(alias, proto) for alias, proto in request.inputs.items()},
+            {alias: _array(alias, proto, room) for alias, proto in request.inputs.items()},
             request.output_filter,
             timeout=call.timeout,
             request_id=call.request_id,
@@ -147,9 +148,9 @@ class PredictionService:
         return _encoded(response)
 
 
-def _array(alias: str, proto: Any) -> Array:
+def _array(alias: str, proto: Any, room: Room) -> Array:
     try:
-        return to_array(proto)
+        return to_array(proto, room)
     except InvalidArgument as error:
         raise InvalidArgument(f"tensor parsing error: {alias}: {error.message}") from None
 

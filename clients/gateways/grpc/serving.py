@@ -25,6 +25,7 @@ from batchyard.wire.errors import ConfigurationError
 
 _CONNECT_TIMEOUT_S = 60.0
 _MIB = 1 << 20
+_PENDING_CALLS_MAX = 20_000
 # More than drains may take: the supervisor ends the process then.
 _GRACE_S = 86_400.0
 # How long callers are told, when all that they had asked is answered.
@@ -37,23 +38,26 @@ _SOCKET_UMASK = 0o177
 async def serve(process: GatewayProcess) -> AsyncIterator[None]:
     """Serves while the context is open. Raises ConfigurationError."""
     settings = process.settings
+    # Before anything takes its time.
+    credentials = _credentials(settings.options)
     async with AsyncClient(
         settings.endpoint, connect_timeout=_CONNECT_TIMEOUT_S, check_shapes=False
     ) as client:
         inference = Inference(client)
         calls, health = Calls(), HealthService(client)
         as_content = settings.options["enable_serialization_as_tensor_content"]
+        reload = process.reload if settings.options["enable_model_reload"] else None
         server = grpc.aio.server(options=_channel_arguments(settings.options))
         server.add_generic_rpc_handlers(
             (
                 PredictionService(inference, as_content=as_content).handler(calls),
-                ModelService(inference, process.reload).handler(calls),
+                ModelService(inference, reload).handler(calls),
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         if settings.awaits_models:
             await models_available(client)
-        _listen(server, settings)
+        _listen(server, settings, credentials)
         await health.look()
         await server.start()
         looking = asyncio.create_task(health.keep_looking())
@@ -82,15 +86,24 @@ def _channel_arguments(options: Mapping[str, Any]) -> list[tuple[str, Any]]:
         "grpc.so_reuseport": 1,
         "grpc.max_receive_message_length": nbytes,
         "grpc.max_send_message_length": nbytes,
+        # gRPC's own bounds, 1000 and 3000 calls that no handler has got to yet, are passed by
+        # bursts that are served within a second; beyond them callers get CANCELLED.
+        "grpc.server.max_pending_requests": _PENDING_CALLS_MAX,
+        "grpc.server.max_pending_requests_hard_limit": _PENDING_CALLS_MAX,
         **options["channel_arguments"],
     }
     return list(arguments.items())
 
 
-def _listen(server: Any, settings: GatewaySettings) -> None:
+def _credentials(options: Mapping[str, Any]) -> grpc.ServerCredentials | None:
+    path = options["ssl_config_file"]
+    return None if path is None else server_credentials(path)
+
+
+def _listen(
+    server: Any, settings: GatewaySettings, credentials: grpc.ServerCredentials | None
+) -> None:
     options = settings.options
-    ssl_config_file = options["ssl_config_file"]
-    credentials = None if ssl_config_file is None else server_credentials(ssl_config_file)
     where = [settings.address] if settings.address else []
     if options["socket_path"] is not None:
         where.append(f"unix:{options['socket_path']}")
@@ -103,7 +116,9 @@ def _listen(server: Any, settings: GatewaySettings) -> None:
                 else:
                     server.add_secure_port(address, credentials)
             except RuntimeError as error:
-                hint = "" if credentials is None else f", with the certificate of {ssl_config_file}"
+                hint = ""
+                if credentials is not None:
+                    hint = f", with the certificate of {options['ssl_config_file']}"
                 raise ConfigurationError(f"cannot listen at {address}{hint}: {error}") from error
     finally:
         os.umask(umask)

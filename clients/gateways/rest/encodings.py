@@ -7,6 +7,7 @@ where ``gzip_answers`` says so.
 
 from __future__ import annotations
 
+import re
 import zlib
 
 from batchyard.wire.errors import InvalidArgument, ResourceExhausted
@@ -16,6 +17,11 @@ GZIP_ANSWER_NBYTES_MIN = 4096
 
 _GZIP = 16 + zlib.MAX_WBITS
 _FAST = 1
+# Some writers begin a new one every 64 KiB.
+_MEMBERS_MAX = 65_536
+_FIRST_STEP = 1024
+# What some writers append to fill a block.
+_NULS = re.compile(rb"\0*")
 
 
 def is_gzip(content_encoding: bytes) -> bool:
@@ -31,28 +37,48 @@ def gunzip(body: bytes, most: int) -> bytes:
     """A body as it was before gzip. Raises InvalidArgument for what is no gzip, ResourceExhausted
     where more than ``most`` bytes would come of it."""
     parts = []
-    room = most
-    while body:
-        member = zlib.decompressobj(_GZIP)
+    place = nbytes = members = 0
+    while place < len(body):
+        part, place = _member(body, place, most - nbytes)
+        nbytes += len(part)
+        members += 1
+        if nbytes > most:
+            raise ResourceExhausted(
+                f"the body has more than {most} bytes behind its gzip (max_body_mb under [rest])"
+            )
+        if members > _MEMBERS_MAX:
+            raise InvalidArgument(f"a body may consist of {_MEMBERS_MAX} members of gzip at most")
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _member(body: bytes, place: int, most: int) -> tuple[bytes, int]:
+    """What the member of gzip at ``place`` holds, if it is not more than ``most`` bytes, and where
+    the next one begins."""
+    view = memoryview(body)
+    member = zlib.decompressobj(_GZIP)
+    parts: list[bytes] = []
+    room = most + 1
+    # zlib copies what follows the member's end, which may be many others.
+    step = _FIRST_STEP
+    while not member.eof and room:
+        if place == len(body):
+            raise InvalidArgument(
+                "Content-Encoding is gzip, but the body ends before its gzip does"
+            )
+        piece = view[place : place + step]
         try:
-            part = member.decompress(body, room + 1)
+            part = member.decompress(piece, room)
         except zlib.error as error:
             raise InvalidArgument(
                 f"Content-Encoding is gzip, but the body is not: {error}"
             ) from None
-        room -= len(part)
-        if room < 0:
-            raise ResourceExhausted(
-                f"the body has more than {most} bytes behind its gzip (max_body_mb under [rest])"
-            )
-        if not member.eof:
-            raise InvalidArgument(
-                "Content-Encoding is gzip, but the body ends before its gzip does"
-            )
         parts.append(part)
-        # What some writers append to fill a block.
-        body = member.unused_data.lstrip(b"\0")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        room -= len(part)
+        place += len(piece) - len(member.unused_data)
+        step *= 4
+    filled = _NULS.match(body, place)
+    return b"".join(parts), place if filled is None else filled.end()
 
 
 def gzip(body: bytes) -> bytes:

@@ -21,6 +21,7 @@ from batchyard.clients.gateways.rest.json_document import (
 from batchyard.clients.gateways.rest.predict_json import signature_name
 from batchyard.clients.inputs import Array
 from batchyard.wire.errors import InvalidArgument
+from batchyard.wire.tensorflow_serving.example_requests import check_context
 from batchyard.wire.tensorflow_serving.messages import Example
 
 _CONTEXT = "context"
@@ -49,6 +50,7 @@ def decode_examples(body: bytes) -> ExamplesRequest:
     if _CONTEXT in document:
         context = _serialized(document[_CONTEXT])
     values = _values(document)
+    check_context(len(context), len(values))
     examples = np.empty(len(values), object)
     # One message after another is both in one, and of a feature in both the last counts.
     examples[:] = [context + _serialized(value) for value in values]

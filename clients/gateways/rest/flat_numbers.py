@@ -142,7 +142,8 @@ def _shape_of(outline: bytes) -> Shape | None:
             return None
         length = end + level - (rank - level)
         size, rest = divmod(length - 1, len(unit) + 1)
-        unit = b"[%b]" % b",".join([unit] * size)
+        # Not by ``join``: that takes 88 bytes a list.
+        unit = b"[%b]" % ((unit + b",") * size)[:-1]
         if rest or len(unit) != length:
             return None
         sizes.append(size)

@@ -40,9 +40,10 @@ from batchyard.wire.errors import (
     InvalidArgument,
     ResourceExhausted,
     Unavailable,
+    shortened,
 )
 from batchyard.wire.signatures import TensorSpec
-from batchyard.wire.tags import check_request_id
+from batchyard.wire.tags import is_request_id
 from batchyard.wire.version import version
 
 # Bodies of so many bytes are read in a thread, and arrays of so many printed: others go on
@@ -81,6 +82,7 @@ class RestGateway:
         self._latencies = Latencies()
         self._loop = asyncio.get_running_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(_THREADS, "bodies"))
+        self._free_threads = asyncio.Semaphore(_THREADS)
         self._version = version()
         self._process = str(os.getpid()) if options.processes > 1 else None
 
@@ -94,7 +96,7 @@ class RestGateway:
         try:
             response = await self._respond(request, request_id)
         except BatchyardError as error:
-            response = self.error(status_of(error), error.message)
+            response = self.error(status_of(error), shortened(error.message))
         except Exception as error:  # a bug; the connection and the others on it go on
             trace = log.traceback_of(error)
             reason = f"{type(error).__name__}: {error}"
@@ -151,7 +153,7 @@ class RestGateway:
 
     async def _infer(self, asked: ModelPath, body: bytes, request_id: str | None) -> HttpResponse:
         began = self._loop.time()
-        deadline = None if self._options.timeout_s is None else began + self._options.timeout_s
+        deadline = began + self._options.timeout_s
         if asked.verb == "predict":
             answer = await self._predict(asked, body, deadline, request_id)
         else:
@@ -160,7 +162,7 @@ class RestGateway:
         return HttpResponse(answer)
 
     async def _predict(
-        self, asked: ModelPath, body: bytes, deadline: float | None, request_id: str | None
+        self, asked: ModelPath, body: bytes, deadline: float, request_id: str | None
     ) -> bytes:
         spec = ModelSpec(asked.name, asked.version, asked.label)
         model = await self._inference.model(spec, timeout=self._left(deadline))
@@ -168,14 +170,14 @@ class RestGateway:
         outputs = prediction.outputs
         if sum(output.nbytes for output in outputs.values()) < _PRINTED_IN_THREAD_NBYTES:
             return encode_predict(outputs, is_row=is_row)
-        return await asyncio.to_thread(encode_predict, outputs, is_row=is_row)
+        return await self._in_thread(lambda: encode_predict(outputs, is_row=is_row))
 
     async def _predicted(
         self,
         spec: ModelSpec,
         model: ServedModel,
         body: bytes,
-        deadline: float | None,
+        deadline: float,
         request_id: str | None,
     ) -> tuple[Prediction, bool]:
         decoded = await self._read(
@@ -188,14 +190,14 @@ class RestGateway:
             )
         except InvalidArgument:
             now = await self._inference.model(spec, timeout=self._left(deadline))
-            if now.version == model.version:
+            if now.signatures == model.signatures:
                 raise
-            # The rows were read as another version has them than the one that answers now.
+            # The rows were read as another model has them than the one that answers now.
             return await self._predicted(spec, now, body, deadline, request_id)
         return prediction, decoded.is_row
 
     async def _examples(
-        self, asked: ModelPath, body: bytes, deadline: float | None, request_id: str | None
+        self, asked: ModelPath, body: bytes, deadline: float, request_id: str | None
     ) -> bytes:
         decoded = await self._read(body, lambda: decode_examples(body))
         spec = ModelSpec(asked.name, asked.version, asked.label, decoded.signature_name)
@@ -212,11 +214,7 @@ class RestGateway:
 
     async def _status(self, asked: ModelPath) -> HttpResponse:
         spec = ModelSpec(asked.name, asked.version, asked.label)
-        try:
-            async with asyncio.timeout(self._options.timeout_s):
-                statuses = await self._inference.status(spec)
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the server answered") from None
+        statuses = await self._inference.status(spec, timeout=self._options.timeout_s)
         return HttpResponse(
             encode_statuses([(s.version, s.state, s.code, s.message) for s in statuses])
         )
@@ -249,12 +247,18 @@ class RestGateway:
         """What ``work`` on a body returns."""
         if len(body) < _READ_IN_THREAD_NBYTES:
             return work()
-        return await self._loop.run_in_executor(None, work)
+        return await self._in_thread(work)
 
-    def _left(self, deadline: float | None) -> float | None:
+    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
+        # Who hangs up while others have the threads is gone at once: the executor would keep the
+        # body, which nobody counts any more, until one is free.
+        await self._free_threads.acquire()
+        running = self._loop.run_in_executor(None, work)
+        running.add_done_callback(lambda _: self._free_threads.release())
+        return await asyncio.shield(running)
+
+    def _left(self, deadline: float) -> float:
         """The seconds until then; raises DeadlineExceeded when there are none."""
-        if deadline is None:
-            return None
         left = deadline - self._loop.time()
         if left <= 0:
             raise DeadlineExceeded("the deadline passed before the model was asked")
@@ -278,10 +282,5 @@ def _inputs(model: ServedModel, signature_name: str) -> Mapping[str, TensorSpec]
 def _request_id(request: HttpRequest) -> str | None:
     """What the caller names its request; names that cannot be one are left alone, as whatever else
     proxies put into headers."""
-    named = request.headers.get(b"x-request-id")
-    if named is None:
-        return None
-    try:
-        return check_request_id(named.decode("latin-1"))
-    except InvalidArgument:
-        return None
+    named = request.headers.get(b"x-request-id", b"").decode("latin-1")
+    return named if is_request_id(named) else None

@@ -29,6 +29,11 @@ _AHEAD_NBYTES_MAX = 1024 * 1024
 _OVERHEAD_MAX = 32
 _METHODS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH")
 _JOINED_NBYTES_MAX = 64 * 1024
+# Pieces of a body that are smaller are put together: kept as they come they take many times their
+# size, of which nothing is counted.
+_PIECE_NBYTES_MIN = 1024
+# What is parsed at once of what came: it may be thousands of requests.
+_PARSED_NBYTES = 16 * 1024
 
 # Between requests; in a request's head; in its body; answered for good, what still comes is read
 # and dropped, so that the answer is not lost in a reset.
@@ -46,6 +51,8 @@ class HttpConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._ahead: deque[HttpRequest] = deque()
         self._ahead_nbytes = 0
+        # What came behind them, and is not parsed yet.
+        self._unparsed = b""
         self._is_reading = True
         self._writable: asyncio.Future[None] | None = None
         self._is_choked = False
@@ -53,7 +60,8 @@ class HttpConnection(asyncio.Protocol):
         # Of the request that is coming in.
         self._request = HttpRequest()
         self._target = b""
-        self._chunks: list[bytes] = []
+        self._headers = 0
+        self._chunks: list[bytes | bytearray] = []
         self._body_nbytes = 0
         self._message_nbytes = 0
         self._refusal: HttpResponse | None = None
@@ -113,11 +121,8 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.moved_nbytes += len(data)
-        if self.phase == LINGERING or self._refusal is not None:
-            return
-        self._feed(data)
-        if self._refusal is None and self.phase in (HEAD, BODY):
-            self._check_size()
+        if self.phase != LINGERING:
+            self._parse(data)
 
     def pause_writing(self) -> None:
         self._is_choked = True
@@ -127,18 +132,38 @@ class HttpConnection(asyncio.Protocol):
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
 
-    def _feed(self, data: bytes) -> None:
-        self._message_nbytes += len(data)
+    def _parse(self, data: bytes) -> None:
+        """Reads requests, until there are as many as may wait."""
+        view, place = memoryview(data), 0
+        while place < len(data) and self._refusal is None:
+            if self._is_full():
+                self._unparsed = data[place:]
+                self._pause_reading()
+                return
+            place += self._feed(view[place : place + _PARSED_NBYTES])
+            if self._refusal is None and self.phase in (HEAD, BODY):
+                self._check_size()
+
+    def _feed(self, piece: memoryview | bytes) -> int:
+        """How many bytes of a piece were parsed."""
+        self._message_nbytes += len(piece)
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
             # Nothing else is spoken here than what the request is in already. The parser took its
-            # body for the other protocol's, so it is read again, as one that does not ask for it.
+            # body for the other protocol's, so the head is read again, as of one that does not ask
+            # for it.
             self._parser = httptools.HttpRequestParser(self)
             if self._refusal is None:
-                self._feed(self._request.head_without_upgrade() + data[upgrade.args[0] :])
+                self._message_nbytes = 0
+                self._feed(self._request.head_without_upgrade())
+            return int(upgrade.args[0])
         except httptools.HttpParserError as error:
             self.refuse(400, f"this is no HTTP/1.1: {error}")
+        return len(piece)
+
+    def _is_full(self) -> bool:
+        return len(self._ahead) >= _AHEAD_MAX or self._ahead_nbytes > _AHEAD_NBYTES_MAX
 
     def _check_size(self) -> None:
         overhead = self._message_nbytes - self._body_nbytes
@@ -154,6 +179,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._request = HttpRequest()
         self._target = b""
+        self._headers = 0
         self.phase = HEAD
         self.since = self._server.now
 
@@ -168,12 +194,14 @@ class HttpConnection(asyncio.Protocol):
         if self.phase != HEAD or self._refusal is not None:
             # Behind the body; nobody asks for these.
             return
+        self._headers += 1
+        if self._headers > HEADERS_MAX:
+            self.refuse(431, f"a request may have {HEADERS_MAX} headers at most")
+            return
         headers = self._request.headers
         name = name.lower()
         known = headers.get(name)
         headers[name] = value if known is None else b"%b, %b" % (known, value)
-        if len(headers) > HEADERS_MAX:
-            self.refuse(431, f"a request may have {HEADERS_MAX} headers at most")
 
     def on_headers_complete(self) -> None:
         if self._refusal is not None:
@@ -213,14 +241,15 @@ class HttpConnection(asyncio.Protocol):
             self._body_nbytes -= len(part)
             self.refuse(503, "bodies of other requests take all memory that is for them")
         else:
-            self._chunks.append(part)
+            self._keep(part)
 
     def on_message_complete(self) -> None:
         if self._refusal is not None or self._parser.should_upgrade():
             return
         request, chunks = self._request, self._chunks
         if chunks:
-            request.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            # The first is kept as it came.
+            request.body = bytes(chunks[0]) if len(chunks) == 1 else b"".join(chunks)
             self._chunks = []
         request.keeps_alive = self._parser.should_keep_alive()
         self.phase = IDLE
@@ -232,7 +261,7 @@ class HttpConnection(asyncio.Protocol):
         self._ahead.append(request)
         if self._task is None:
             self._task = self._server.loop.create_task(self._answer())
-        elif len(self._ahead) >= _AHEAD_MAX or self._ahead_nbytes > _AHEAD_NBYTES_MAX:
+        elif self._is_full():
             self._pause_reading()
 
     # Answers
@@ -252,6 +281,9 @@ class HttpConnection(asyncio.Protocol):
                 if self._is_choked:
                     self._writable = self._server.loop.create_future()
                     await self._writable
+                elif self._ahead:
+                    # Others' turn: some answers are made without waiting for anything.
+                    await asyncio.sleep(0)
         finally:
             self._task = None
         self.since = self._server.now
@@ -261,7 +293,14 @@ class HttpConnection(asyncio.Protocol):
         if self._owes_continue:
             self._owes_continue = False
             self._write_continue()
-        if not self._is_reading and self._transport is not None:
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Reads more requests, now that there is room for them."""
+        unparsed, self._unparsed = self._unparsed, b""
+        if unparsed:
+            self._parse(unparsed)
+        if not self._unparsed and not self._is_reading and self._transport is not None:
             self._is_reading = True
             self._transport.resume_reading()
 
@@ -307,11 +346,21 @@ class HttpConnection(asyncio.Protocol):
         if not self._is_reading:
             self._transport.resume_reading()
 
+    def _keep(self, part: bytes) -> None:
+        last = self._chunks[-1] if self._chunks else None
+        if last is None or len(part) >= _PIECE_NBYTES_MIN:
+            self._chunks.append(part)
+        elif isinstance(last, bytearray):
+            last += part
+        else:
+            self._chunks.append(bytearray(part))
+
     def _drop_bodies(self) -> None:
         self._memory.let_go(self._body_nbytes + self._ahead_nbytes)
         self._body_nbytes = self._ahead_nbytes = 0
         self._ahead.clear()
         self._chunks.clear()
+        self._unparsed = b""
 
     def _pause_reading(self) -> None:
         if self._is_reading and self._transport is not None:

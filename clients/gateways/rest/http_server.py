@@ -102,7 +102,7 @@ class HttpServer:
         """A connection was made."""
         self._connections[connection] = None
         if len(self._connections) > self._connections_max:
-            self._make_room()
+            self._make_room(connection)
 
     def left(self, connection: HttpConnection) -> None:
         """A connection is gone."""
@@ -149,10 +149,12 @@ class HttpServer:
         if not self._is_draining:
             self._start_accepting(sock)
 
-    def _make_room(self) -> None:
-        waiting = [c for c in self._connections if not c.is_busy and c.phase != BODY]
-        # Those that have said nothing for longest, or say it slowly.
-        longest = min(waiting or self._connections, key=lambda connection: connection.since)
+    def _make_room(self, newcomer: HttpConnection) -> None:
+        others = [c for c in self._connections if c is not newcomer and not c.is_busy]
+        # Those that have said nothing for longest, or say it slowly; if all bring bodies, the one
+        # that has for longest, or a few strangers could keep everybody out.
+        waiting = [c for c in others if c.phase != BODY]
+        longest = min(waiting or others or [newcomer], key=lambda connection: connection.since)
         longest.abort()
         log.limited("warning", "connections_ended", number=1, reason="too many")
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from batchyard.clients.gateways.rest import json_strings
 from batchyard.clients.gateways.rest.json_document import json_type, quoted
+from batchyard.clients.gateways.signature_checks import tensorflow_name
 from batchyard.clients.inputs import Array
 from batchyard.wire import dtypes, protocol
 from batchyard.wire.errors import InvalidArgument, Unimplemented
@@ -31,8 +32,6 @@ STRUCT_CODES = {
 # Whole numbers beyond are refused: some would become another number.
 _WHOLE_MAX = {"float32": (1 << 24) - 1, "float64": (1 << 53) - 1}
 _COMPLEX = ("complex64", "complex128")
-# TensorFlow's names, where they differ from numpy's.
-_TENSORFLOW_NAMES = {"float16": "half", "float32": "float", "float64": "double"}
 # Of a call to struct, which takes each value as an argument.
 _PACKED_AT_ONCE = 1 << 15
 
@@ -59,11 +58,6 @@ def check_has_json(value: Any, dtype: str) -> None:
     """Raises Unimplemented for a dtype that has no JSON."""
     if dtype in _COMPLEX:
         raise Unimplemented(f"Conversion of JSON Value: {quoted(value)} to type: {dtype}")
-
-
-def tensorflow_name(dtype: str) -> str:
-    """What TensorFlow calls a dtype."""
-    return _TENSORFLOW_NAMES.get(dtype, dtype)
 
 
 def leading_shape(value: Any) -> Shape:

@@ -14,8 +14,8 @@ import numpy as np
 import orjson
 
 from batchyard.clients.gateways.rest import json_numbers, json_strings
-from batchyard.clients.gateways.rest.json_arrays import tensorflow_name
 from batchyard.clients.gateways.rest.json_decimals import decimals_text
+from batchyard.clients.gateways.signature_checks import tensorflow_name
 from batchyard.clients.inputs import Array
 from batchyard.wire import dtypes
 from batchyard.wire.errors import InvalidArgument

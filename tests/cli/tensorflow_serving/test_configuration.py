@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
+from support.certificates import can_be_made, make_certificate
 
 from batchyard.cli.tensorflow_serving import flags
 from batchyard.cli.tensorflow_serving.configuration import load_config
@@ -93,6 +95,11 @@ def test_grpc_processes_and_channel_arguments() -> None:
     assert "must be NAME=VALUE" in refusal(_MODEL, "--grpc_channel_arguments=x")
 
 
+def test_callers_may_be_kept_from_reloading() -> None:
+    assert load(_MODEL).grpc.enable_model_reload
+    assert not load(_MODEL, "--enable_model_reload=false").grpc.enable_model_reload
+
+
 def test_monitoring(tmp_path: Path) -> None:
     def path_of(text: str) -> str:
         file = _file(tmp_path, text)
@@ -109,15 +116,17 @@ def test_monitoring(tmp_path: Path) -> None:
     assert needs.startswith("--monitoring_config_file needs --rest_api_port")
 
 
+@pytest.mark.skipif(not can_be_made(), reason="needs openssl")
 def test_tls(tmp_path: Path) -> None:
     def ssl(text: str) -> str:
         return f"--ssl_config_file={_file(tmp_path, text)}"
 
-    good = ssl('server_key: "key" server_cert: "cert"')
-    assert load(_MODEL, good).grpc.ssl_config_file == f"{tmp_path}/some.config"
+    pair = make_certificate(tmp_path, "server")
+    texts = f"server_key: {json.dumps(pair.key)} server_cert: {json.dumps(pair.cert)}"
+    assert load(_MODEL, ssl(texts)).grpc.ssl_config_file == f"{tmp_path}/some.config"
     assert "server_cert is missing" in refusal(_MODEL, ssl('server_key: "key"'))
-    mutual = 'server_key: "key" server_cert: "cert" client_verify: true'
-    assert "client_verify needs custom_ca" in refusal(_MODEL, ssl(mutual))
+    assert "client_verify needs custom_ca" in refusal(_MODEL, ssl(f"{texts} client_verify: true"))
+    assert "no private key" in refusal(_MODEL, ssl('server_key: "key" server_cert: "cert"'))
 
 
 def test_batching() -> None:

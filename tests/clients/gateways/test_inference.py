@@ -209,6 +209,24 @@ WRONG_INPUT: Ask = lambda inference: inference.predict(SPEC, {"z": X}, timeout=N
             FailedPrecondition('Serving signature key "s" not found.'),
         ),
         (
+            lambda inference: inference.predict(SPEC, {"x": X > 0}, timeout=None),
+            InvalidArgument("input 'x' has dtype bool, needs float32"),
+            None,
+            InvalidArgument(
+                "Expects arg[0] to be float but bool is provided: it is the input 'x' of "
+                "signature 'serving_default'"
+            ),
+        ),
+        (
+            lambda inference: inference.predict(SPEC, {"x": EXAMPLES}, timeout=None),
+            InvalidArgument("input 'x' holds bytes, needs float32"),
+            None,
+            InvalidArgument(
+                "Expects arg[0] to be float but string is provided: it is the input 'x' of "
+                "signature 'serving_default'"
+            ),
+        ),
+        (
             lambda inference: inference.regress(
                 ModelSpec("m", signature_name="s"), EXAMPLES, timeout=None
             ),

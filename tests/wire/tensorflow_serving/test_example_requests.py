@@ -64,3 +64,12 @@ def test_no_examples(kind: str | None) -> None:
 
     with pytest.raises(InvalidArgument, match=r"Input is empty\.$"):
         serialized_examples(request)
+
+
+def test_a_context_is_not_repeated_without_end() -> None:
+    request = ExamplesRequest()
+    request.input.example_list_with_context.context = bytes(1 << 20)
+    request.input.example_list_with_context.examples.extend([b""] * 300)
+
+    with pytest.raises(InvalidArgument, match="1048576 bytes, and 300 examples have it"):
+        serialized_examples(request)

@@ -123,7 +123,7 @@ def test_a_list_is_needed() -> None:
         _tables("")
     with pytest.raises(InvalidArgument, match="custom_model_config is for sources"):
         _tables("custom_model_config {}")
-    with pytest.raises(InvalidArgument, match="model_config_list is empty: a server needs"):
+    with pytest.raises(InvalidArgument, match="model_config_list is empty"):
         _tables("model_config_list {}")
 
 

@@ -134,3 +134,15 @@ def test_inputs_are_bounded() -> None:
 
     with pytest.raises(InvalidArgument, match="1025 inputs, at most 1024"):
         ask("predict", request, None)
+
+
+def test_values_that_are_left_out_are_bounded_for_all_inputs_together() -> None:
+    request = messages.PredictRequest(model_spec={"name": "m"})
+    for i in range(2):
+        proto = request.inputs[f"x{i}"]
+        proto.dtype = 1
+        proto.tensor_shape.dim.add(size=10 << 20)
+        proto.float_val.append(1.0)
+
+    with pytest.raises(InvalidArgument, match="values that are left out may take 67108864 bytes"):
+        ask("predict", request, None)

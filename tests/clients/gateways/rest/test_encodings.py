@@ -42,6 +42,15 @@ def test_what_is_no_gzip(body: bytes) -> None:
         encodings.gunzip(body, 1000)
 
 
+def test_members_are_read_in_time_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With a copy of all that follows for each of them, these would take minutes.
+    member = gzip.compress(b"")
+    assert encodings.gunzip(member * 60_000 + gzip.compress(b"x"), 10) == b"x"
+    monkeypatch.setattr(encodings, "_MEMBERS_MAX", 3)
+    with pytest.raises(InvalidArgument, match="3 members of gzip at most"):
+        encodings.gunzip(member * 4, 10)
+
+
 def test_an_empty_body_needs_no_gzip() -> None:
     assert encodings.gunzip(b"", 10) == b""
 

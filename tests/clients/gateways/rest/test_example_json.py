@@ -149,3 +149,10 @@ def test_answers_without_results() -> None:
             encode_classifications(None, none)
     with pytest.raises(InvalidArgument, match="empty RegressionResults"):
         encode_regressions(np.zeros(0, np.float32))
+
+
+def test_a_context_is_not_repeated_without_end() -> None:
+    document = {"context": {"text": "x" * 1_000_000}, "examples": [{}] * 300}
+
+    with pytest.raises(InvalidArgument, match="300 examples have it"):
+        decode_examples(json.dumps(document).encode())

@@ -14,6 +14,7 @@ from support.http_raw import RawClient, StubHttp, stub_http
 from support.waiting import wait_until
 
 from batchyard.clients.gateways.rest import http_connection, http_server
+from batchyard.clients.gateways.rest.http_connection import BODY
 from batchyard.clients.gateways.rest.http_messages import HttpRequest, HttpResponse
 
 MAX_BODY = 100_000
@@ -107,6 +108,20 @@ def test_chunks_with_extensions_and_trailers(client: RawClient, asked: Asked) ->
     assert b"x-late" not in asked.requests[0].headers
 
 
+def test_small_chunks_are_put_together(stub: StubHttp, client: RawClient) -> None:
+    assert stub.server is not None
+    client.send(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    client.send(b"2\r\nab\r\n" * 10_000)
+    memory = stub.server.memory
+    wait_until(lambda: memory.nbytes == 20_000, "what was sent to come")
+    (connection,) = stub.server._connections
+    assert len(connection._chunks) == 2
+    client.send(
+        b"3e8\r\n" + bytes(1000) + b"\r\n1000\r\n" + bytes(4096) + b"\r\n2\r\nxy\r\n0\r\n\r\n"
+    )
+    assert client.read()[2] == b"/" + b"ab" * 10_000 + bytes(5096) + b"xy"
+
+
 def test_what_was_expected_is_continued(client: RawClient) -> None:
     head = b"POST /x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
     client.send(head)
@@ -183,6 +198,7 @@ def test_nobody_speaks_another_protocol_here(client: RawClient) -> None:
         (b"GET /" + b"x" * http_connection.TARGET_MAX + b" HTTP/1.1\r\n\r\n", 414),
         (b"GET / HTTP/1.1\r\nA: " + b"x" * http_connection.HEAD_MAX, 431),
         (b"GET / HTTP/1.1\r\n" + b"".join(b"A%d: b\r\n" % i for i in range(110)), 431),
+        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 110, 431),
         (
             b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"186a1\r\n" + bytes(100001),
             413,
@@ -258,6 +274,29 @@ def test_the_one_that_is_idle_for_longest_makes_room(stub: StubHttp) -> None:
             assert third.read()[0] == 200
             assert first.is_ended()
             second.send(GET % 2)
+            assert second.read()[0] == 200
+
+
+def test_bodies_without_end_keep_nobody_out(stub: StubHttp) -> None:
+    assert stub.server is not None
+    stub.server._connections_max = 2
+    server = stub.server
+
+    def with_bodies() -> int:
+        return sum(connection.phase == BODY for connection in server._connections)
+
+    body = b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n1234"
+    with RawClient(stub.port) as first, RawClient(stub.port) as second:
+        first.send(body)
+        wait_until(lambda: with_bodies() == 1, "the first body to begin")
+        server.now += 100
+        second.send(body)
+        wait_until(lambda: with_bodies() == 2, "the second body to begin")
+        with RawClient(stub.port) as third:
+            third.send(GET % 3)
+            assert third.read()[0] == 200
+            assert first.is_ended()
+            second.send(b"56789")
             assert second.read()[0] == 200
 
 

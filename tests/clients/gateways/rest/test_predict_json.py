@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from batchyard.clients.gateways.rest import json_document
 from batchyard.clients.gateways.rest.predict_json import PredictRequest, decode_predict
 from batchyard.wire.errors import InvalidArgument, NotFound, Unimplemented
 from batchyard.wire.signatures import TensorSpec
@@ -204,8 +205,23 @@ def test_numbers_at_the_edge() -> None:
     [
         ("", "The document is empty"),
         ("[1]", "Is not object"),
-        ("{", "JSON Parse error: "),
-        ('{"instances": [1]} x', "JSON Parse error: Extra data at offset: 19"),
+        (" ", "JSON Parse error: The document is empty. at offset: 1"),
+        ("instances = [1, 2]", "JSON Parse error: Invalid value. at offset: 0"),
+        ('{"instances": [1, 2,]}', "JSON Parse error: Invalid value. at offset: "),
+        ("{", "JSON Parse error: Missing a name for object member. at offset: 1"),
+        ('{"instances": [1],}', "JSON Parse error: Missing a name for object member. at offset: "),
+        ('{"instances" [1]}', "Missing a colon after a name of object member. at offset: 13"),
+        ('{"instances": [1 2]}', "JSON Parse error: Missing a comma or } or ]. at offset: 17"),
+        ('{"instances": ["a]}', "Missing a closing quotation mark in string. at offset: "),
+        (r'{"instances": ["\a"]}', "Invalid escape character in string. at offset: "),
+        (
+            r'{"instances": ["\u00g0"]}',
+            "Incorrect hex digit after \\u escape in string. at offset: ",
+        ),
+        (
+            '{"instances": [1]} x',
+            "The document root must not be followed by other values. at offset: 19",
+        ),
         ('{"signature_name": 5, "instances": [[1,2],[3,4]]}', "must be a string value"),
         ('{"instances": [[1]], "inputs": [[1]]}', "Not formatted correctly"),
         ('{"instances": 1}', "to be an list/array"),
@@ -278,6 +294,14 @@ def test_nesting_ends(depth: int, opens: str) -> None:
         nested = opens * depth + "1" + closes * depth
         for body in (f'{{"{key}": {nested}}}', f'{{"{key}": {opens * depth}'):
             refusal(body, x="int32")
+
+
+def test_lists_and_objects_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_document, "_CONTAINERS_MAX", 10)
+    assert "more lists and objects than 10" in refusal(
+        '{"instances": [[]' + ", []" * 9 + "]}", x="int32"
+    )
+    assert decode('{"instances": [[1]' + ", [1]" * 7 + "]}", x="int32").inputs["x"].shape == (8, 1)
 
 
 def test_what_an_error_quotes_is_short() -> None:

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import json
+import threading
+import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.chromium import Chromium, needs_chromium
-from support.rest_gateway import RestCaller, rest_gateway
+from support.rest_gateway import RestCaller, rest_gateway, section
 from support.server import Server, callable_path, model_table
 from support.waiting import wait_until
 
+from batchyard.clients.gateways.inference import ModelSpec, Prediction, ServedModel
 from batchyard.clients.gateways.rest.body_memory import BodyMemory
 from batchyard.clients.gateways.rest.gateway import RestGateway
 from batchyard.clients.gateways.rest.http_messages import HttpRequest
 from batchyard.clients.gateways.rest.options import RestOptions
+from batchyard.wire.errors import InvalidArgument
+from batchyard.wire.signatures import SignatureSpec, TensorSpec
+from batchyard.wire.tensorflow_serving.messages import SignatureDefMap
 
+OPTIONS = RestOptions.from_section(section())
 GATED = "/v1/models/gated:predict"
 ECHO = "/v1/models/echo:predict"
 CORS = {
@@ -49,7 +58,7 @@ def serving() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def rest(serving: Server) -> Iterator[RestCaller]:
-    with rest_gateway(serving, timeout_s=None) as caller:
+    with rest_gateway(serving) as caller:
         yield caller
 
 
@@ -94,10 +103,61 @@ def test_a_bug_is_no_reason_to_hang_up() -> None:
             raise ValueError("nobody thought of this")
 
     async def ask() -> int:
-        gateway = RestGateway(Broken(), Broken(), RestOptions(), BodyMemory(9))  # type: ignore[arg-type]
+        gateway = RestGateway(Broken(), Broken(), OPTIONS, BodyMemory(9))  # type: ignore[arg-type]
         return (await gateway.answer(HttpRequest("POST", b"/v1/models/m:predict"))).status
 
     assert asyncio.run(ask()) == 500
+
+
+class Replaced:
+    """An inference whose model becomes another while a request is read."""
+
+    def __init__(self, *models: ServedModel) -> None:
+        self.models = [*models]
+        self.dtypes: list[str] = []
+
+    async def model(self, *_: Any, **__: Any) -> ServedModel:
+        return self.models.pop(0) if len(self.models) > 1 else self.models[0]
+
+    async def predict(self, spec: ModelSpec, inputs: Any, **_: Any) -> Prediction:
+        self.dtypes.append(inputs["x"].dtype.name)
+        if self.dtypes[-1] != "float32":
+            raise InvalidArgument("wrong")
+        return Prediction(spec, inputs)
+
+
+def served(version: int, dtype: str) -> ServedModel:
+    signature = SignatureSpec("serving_default", (TensorSpec("x", dtype, None),), (), True)
+    return ServedModel(version, SignatureDefMap(), {"serving_default": signature})
+
+
+@pytest.mark.parametrize(
+    ("after", "status", "dtypes"),
+    [
+        (served(2, "float32"), 200, ["int32", "float32"]),
+        # Another folder, by a reload.
+        (served(1, "float32"), 200, ["int32", "float32"]),
+        (served(2, "int32"), 400, ["int32"]),
+    ],
+)
+def test_rows_are_read_again_for_another_model(
+    after: ServedModel, status: int, dtypes: list[str]
+) -> None:
+    inference = Replaced(served(1, "int32"), after)
+
+    async def ask() -> int:
+        gateway = RestGateway(inference, None, OPTIONS, BodyMemory(9))  # type: ignore[arg-type]
+        body = b'{"instances": [1]}'
+        return (await gateway.answer(HttpRequest("POST", b"/v1/models/m:predict", {}, body))).status
+
+    assert (asyncio.run(ask()), inference.dtypes) == (status, dtypes)
+
+
+def test_a_long_name_is_not_said_back_in_full(rest: RestCaller) -> None:
+    document = {"signature_name": "a" * 100_000, "instances": [1.0]}
+    answer = rest.post("/v1/models/echo:predict", document)
+    assert answer.status == 400
+    assert len(answer.text) < 5000
 
 
 def test_what_comes_of_gzip_needs_memory_too() -> None:
@@ -108,12 +168,41 @@ def test_what_comes_of_gzip_needs_memory_too() -> None:
     async def ask() -> int:
         memory = BodyMemory(100)
         assert memory.hold(399)
-        gateway = RestGateway(None, None, RestOptions(), memory)  # type: ignore[arg-type]
+        gateway = RestGateway(None, None, OPTIONS, memory)  # type: ignore[arg-type]
         status = (await gateway.answer(request)).status
         assert memory.nbytes == 399
         return status
 
     assert asyncio.run(ask()) == 503
+
+
+def test_who_hangs_up_leaves_no_body_behind() -> None:
+    over = threading.Event()
+    large = bytes(1 << 20)
+
+    async def hang_up(gateway: RestGateway) -> weakref.ref[partial[bool]]:
+        work = partial(over.wait)
+        task = asyncio.create_task(gateway._read(large, work))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        return weakref.ref(work)
+
+    async def ask() -> None:
+        gateway = RestGateway(None, None, OPTIONS, BodyMemory(9))  # type: ignore[arg-type]
+        busy = [asyncio.create_task(gateway._read(large, over.wait)) for _ in range(4)]
+        await asyncio.sleep(0)
+        try:
+            gone = [await hang_up(gateway) for _ in range(3)]
+            gc.collect()
+            assert [work() for work in gone] == [None] * 3
+        finally:
+            over.set()
+        await asyncio.gather(*busy)
+        assert await gateway._read(large, lambda: 5) == 5
+
+    asyncio.run(ask())
 
 
 def test_bodies_have_bounds_before_and_behind_gzip(serving: Server) -> None:

@@ -140,7 +140,7 @@ def test_paths_that_are_wrong(
         ("/v1/models/half_plus_two99", b'{"instances": [1]}', 404, "Servable not found"),
         (f"{MODEL}/versions/9", b'{"instances": [1]}', 404, "Specific(half_plus_two, 9)"),
         (MODEL, b"", 400, "JSON Parse error: The document is empty"),
-        (MODEL, b"instances = [1, 2]", 400, "JSON Parse error: "),
+        (MODEL, b"instances = [1, 2]", 400, "JSON Parse error: Invalid value"),
         (MODEL, b'{"instances": ["x", "y"]}', 400, "not of expected type: float"),
         (
             f"{LABELLED}/labels/nope",

@@ -11,6 +11,7 @@ EXPECTED = {
     errors.InvalidArgument: 400,
     errors.DeadlineExceeded: 504,
     errors.NotFound: 404,
+    errors.PermissionDenied: 403,
     errors.ResourceExhausted: 429,
     errors.FailedPrecondition: 400,
     errors.Aborted: 409,
