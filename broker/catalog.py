@@ -13,6 +13,7 @@ from batchyard.broker.policy import NEVER, BatchingParameters
 from batchyard.wire import dtypes
 from batchyard.wire.arena import align
 from batchyard.wire.errors import (
+    STILL_LOADING,
     BatchyardError,
     InvalidArgument,
     NotFound,
@@ -257,7 +258,7 @@ class Catalog:
         if model.is_abandoned:
             raise Unavailable(f"{where} has no worker left")
         if not model.signatures:
-            raise Unavailable(f"{where} is still loading")
+            raise Unavailable(f"{where} {STILL_LOADING}")
         return model
 
     def named(self, name: str, version: int | None, label: str | None) -> ServedModel:

@@ -76,6 +76,11 @@ class Grpc(Section):
         description="A UNIX socket as well, or instead of a port: an absolute path, which clients "
         "call unix:PATH. For one process only.",
     )
+    takes_socket_over: bool = Field(
+        False,
+        description="A server that has socket_path loses it to this one, as among TensorFlow "
+        "Serving's: its clients by that path come here. Off: this one does not start.",
+    )
     ssl_config_file: str | None = Field(
         None,
         min_length=1,

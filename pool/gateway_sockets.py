@@ -23,10 +23,11 @@ def held(plan: GatewayPlan) -> Iterator[socket.socket | None]:
     """The socket of a gateway's port, if it has one, and its UNIX socket's path for itself.
 
     The socket listens, for all of the gateway's processes; or only keeps the port for processes
-    that bind it themselves. Raises ConfigurationError when it cannot be had.
+    that bind it themselves. A path that is taken over is left to the gateway alone: gRPC removes a
+    socket that is there before it binds, and its own at the end. Raises ConfigurationError when it cannot be had.
     """
     with contextlib.ExitStack() as held:
-        if plan.socket_path is not None:
+        if plan.socket_path is not None and not plan.takes_socket_over:
             # Who may use it is decided by the folder that it is in.
             access = Access(0o600, None)
             held.enter_context(claimed_path(plan.socket_path, access, plan.socket_path))

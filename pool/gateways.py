@@ -42,6 +42,7 @@ class GatewayPlan:
     processes: int = 1
     scheme: str = "http://"
     socket_path: str | None = None
+    takes_socket_over: bool = False
     binds_itself: bool = False
     opens_itself: bool = False
     takes_requests: bool = False
@@ -76,6 +77,7 @@ def plan_gateways(config: Config, devices: Iterable[VisibleDevice]) -> list[Gate
                 processes=config.grpc.processes,
                 scheme="",
                 socket_path=config.grpc.socket_path,
+                takes_socket_over=config.grpc.takes_socket_over,
                 binds_itself=True,
                 takes_requests=True,
             )

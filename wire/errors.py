@@ -9,6 +9,8 @@ from typing import ClassVar
 
 # Characters of a message that travel.
 MESSAGE_MAX = 4000
+# How a message ends that says Unavailable because no worker has loaded the model yet.
+STILL_LOADING = "is still loading"
 
 
 class BatchyardError(Exception):

@@ -186,6 +186,7 @@ def _grpc(values: Mapping[str, Any]) -> dict[str, Any]:
         table["port"] = values["port"]
     if values["grpc_socket_path"]:
         table["socket_path"] = str(Path(values["grpc_socket_path"]).absolute())
+        table["takes_socket_over"] = True
     if values["ssl_config_file"]:
         read_ssl_config(values["ssl_config_file"])
         table["ssl_config_file"] = str(Path(values["ssl_config_file"]).absolute())

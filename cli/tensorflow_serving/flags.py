@@ -60,7 +60,11 @@ _NO_TFLITE = "models run in TensorFlow, not in TensorFlow Lite"
 
 FLAGS: tuple[Flag, ...] = (
     Flag("port", 8500, "The TCP port of gRPC, at --host. 0: none."),
-    Flag("grpc_socket_path", "", "A UNIX socket for gRPC as well, or with --port=0 instead."),
+    Flag(
+        "grpc_socket_path",
+        "",
+        "A UNIX socket for gRPC as well, or with --port=0 instead. Another server's is taken over.",
+    ),
     Flag("rest_api_port", 0, "The port of REST, at --host; 8501 by custom. 0: none."),
     Flag("rest_api_num_threads", 0, f"{_EVENT_LOOP} --rest_processes.", _NOTED, _FOUR),
     Flag(

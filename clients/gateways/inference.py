@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from batchyard.clients.async_client import Answer, AsyncClient
 from batchyard.clients.gateways import signature_checks as checks
+from batchyard.clients.gateways.loading import Loading
 from batchyard.clients.gateways.served_model import ServedModel
 from batchyard.wire import dtypes
 from batchyard.wire.errors import (
@@ -119,6 +120,7 @@ class Inference:
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
+        self._loading = Loading()
         self._models: dict[tuple[str, int | None, str | None], tuple[float, ServedModel]] = {}
 
     async def predict(
@@ -242,8 +244,11 @@ class Inference:
         if known is not None and now - known[0] < _MODEL_KEPT_S:
             return known[1]
         try:
-            metadata = await self._client.metadata(
-                spec.name, version=spec.version, label=spec.label, timeout=timeout
+            metadata = await self._loading.once_loaded(
+                lambda left: self._client.metadata(
+                    spec.name, version=spec.version, label=spec.label, timeout=left
+                ),
+                timeout,
             )
         except NotFound:
             # To the letter, here and below: clients compare it.
@@ -287,14 +292,17 @@ class Inference:
     ) -> Answer:
         _check_name(spec)
         try:
-            answer = await self._client.answer(
-                spec.name,
-                inputs,
-                timeout=timeout,
-                version=spec.version,
-                label=spec.label,
-                signature=spec.signature,
-                request_id=request_id,
+            answer = await self._loading.once_loaded(
+                lambda left: self._client.answer(
+                    spec.name,
+                    inputs,
+                    timeout=left,
+                    version=spec.version,
+                    label=spec.label,
+                    signature=spec.signature,
+                    request_id=request_id,
+                ),
+                timeout,
             )
         except (InvalidArgument, NotFound):
             # The model may have changed.

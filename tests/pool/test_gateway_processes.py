@@ -168,6 +168,12 @@ def test_a_unix_sockets_path_is_one_servers(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_unix_sockets_path_may_be_taken_over(tmp_path: Path) -> None:
+    plan = of(port=None, scheme="", socket_path=str(tmp_path / "grpc"), takes_socket_over=True)
+    with held(plan, starts=False), held(plan, starts=False) as second:
+        assert second.gateways.addresses["stub"] == f"unix:{tmp_path / 'grpc'}"
+
+
 @pytest.mark.parametrize("module", ["no_such_module", "no_such_package.module"])
 def test_what_is_not_installed_is_named(module: str) -> None:
     message = rf"\[stub\] port needs {module}: pip install"
