@@ -195,11 +195,11 @@ class BrokerState:
         if lane.queued_rows:
             # Not when nobody could have been in time: that says nothing of the load.
             lane.model.shed_at = now
-        left_ms = 1e3 * (group.earliest_deadline - now)
-        batch_ms = 1e3 * (lane.longest(lane.max_rows) or 0.0)
+        left = _milliseconds(group.earliest_deadline - now)
+        takes = _milliseconds(lane.longest(lane.max_rows) or 0.0)
         error = DeadlineExceeded(
-            f"model {lane.model.name!r}: {lane.queued_rows} rows wait, and a batch of "
-            f"{lane.max_rows} takes {batch_ms:.3g} ms: this cannot be done in {left_ms:.3g} ms"
+            f"model {lane.model.name!r}: behind what runs and {lane.queued_rows} rows that wait "
+            f"there is no answer within {left}: a batch of {lane.max_rows} takes {takes}"
         )
         if len(late) == group.count:
             group.unanswered = 0
@@ -488,3 +488,8 @@ class BrokerState:
             del self.batches[batch.id]
             self.allocator.free(batch.block)
             self._forming.scheduler.memory_came_back()
+
+
+def _milliseconds(seconds: float) -> str:
+    """With three digits that count."""
+    return f"{float(f'{1e3 * seconds:.3g}'):g} ms"

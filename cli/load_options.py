@@ -13,7 +13,6 @@ from click.core import ParameterSource
 from batchyard.benchmarks.load.arrivals import read_trace
 from batchyard.benchmarks.load.mix import read_mix
 from batchyard.benchmarks.load.plan import (
-    DEFAULT_SIGNATURE,
     Arrivals,
     Constant,
     LoadPlan,
@@ -26,6 +25,7 @@ from batchyard.benchmarks.load.plan import (
 from batchyard.cli.connecting import key_options
 from batchyard.cli.outputs import writable
 from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.signatures import DEFAULT_SIGNATURE
 
 _DURATION_S = 10.0
 # What each kind of request has for itself.

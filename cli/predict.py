@@ -12,12 +12,13 @@ import click
 from batchyard.cli.connecting import connected, endpoint_option
 from batchyard.cli.json_tensors import from_json, to_json
 from batchyard.wire.control import EXIT_CONFIGURATION
+from batchyard.wire.signatures import DEFAULT_SIGNATURE
 
 
 @click.command()
 @click.argument("model")
 @click.argument("inputs", metavar="JSON|@FILE|-")
-@click.option("--signature", default="serving_default", show_default=True)
+@click.option("--signature", default=DEFAULT_SIGNATURE, show_default=True)
 @click.option("--version", type=int, help="The model's version; default: the one that is served.")
 @click.option("--label", help="The version's label instead.")
 @click.option("--timeout", type=float, help="Deadline in seconds.")

@@ -18,7 +18,6 @@ from batchyard.clients.connection import (
 )
 from batchyard.clients.deadlines import deadline_after
 from batchyard.clients.inputs import (
-    DEFAULT_SIGNATURE,
     Array,
     Inputs,
     Route,
@@ -38,6 +37,7 @@ from batchyard.clients.tracing import Label, find_tracing, make_label
 from batchyard.wire.endpoints import check, default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
 from batchyard.wire.keys import client_curve
+from batchyard.wire.signatures import DEFAULT_SIGNATURE
 
 
 class Answer(NamedTuple):

@@ -18,7 +18,6 @@ from batchyard.clients.connection import CONNECT_TIMEOUT_S
 from batchyard.clients.deadlines import deadline_after
 from batchyard.clients.futures import PredictFuture
 from batchyard.clients.inputs import (
-    DEFAULT_SIGNATURE,
     Array,
     Inputs,
     Route,
@@ -36,6 +35,7 @@ from batchyard.wire.endpoints import default_endpoints
 from batchyard.wire.errors import DeadlineExceeded
 from batchyard.wire.keys import client_curve
 from batchyard.wire.protocol import LARGE_FRAME_NBYTES
+from batchyard.wire.signatures import DEFAULT_SIGNATURE
 
 # ``predict_many`` sends at most so many requests as one message.
 MANY_REQUESTS_PER_MESSAGE = 1024

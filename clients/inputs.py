@@ -18,7 +18,6 @@ from batchyard.wire.tensors import LARGE_NBYTES, as_bytes, element_count
 Array = npt.NDArray[Any]
 # Outputs that there is room to align for, where a signature does not say how many it has.
 _OPEN_OUTPUTS = 16
-DEFAULT_SIGNATURE = "serving_default"
 # What ``predict`` takes: arrays, or whatever numpy makes arrays of, by input name; a model with
 # one input also takes it bare.
 Inputs = Mapping[str, Any] | Any

@@ -14,11 +14,8 @@ from collections.abc import Iterator
 from batchyard.pool.gateways import GatewayPlan
 from batchyard.pool.ipc_paths import claimed_path
 from batchyard.wire.access import Access
+from batchyard.wire.control import BACKLOG
 from batchyard.wire.errors import ConfigurationError
-
-# Connections that may wait for a process to take them: a burst of callers, and the moments in which
-# one is replaced. The kernel bounds it by net.core.somaxconn, 4096 as Linux comes.
-_BACKLOG = 4096
 
 
 @contextlib.contextmanager
@@ -70,7 +67,7 @@ def _listening(family: int, host: str, port: int) -> socket.socket:
     # All addresses are those of IPv4, too.
     is_dual = host == "::" and socket.has_dualstack_ipv6()
     return socket.create_server(
-        (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual
+        (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_dual
     )
 
 

@@ -25,16 +25,18 @@ from batchyard.wire.errors import (
     Unimplemented,
     from_wire,
 )
-from batchyard.wire.signatures import SignatureSpec, format_shape, shape_fits
-from batchyard.wire.tensorflow_serving.example_requests import ExamplesRequest, serialized_examples
+from batchyard.wire.signatures import DEFAULT_SIGNATURE, SignatureSpec, format_shape, shape_fits
+from batchyard.wire.tensorflow_serving.example_requests import (
+    CLASSIFY,
+    EXAMPLES_INPUT,
+    REGRESS,
+    ExamplesRequest,
+    serialized_examples,
+)
 from batchyard.wire.tensorflow_serving.messages import PredictionLog, RegressionRequest
 from batchyard.wire.tensorflow_serving.tensor_proto import to_array
 
 RECORDS_MAX = 1000
-_DEFAULT_SIGNATURE = "serving_default"
-_EXAMPLES_METHODS = ("tensorflow/serving/classify", "tensorflow/serving/regress")
-# The name of the input of such signatures.
-_EXAMPLES_INPUT = "inputs"
 
 
 class WarmupRan(NamedTuple):
@@ -127,7 +129,7 @@ def _of_examples(request: Any, signatures: Mapping[str, SignatureSpec]) -> _Call
     # TensorFlow Serving does not look at the signature's own method.
     spec = _signature(request.model_spec, signatures)
     as_bytes = ExamplesRequest.FromString(request.SerializeToString())
-    inputs = {_EXAMPLES_INPUT: serialized_examples(as_bytes)}
+    inputs = {EXAMPLES_INPUT: serialized_examples(as_bytes)}
     _check(spec, inputs)
     return _Call(spec, inputs)
 
@@ -135,7 +137,7 @@ def _of_examples(request: Any, signatures: Mapping[str, SignatureSpec]) -> _Call
 def _of_tasks(request: Any, signatures: Mapping[str, SignatureSpec]) -> list[_Call]:
     calls = []
     for task in request.tasks:
-        if task.method_name not in _EXAMPLES_METHODS:
+        if task.method_name not in (CLASSIFY, REGRESS):
             raise Unimplemented(f"Unsupported signature method_name: {task.method_name}")
         of_task = RegressionRequest(model_spec=task.model_spec, input=request.input)
         calls.append(_of_examples(of_task, signatures))
@@ -144,7 +146,7 @@ def _of_tasks(request: Any, signatures: Mapping[str, SignatureSpec]) -> list[_Ca
 
 def _signature(model_spec: Any, signatures: Mapping[str, SignatureSpec]) -> SignatureSpec:
     """The one that is asked for. The model's name and version are not looked at."""
-    name = model_spec.signature_name or _DEFAULT_SIGNATURE
+    name = model_spec.signature_name or DEFAULT_SIGNATURE
     if name not in signatures:
         known = ", ".join(map(repr, sorted(signatures)))
         raise NotFound(f"the model has no signature {name!r}; it has {known}")

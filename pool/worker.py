@@ -61,6 +61,7 @@ def main(control_fd: int, parent_pid: int) -> int:
         return error.exit_code
     with contextlib.suppress(Ended):
         worker.serve()
+    worker.join()
     return control.EXIT_OK
 
 
@@ -76,6 +77,7 @@ class Worker:
         )
         # Models that run at once; there may be a thread more, see _gather_ahead.
         self._running = threading.Semaphore(settings.concurrent_batches)
+        self._threads: list[threading.Thread] = []
         self._loaded = False
 
     def load(self, tell: Callable[[float, str], None]) -> None:
@@ -102,8 +104,17 @@ class Worker:
     def serve(self) -> None:
         """Serves on this thread and on as many more as batches may run at once. Raises Ended."""
         for _ in range(self._settings.concurrent_batches - 1):
-            self.start(self._serve)
+            self._threads.append(self.start(self._serve))
         self._serve()
+
+    def join(self) -> None:
+        """Waits for the threads that serve, and those that free models, when all is over.
+
+        TensorFlow aborts the process when the interpreter ends while one of them is inside it.
+        """
+        # The list may grow meanwhile: one that serves may start one that frees.
+        for thread in self._threads:
+            thread.join()
 
     def obey(self, supervisor: Link) -> NoReturn:
         """Does what the supervisor says, until it closes the link: then the process ends."""
@@ -118,7 +129,7 @@ class Worker:
             elif packet[0] == control.Kind.LOG:
                 log.configure(f"worker-{self._settings.worker_id}", LogSettings(*packet[1:]))
 
-    def start(self, target: Callable[[], None]) -> None:
+    def start(self, target: Callable[[], None]) -> threading.Thread:
         """Runs it on a thread of its own."""
 
         def run() -> None:
@@ -132,7 +143,9 @@ class Worker:
                 log.crashed(error)
                 _exit(control.EXIT_FAILURE)
 
-        threading.Thread(target=run, daemon=True).start()
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        return thread
 
     def _serve(self) -> None:
         serve(self._intake, self._answers, self._models, self._running)
@@ -144,7 +157,7 @@ class Worker:
         minds on which thread it runs.
         """
         if all(model.any_thread for model in self._models.values()):
-            self.start(self._serve)
+            self._threads.append(self.start(self._serve))
 
     def _unload(self, name: str, version: int) -> None:
         self._answers.unloaded(name, version)
@@ -163,7 +176,7 @@ class Worker:
             log.info("model_unloaded", model=name, version=version, unload_s=seconds)
 
         # Not on the thread that takes the next batch.
-        self.start(free)
+        self._threads.append(self.start(free))
 
     def _end(self) -> NoReturn:
         """Ends the process.

@@ -60,7 +60,7 @@ def savedmodels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tensorflow_server(savedmodels: Path) -> Iterator[Server]:
     """Two workers that serve all of the SavedModels that can be served, some of them twice."""
     kinds = {path.name: path for path in sorted(savedmodels.iterdir())}
-    for unfit in ("bad", "empty", "no_signatures", "variable_length"):
+    for unfit in ("bad", "empty", "no_signatures", "foreign_operation", "variable_length"):
         del kinds[unfit]
     for elsewhere in ("half_plus_three", "examples_tf2", "product", "two_constants"):
         del kinds[elsewhere]

@@ -193,6 +193,12 @@ class WorkerSettings:
         return cls(**{**body, "models": [ModelSource.from_wire(m) for m in body["models"]]})
 
 
+# Connections that may wait at a gateway's port for a process to take them: a burst of callers, and
+# the moments in which one is replaced. The kernel bounds it by net.core.somaxconn, 4096 as Linux
+# comes.
+BACKLOG = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
     """What a gateway needs; sockets that it listens at come beside it.

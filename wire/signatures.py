@@ -14,6 +14,9 @@ from batchyard.wire.errors import Internal
 
 Shape = tuple[int | None, ...]
 
+# The one that is meant where none is named.
+DEFAULT_SIGNATURE = "serving_default"
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchyard.wire.errors import ConfigurationError
-
-DEFAULT_SIGNATURE = "serving_default"
+from batchyard.wire.signatures import DEFAULT_SIGNATURE
 
 
 @dataclass(frozen=True, slots=True)

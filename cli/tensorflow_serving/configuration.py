@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ _PLACES = {
     "pool.drain_timeout_s": "--drain_timeout_s",
     "pool.file_system_poll_wait_seconds": "--file_system_poll_wait_seconds",
     "pool.model_config_poll_wait_seconds": "--model_config_file_poll_wait_seconds",
+    "broker": "--bind",
     "broker.bind": "--bind",
     "log.format": "--log_format",
     "log.level": "--log_level",
@@ -77,10 +79,11 @@ def log_table(values: Mapping[str, Any]) -> dict[str, Any]:
 def _check(values: Mapping[str, Any]) -> None:
     if not (values["port"] or values["grpc_socket_path"]):
         raise ConfigurationError("at least one of --port and --grpc_socket_path must be set")
-    if values["port"] and values["port"] == values["rest_api_port"]:
-        raise ConfigurationError(
-            f"--port and --rest_api_port are both {values['port']}: each needs one of its own"
-        )
+    for one, other in combinations(("port", "rest_api_port", "metrics_port"), 2):
+        if values[one] > 0 and values[one] == values[other]:
+            raise ConfigurationError(
+                f"--{one} and --{other} are both {values[one]}: each needs one of its own"
+            )
     if not (values["model_base_path"] or values["model_config_file"]):
         raise ConfigurationError(
             "no model to serve: give --model_base_path, or --model_config_file"

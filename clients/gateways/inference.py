@@ -18,7 +18,6 @@ import numpy.typing as npt
 from batchyard.clients.async_client import Answer, AsyncClient
 from batchyard.clients.gateways import signature_checks as checks
 from batchyard.clients.gateways.served_model import ServedModel
-from batchyard.clients.inputs import DEFAULT_SIGNATURE
 from batchyard.wire import dtypes
 from batchyard.wire.errors import (
     BatchyardError,
@@ -28,7 +27,8 @@ from batchyard.wire.errors import (
     NotFound,
     Unimplemented,
 )
-from batchyard.wire.signatures import SignatureSpec
+from batchyard.wire.signatures import DEFAULT_SIGNATURE, SignatureSpec
+from batchyard.wire.tensorflow_serving.example_requests import CLASSIFY, EXAMPLES_INPUT, REGRESS
 
 __all__ = [
     "Classifications",
@@ -43,8 +43,6 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-CLASSIFY = "tensorflow/serving/classify"
-REGRESS = "tensorflow/serving/regress"
 # How long a model is not looked up again. Until it shows in an answer that it has changed.
 _MODEL_KEPT_S = 1.0
 _MODELS_KEPT = 1024
@@ -144,6 +142,7 @@ class Inference:
             signature = await self._signature(spec, deadline, error, _no_serving_signature)
             checks.check_inputs(signature, inputs)
             checks.check_dtypes(signature, inputs)
+            checks.check_rows(signature, inputs)
             raise
         outputs = answer.outputs
         if output_filter:
@@ -311,7 +310,7 @@ class Inference:
     ) -> Answer:
         if not len(examples):
             raise InvalidArgument("Input is empty.")
-        return await self._answer(spec, {checks.EXAMPLES_INPUT: examples}, timeout, request_id)
+        return await self._answer(spec, {EXAMPLES_INPUT: examples}, timeout, request_id)
 
     async def _signature(
         self,
@@ -386,7 +385,7 @@ def _fed_tensor(model: ServedModel, signature: SignatureSpec) -> str:
     if signature.inputs[0].dtype == dtypes.STRING:
         return ""
     inputs = model.signature_def.signature_def[signature.name].inputs
-    name: str = inputs[checks.EXAMPLES_INPUT].name
+    name: str = inputs[EXAMPLES_INPUT].name
     return name
 
 

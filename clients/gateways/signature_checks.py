@@ -18,11 +18,11 @@ import numpy.typing as npt
 from batchyard.wire import dtypes
 from batchyard.wire.errors import FailedPrecondition, InvalidArgument
 from batchyard.wire.signatures import SignatureSpec, format_shape
+from batchyard.wire.tensorflow_serving.example_requests import EXAMPLES_INPUT
 
 Array = npt.NDArray[Any]
 
 # The names that the tensors of such signatures have in every SavedModel.
-EXAMPLES_INPUT = "inputs"
 CLASSES_OUTPUT = "classes"
 SCORES_OUTPUT = "scores"
 VALUES_OUTPUT = "outputs"
@@ -66,6 +66,25 @@ def check_dtypes(signature: SignatureSpec, inputs: Mapping[str, Array]) -> None:
                 f"{tensorflow_name(given)} is provided: it is the input {spec.name!r} of "
                 f"signature {signature.name!r}"
             )
+
+
+def check_rows(signature: SignatureSpec, inputs: Mapping[str, Array]) -> None:
+    """Whether a request's inputs have rows, as many each, where requests are batched.
+
+    Raises InvalidArgument, as TensorFlow Serving's batching_util.h does.
+    """
+    if not signature.batched:
+        return
+    for name in sorted(inputs):
+        if not inputs[name].ndim:
+            raise InvalidArgument(
+                f"Batching Run() input tensors must have at least one dimension: {name!r} has none"
+            )
+    counts = {name: len(array) for name, array in sorted(inputs.items())}
+    if len(set(counts.values())) > 1:
+        raise InvalidArgument(
+            f"Batching Run() input tensors must have equal 0th-dimension size, got {counts}"
+        )
 
 
 def check_filter(output_filter: Sequence[str], outputs: Iterable[str]) -> None:

@@ -30,6 +30,7 @@ from batchyard.pool.runtimes.object_graph import (
     first_unrestored,
     load_by_objects,
 )
+from batchyard.pool.runtimes.operations import PACKAGES, import_packages, missing_operation
 from batchyard.wire import dtypes, log
 from batchyard.wire.control import WorkerSettings
 from batchyard.wire.errors import BatchyardError, InvalidArgument, from_wire
@@ -77,12 +78,16 @@ class SavedModel:
 
     def _load(self, config: Any) -> tuple[dict[str, Any], str | None]:
         """The signatures that it has now, and a variable that they need and do not have."""
-        session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:
-            with session.graph.as_default():
-                meta_graph = tf.compat.v1.saved_model.load(session, [_SERVE_TAG], self._path)
+            try:
+                session, meta_graph = self._restore(config)
+            except tf.errors.NotFoundError as error:
+                if missing_operation(error) is None:
+                    raise
+                import_packages()
+                session, meta_graph = self._restore(config)
         except (tf.errors.OpError, OSError, RuntimeError, ValueError, KeyError) as error:
-            raise ModelLoadError(f"{self._path}: {_first_line(error)}") from error
+            raise ModelLoadError(f"{self._path}: {_why_not_restored(error)}") from error
         self._take(session, meta_graph.signature_def)
         self.signature_def = self._published(meta_graph.signature_def)
         if not self._signatures:
@@ -92,6 +97,11 @@ class SavedModel:
             # Of TensorFlow 1: it has no objects, and may fill a variable in the call itself.
             return served, None
         return served, first_unrestored(session, _fetches(*served.values()))
+
+    def _restore(self, config: Any) -> tuple[Any, Any]:
+        session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+        with session.graph.as_default():
+            return session, tf.compat.v1.saved_model.load(session, [_SERVE_TAG], self._path)
 
     def _load_by_objects(
         self, signature_defs: Mapping[str, Any], config: Any, unrestored: str
@@ -281,6 +291,17 @@ def check_device(settings: WorkerSettings) -> None:
 
 class DeviceError(Exception):
     """The worker's device is not there."""
+
+
+def _why_not_restored(error: Exception) -> str:
+    operation = missing_operation(error)
+    if operation is None:
+        return _first_line(error)
+    packages = ", ".join(PACKAGES.values())
+    return (
+        f"operation {operation!r} is not TensorFlow's own: install the package that has it beside "
+        f"TensorFlow; of {packages} those that are installed were imported"
+    )
 
 
 def _first_line(error: Exception) -> str:

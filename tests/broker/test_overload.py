@@ -54,6 +54,20 @@ def test_what_the_backlog_makes_late_is_refused_at_once() -> None:
     assert b.state.catalog.models["m", 1].misses == {"refused": 24}
 
 
+def test_a_refusal_says_what_was_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    b = broker()
+    refusals: list[str] = []
+    monkeypatch.setattr(b, "check", lambda action: refusals.append(action.error.message))
+    monkeypatch.setattr(b, "check_books", lambda: None)
+    b.ask(1, timeout_s=0.01)
+    b.ask(*[1] * 400, timeout_s=1.5)
+    assert refusals == [
+        f"model 'm': behind what runs and 0 rows that wait there is no answer within {left} ms: "
+        "a batch of 4 takes 20 ms"
+        for left in (10, 1500)
+    ]
+
+
 def test_of_a_message_those_that_can_be_in_time_are_taken() -> None:
     b = broker()
     group = b.ask(*[1] * 40, timeout_s=0.1)

@@ -26,7 +26,7 @@ from batchyard.wire.signatures import TensorSpec
 Ask = Callable[..., Any]
 
 BY_OBJECTS = {"keras_save", "keras_module", "keras_words", "keras_counter"}
-UNFIT = {"bad", "empty", "no_signatures"}
+UNFIT = {"bad", "empty", "no_signatures", "foreign_operation"}
 
 # Loads all the models of a folder, and then one whose objects do not load.
 LOAD = """

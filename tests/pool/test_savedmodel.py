@@ -154,6 +154,12 @@ def test_signatures_that_cannot_run_leave_the_others(
     assert outputs["y"].tolist() == [2.0, 2.0, 2.0]
 
 
+def test_an_operation_of_a_package_that_is_missing(ask_tensorflow: Ask, savedmodels: Path) -> None:
+    said = r"/foreign_operation/1: operation 'NormalizeU8' is not .* tensorflow-text, "
+    with pytest.raises(ModelLoadError, match=said):
+        ask_tensorflow(describe, savedmodels / "foreign_operation" / "1")
+
+
 @pytest.mark.parametrize("kind", ["bad", "empty", "no_signatures"])
 def test_what_does_not_load_says_where(ask_tensorflow: Ask, savedmodels: Path, kind: str) -> None:
     path = savedmodels / kind / "1"

@@ -142,6 +142,26 @@ def test_what_models_registered_for_the_end_is_done(tmp_path: Path) -> None:
     assert (tmp_path / "ended").exists()
 
 
+def test_a_model_that_is_being_unloaded_is_waited_for_at_the_end(tmp_path: Path) -> None:
+    model = tmp_path / "model.py"
+    model.write_text(
+        "import pathlib, time\n"
+        "class Echo:\n"
+        "    def __call__(self, inputs): return inputs\n"
+        "    def __del__(self):\n"
+        "        time.sleep(0.3)\n"
+        f"        pathlib.Path({str(tmp_path / 'freed')!r}).touch()\n"
+        # Nobody but the worker has it.
+        "def __getattr__(name): return Echo()\n"
+    )
+    with worker_process(ModelSource("m", 7, "python", f"{model}:echo", [1], None)) as worker:
+        worker.ready()
+        worker.link.send(work.Unload("m", 7).to_wire())
+        worker.child.link.close()
+        assert worker.exit_code() == control.EXIT_OK
+    assert (tmp_path / "freed").exists()
+
+
 def test_it_dies_with_its_supervisor_only(worker: WorkerProcess) -> None:
     worker.ready()
     os.kill(worker.child.pid, signal.SIGTERM)

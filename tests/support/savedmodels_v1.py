@@ -184,6 +184,21 @@ def partly_broken(model_dir: Path) -> None:
         _save(model_dir / VERSION, session, signatures)
 
 
+def foreign_operation(model_dir: Path) -> None:
+    """Its operation is of a package, which is not installed here."""
+    with _session() as session:
+        x = v1.placeholder(tf.string, (None,), "x")
+        y = _tensor_info(tf.strings.lower(x, name="y"))
+        _save(
+            model_dir / VERSION,
+            session,
+            {"serving_default": _signature_def({"x": _tensor_info(x)}, {"y": y})},
+        )
+    file = model_dir / VERSION / "saved_model.pb"
+    # Of the same length, so that the message around it stays one.
+    file.write_bytes(file.read_bytes().replace(b"StringLower", b"NormalizeU8"))
+
+
 EXPORTERS: tuple[Exporter, ...] = (
     half_plus_two,
     half_plus_two_2_versions,
@@ -192,4 +207,5 @@ EXPORTERS: tuple[Exporter, ...] = (
     matrix_half_plus_two,
     reduces,
     partly_broken,
+    foreign_operation,
 )

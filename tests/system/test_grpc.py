@@ -164,7 +164,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "INVALID_ARGUMENT: input tensor alias not found in signature: z. Inputs expected to be in "
         "the set {x}.",
     ),
-    "another dtype": (predict_request("double", {"x": X.astype(int)}), "INVALID_ARGUMENT: model"),
+    "another dtype": (
+        predict_request("double", {"x": X.astype(int)}),
+        "INVALID_ARGUMENT: Expects arg[0] to be",
+    ),
     "another shape": (predict_request("double", {"x": X[:, :1]}), "INVALID_ARGUMENT: model"),
     "no tensor": (wrong_tensor(), "INVALID_ARGUMENT: tensor parsing error: x: tensor_content has"),
     "no output": (

@@ -18,6 +18,11 @@ from batchyard.wire.tensorflow_serving import messages
 
 Array = npt.NDArray[Any]
 
+# Methods of signatures that take examples, and the name of their only input.
+CLASSIFY = "tensorflow/serving/classify"
+REGRESS = "tensorflow/serving/regress"
+EXAMPLES_INPUT = "inputs"
+
 # Of the context, once for each example.
 _CONTEXTS_NBYTES_MAX = 256 * 1024 * 1024
 _PACKAGE = "batchyard.examples"

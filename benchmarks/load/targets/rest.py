@@ -15,14 +15,14 @@ from urllib.parse import quote
 
 import numpy as np
 
-from batchyard.benchmarks.load.plan import DEFAULT_SIGNATURE, MixEntry
+from batchyard.benchmarks.load.plan import MixEntry
 from batchyard.benchmarks.load.targets.address import read_address
 from batchyard.benchmarks.load.targets.base import Array, Send, Target
 from batchyard.benchmarks.load.targets.http_answers import Answer
 from batchyard.benchmarks.load.targets.http_pool import HttpPool
 from batchyard.benchmarks.load.targets.tensorflow_types import shape, wire_name
 from batchyard.wire import errors
-from batchyard.wire.signatures import TensorSpec
+from batchyard.wire.signatures import DEFAULT_SIGNATURE, TensorSpec
 
 _PORT = 8501
 # TensorFlow Serving's table, ToHTTPStatusCode in model_servers/http_server.cc, backwards; where

@@ -18,11 +18,8 @@ from batchyard.clients.gateways.rest.gateway import CORS_HEADERS, RestGateway
 from batchyard.clients.gateways.rest.http_server import HttpServer
 from batchyard.clients.gateways.rest.options import RestOptions
 from batchyard.clients.gateways.source import BrokerSource
+from batchyard.wire.control import BACKLOG
 from batchyard.wire.errors import ConfigurationError
-
-# Connections that may wait for a process to take them: a burst of callers, and the moments in which
-# one is replaced. The kernel bounds it by net.core.somaxconn, 4096 as Linux comes.
-_BACKLOG = 4096
 
 
 @contextlib.asynccontextmanager
@@ -50,7 +47,7 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
 def _listen(sock: socket.socket) -> None:
     """Opens the port, if no process before this one did. Raises ConfigurationError."""
     try:
-        sock.listen(_BACKLOG)
+        sock.listen(BACKLOG)
     except OSError as error:
         host, port = sock.getsockname()[:2]
         raise ConfigurationError(

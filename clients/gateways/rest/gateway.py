@@ -31,7 +31,6 @@ from batchyard.clients.gateways.rest.predict_json import decode_predict, encode_
 from batchyard.clients.gateways.rest.rebinding import is_rebound
 from batchyard.clients.gateways.rest.statuses import status_of
 from batchyard.clients.gateways.source import BrokerSource
-from batchyard.clients.inputs import DEFAULT_SIGNATURE
 from batchyard.wire import log
 from batchyard.wire.errors import (
     BatchyardError,
@@ -42,7 +41,7 @@ from batchyard.wire.errors import (
     Unavailable,
     shortened,
 )
-from batchyard.wire.signatures import TensorSpec
+from batchyard.wire.signatures import DEFAULT_SIGNATURE, TensorSpec
 from batchyard.wire.tags import is_request_id
 from batchyard.wire.version import version
 

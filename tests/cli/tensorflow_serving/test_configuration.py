@@ -229,6 +229,8 @@ def test_threads_and_memory(tmp_path: Path) -> None:
         ((), "no model to serve: give --model_base_path, or --model_config_file"),
         ((_MODEL, "--port=0"), "at least one of --port and --grpc_socket_path must be set"),
         ((_MODEL, "--rest_api_port=8500"), "--port and --rest_api_port are both 8500"),
+        ((_MODEL, "--metrics_port=8500"), "--port and --metrics_port are both 8500"),
+        ((_MODEL, "--bind=here"), "--bind: endpoint 'here' must be tcp://HOST:PORT or ipc:///PATH"),
         (("--model_base_path=gs://b/m",), "--model_base_path 'gs://b/m': models are read from"),
         ((_MODEL, "--port=70000"), "--port: Input should be less than or equal to 65535"),
         ((_MODEL, "--workers=0"), "--workers: Input should be greater than or equal to 1"),

@@ -218,6 +218,25 @@ WRONG_INPUT: Ask = lambda inference: inference.predict(SPEC, {"z": X}, timeout=N
             ),
         ),
         (
+            lambda inference: inference.predict(SPEC, {"x": X[0, 0]}, timeout=None),
+            InvalidArgument("input 'x' has shape (), needs any shape"),
+            None,
+            InvalidArgument(
+                "Batching Run() input tensors must have at least one dimension: 'x' has none"
+            ),
+        ),
+        (
+            lambda inference: inference.predict(
+                ModelSpec("m", signature_name="open"), {"a": X, "b": X[:1]}, timeout=None
+            ),
+            InvalidArgument("inputs must have the same number of rows"),
+            None,
+            InvalidArgument(
+                "Batching Run() input tensors must have equal 0th-dimension size, got "
+                "{'a': 2, 'b': 1}"
+            ),
+        ),
+        (
             lambda inference: inference.predict(SPEC, {"x": EXAMPLES}, timeout=None),
             InvalidArgument("input 'x' holds bytes, needs float32"),
             None,
