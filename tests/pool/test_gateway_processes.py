@@ -228,9 +228,9 @@ def test_what_was_read_is_answered_before_the_end() -> None:
         pid = holder.say("pid")
         holder.gateways.drain()
         holder.turn_until(lambda: _is_refused(holder))
+        assert not holder.of(events.GatewaysDrained)
         early.sendall(b"release\n")
         assert holder.answer(early) == "1"
-        assert not holder.of(events.GatewaysDrained)
         assert holder.answer(request) == pid
         holder.turn_until(lambda: holder.of(events.GatewaysDrained))
         # The other one goes on, and none is started in place of the first.
