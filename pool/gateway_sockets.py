@@ -24,7 +24,8 @@ def held(plan: GatewayPlan) -> Iterator[socket.socket | None]:
 
     The socket listens, for all of the gateway's processes; or only keeps the port for processes
     that bind it themselves. A path that is taken over is left to the gateway alone: gRPC removes a
-    socket that is there before it binds, and its own at the end. Raises ConfigurationError when it cannot be had.
+    socket that is there before it binds, and its own at the end. Raises ConfigurationError when it
+    cannot be had.
     """
     with contextlib.ExitStack() as held:
         if plan.socket_path is not None and not plan.takes_socket_over:
