@@ -201,6 +201,10 @@ class HttpConnection(asyncio.Protocol):
         headers = self._request.headers
         name = name.lower()
         known = headers.get(name)
+        if known is not None and name == b"host":
+            # A proxy in front may have taken the other.
+            self.refuse(400, "a request has one header Host")
+            return
         headers[name] = value if known is None else b"%b, %b" % (known, value)
 
     def on_headers_complete(self) -> None:
@@ -216,6 +220,11 @@ class HttpConnection(asyncio.Protocol):
         headers = request.headers
         if request.method not in _METHODS:
             self.refuse(501, f"method {request.method} is not served")
+            return
+        encoding = headers.get(b"transfer-encoding")
+        if encoding is not None and encoding.strip().lower() != b"chunked":
+            # What is compressed for the way, too, would be taken for the body itself.
+            self.refuse(501, "the only Transfer-Encoding that is served is chunked")
             return
         length = headers.get(b"content-length")
         if length is not None and int(length) > self._memory.max_body_nbytes:
