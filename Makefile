@@ -16,8 +16,10 @@ SITE_PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 # Inputs that `make fuzz` tries, of all targets together.
 RUNS ?= 100000
 
-# Test files that run at once.
+# Test files that run at once; but those that drive whole servers, or measure, want the processors for
+# themselves.
 JOBS ?= 2
+ALONE := tests/system tests/benchmarks
 
 # How long `make chaos` runs; the same seed makes the same choices.
 SECONDS ?= 600
@@ -39,7 +41,8 @@ types: $(VENV)/installed
 	$(BIN)/mypy $(patsubst %,-p batchyard.%,$(PACKAGES))
 
 unit: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest -q $(ALONE)
 
 # What decodes bytes from outside, under inputs that atheris makes, guided by coverage. What it
 # learns is kept in .fuzz, where the next run goes on.
