@@ -10,6 +10,7 @@ from batchyard.broker.durations import Durations, Errors
 from batchyard.broker.lane import Lane
 from batchyard.broker.measures import Measures
 from batchyard.broker.policy import NEVER, BatchingParameters
+from batchyard.broker.target_inputs import check_input, declare, listed, match_inputs, row_shape
 from batchyard.wire import dtypes
 from batchyard.wire.arena import align
 from batchyard.wire.errors import (
@@ -20,16 +21,13 @@ from batchyard.wire.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from batchyard.wire.protocol import InputHeader, Target
-from batchyard.wire.signatures import SignatureSpec, TensorSpec, format_shape, shape_fits
+from batchyard.wire.protocol import Target
+from batchyard.wire.signatures import SignatureSpec
 from batchyard.wire.tensors import element_count
 from batchyard.wire.work import ModelReport, WarmupRuns
 
 # Lanes and routes are made by what clients send (row shapes); idle ones go when there are more.
 _ROUTES_MAX = 4096
-# A tensor without elements has no bytes that bound its sizes, but numpy and TensorFlow want their
-# product, with as many rows as a message may have and the size of an element, below 63 bits.
-_EMPTY_MAX = 1 << 36
 # Of the target that a route is remembered by. Longer ones are read anew each time.
 _ROUTE_NBYTES_MAX = 16 * 1024
 
@@ -279,7 +277,7 @@ class Catalog:
         served = [model for model in self.models.values() if not model.is_retired]
         versions = [model for model in served if model.name == name]
         if not versions:
-            names = _list(sorted({model.name for model in served}))
+            names = listed(sorted({model.name for model in served}))
             raise NotFound(f"model {name!r} is not served here; served are {names}")
         return sorted(versions, key=lambda model: model.version)
 
@@ -306,16 +304,16 @@ class Catalog:
         if signature is None:
             raise NotFound(
                 f"model {model.name!r} has no signature {target.signature!r}; it has "
-                f"{_list(model.signatures)}"
+                f"{listed(model.signatures)}"
             )
         where = f"model {model.name!r} signature {signature.name!r}"
         if signature.open:
-            signature = _declare(signature, target.inputs, where)
-        order = _match_inputs(signature, target.inputs, where)
+            signature = declare(signature, target.inputs, where)
+        order = match_inputs(signature, target.inputs, where)
         shapes = []
         for spec, place in zip(signature.inputs, order, strict=True):
             given = target.inputs[place]
-            _check_input(spec, given, signature, model.parameters, where)
+            check_input(spec, given, signature, model.parameters, where)
             shapes.append(given.shape)
         lane = self._lane(model, signature, target.priority, shapes, where)
         return Route(lane, order, tuple(shapes))
@@ -329,7 +327,7 @@ class Catalog:
         where: str,
     ) -> Lane:
         row_shapes = tuple(
-            _row_shape(spec, shape, model.parameters)
+            row_shape(spec, shape, model.parameters)
             for spec, shape in zip(signature.inputs, shapes, strict=True)
         )
         if not signature.batched:
@@ -413,83 +411,6 @@ def _sizes(row_shapes: Iterable[tuple[int | None, ...]]) -> list[int]:
     return [element_count([dim or 0 for dim in dims]) for dims in row_shapes]
 
 
-def _declare(
-    signature: SignatureSpec, inputs: tuple[InputHeader, ...], where: str
-) -> SignatureSpec:
-    """An open signature, with the tensors of one request taken as declared."""
-    if not inputs:
-        raise InvalidArgument(f"{where} got no input; it takes any, but at least one")
-    scalars = not signature.batched
-    specs = (
-        TensorSpec(i.name, i.dtype, () if scalars and not i.shape else (None, *i.shape[1:]))
-        for i in inputs
-    )
-    return replace(signature, inputs=tuple(sorted(specs, key=lambda spec: spec.name)))
-
-
-def _match_inputs(
-    signature: SignatureSpec, inputs: tuple[InputHeader, ...], where: str
-) -> tuple[int, ...]:
-    places = {given.name: i for i, given in enumerate(inputs)}
-    needed = [spec.name for spec in signature.inputs]
-    unknown = [name for name in places if name not in needed]
-    missing = [name for name in needed if name not in places]
-    if unknown or missing or len(places) < len(inputs):
-        complaint = (
-            f"has no input {unknown[0]!r}"
-            if unknown
-            else f"misses input {missing[0]!r}"
-            if missing
-            else "got an input twice"
-        )
-        raise InvalidArgument(f"{where} {complaint}; its inputs are {_list(needed)}")
-    return tuple(places[name] for name in needed)
-
-
-def _check_input(
-    spec: TensorSpec,
-    given: InputHeader,
-    signature: SignatureSpec,
-    parameters: BatchingParameters,
-    where: str,
-) -> None:
-    batched = signature.batched
-    if given.dtype != spec.dtype:
-        raise InvalidArgument(
-            f"{where}: input {spec.name!r} has dtype {given.dtype}, needs {spec.dtype}"
-        )
-    # Where the message counts the rows any count fits an open dimension.
-    shape = tuple(1 if dim is None else dim for dim in given.shape)
-    # As in TensorFlow Serving the model may decide, but of rows that are padded, to be batched with
-    # others.
-    is_left_to_model = signature.checks_shapes and not parameters.pad_variable_length_inputs
-    if not (is_left_to_model or shape_fits(spec, shape)) or (batched and not shape):
-        raise InvalidArgument(
-            f"{where}: input {spec.name!r} has shape {format_shape(given.shape)}, needs "
-            f"{format_shape(spec.shape)}"
-        )
-    if 0 in shape and element_count([dim or 1 for dim in shape]) > _EMPTY_MAX:
-        raise InvalidArgument(
-            f"{where}: input {spec.name!r} has shape {format_shape(given.shape)}; without elements "
-            f"its other sizes may multiply to {_EMPTY_MAX} at most"
-        )
-    if not batched and None in given.shape:
-        raise InvalidArgument(
-            f"{where}: requests for it are never batched, so each must be a message of its own "
-            f"with whole shapes; input {spec.name!r} has {format_shape(given.shape)}"
-        )
-
-
-def _row_shape(
-    spec: TensorSpec, shape: tuple[int | None, ...], parameters: BatchingParameters
-) -> tuple[int | None, ...]:
-    dims = shape[1:]
-    if not parameters.pad_variable_length_inputs:
-        return dims
-    declared = (None,) * len(dims) if spec.shape is None else spec.shape[1:]
-    return tuple(None if want is None else dim for want, dim in zip(declared, dims, strict=False))
-
-
 def _nothing_found(
     versions: list[ServedModel], version: int | None, label: str | None
 ) -> BatchyardError:
@@ -502,9 +423,5 @@ def _nothing_found(
     # As in TensorFlow Serving: labels are the configuration's, and do not come by themselves as
     # versions do.
     return InvalidArgument(
-        f"model {name!r} has no version labelled {label!r}; labels are {_list(labels)}"
+        f"model {name!r} has no version labelled {label!r}; labels are {listed(labels)}"
     )
-
-
-def _list(names: object) -> str:
-    return ", ".join(repr(name) for name in names) or "none"  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ TENSORFLOW = ("pool/runtimes/*.py", "benchmarks/tensorflow_*.py", "benchmarks/pe
 CORE = [
     *(f"broker/{name}.py" for name in ("policy", "queue", "catalog", "layout", "events", "state")),
     "broker/admission.py",
+    "broker/target_inputs.py",
     "broker/measures.py",
     "broker/times.py",
     "wire/blocks.py",
