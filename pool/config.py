@@ -259,7 +259,7 @@ def served_instead(tables: Any, models: Sequence[dict[str, Any]]) -> list[dict[s
         dropped = ["version_policy", "version_labels"]
         if old.get("path") != model["path"]:
             # Another model by the same name.
-            dropped += ["runtime", "signature", "read_in_place"]
+            dropped += ["runtime", "signature", "read_in_place", "device_arrays", "jit_compile"]
         kept = {key: value for key, value in old.items() if key not in dropped}
         result.append({**kept, **model})
     return result

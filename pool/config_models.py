@@ -168,6 +168,18 @@ class Model(Section):
         "as indices without copying them first. A function that writes to such an input is called "
         "again with a copy, and gets copies from then on.",
     )
+    device_arrays: bool = Field(
+        False,
+        description="On a GPU the worker brings inputs to the card itself, while the batch before "
+        "computes, and brings outputs back. A python function gets arrays there that any DLPack "
+        "framework takes as they are, and may return its own; a SavedModel's signatures are "
+        "called as tf.function with them. See docs/gpu.md. On a CPU a function gets numpy arrays.",
+    )
+    jit_compile: bool = Field(
+        False,
+        description="Whether XLA compiles a SavedModel's signatures: once for each of "
+        "allowed_batch_sizes, before it is served.",
+    )
     run_warmup_requests: bool = Field(
         True,
         description="Whether a SavedModel's own warm-up requests, a TFRecord file "
@@ -228,6 +240,14 @@ class Model(Section):
             )
         if self.runtime == "python" and self.batching_params_file:
             raise ValueError("batching_params_file is for SavedModels: a function has no folder")
+        if self.runtime == "python" and self.jit_compile:
+            raise ValueError("jit_compile is for SavedModels: a function compiles what it likes")
+        sizes_are_known = self.batching.allowed_batch_sizes or self.batching_params_file
+        if self.jit_compile and self.batching.enable_batching and not sizes_are_known:
+            raise ValueError(
+                "jit_compile needs batching.allowed_batch_sizes, such as [1, 8, 64]: XLA compiles "
+                "for each size that occurs, and that takes seconds"
+            )
         if self.runtime != "python" and self.signature is not None:
             raise ValueError(
                 "signature is for the python runtime; a SavedModel has its own. For a Python "

@@ -161,6 +161,8 @@ def _source(model: Model, number: int, version: Version) -> ModelSource:
         batch_sizes=batching.warmup_batch_sizes,
         signature=None if model.signature is None else model.signature.model_dump(),
         read_in_place=model.read_in_place,
+        device_arrays=model.device_arrays,
+        jit_compile=model.jit_compile,
         warmup_requests=_warmup_requests(model, batching),
     )
 

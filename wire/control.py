@@ -140,6 +140,8 @@ class ModelSource:
 
     ``batch_sizes`` are the sizes to warm up at, increasing. ``signature`` and ``read_in_place`` are
     for the python runtime only: what a SavedModel says of itself, said by the configuration.
+    ``device_arrays``: on a GPU the worker brings inputs to it and outputs back, not the runtime.
+    ``jit_compile``: XLA compiles a SavedModel's signatures.
     ``warmup_requests`` is None where those that it brings along are not to be run.
     """
 
@@ -150,6 +152,8 @@ class ModelSource:
     batch_sizes: list[int]
     signature: dict[str, Any] | None
     read_in_place: bool = True
+    device_arrays: bool = False
+    jit_compile: bool = False
     warmup_requests: WarmupRequests | None = None
 
     @classmethod
