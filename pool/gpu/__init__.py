@@ -1,1 +1,1 @@
-"""A worker's card: batches go there and come back by transfers of our own, by NVIDIA's driver API."""
+"""A worker's card: batches go there and come back by transfers of our own."""

@@ -1,8 +1,9 @@
 """Cards that are none: stand-ins for NVIDIA's driver libraries, for machines without a GPU.
 
-``libcuda.so.1`` and ``libnvidia-ml.so.1`` are built from the C files in ``simulated_card/``, so that
-NVIDIA's own bindings, and real servers, run on them: "device memory" is memory of the process, streams
-are threads. What processes use of which card is kept in one file (``simulated_card/state.h``).
+``libcuda.so.1`` and ``libnvidia-ml.so.1`` are built from the C files in ``simulated_card/``, so
+that NVIDIA's own bindings, and real servers, run on them: "device memory" is memory of the
+process, streams are threads. What processes use of which card is kept in one file
+(``simulated_card/state.h``).
 """
 
 from __future__ import annotations
