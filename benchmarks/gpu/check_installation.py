@@ -2,7 +2,7 @@
 
 A script, with the standard library alone: Batchyard cannot be imported yet.
 
-``check_installation.py CHECKOUT``            says what is missing; exits with 0 if nothing needed is
+``check_installation.py CHECKOUT``            says what is missing; 0 if it can run
 ``check_installation.py CHECKOUT --quiet``    only exits
 ``check_installation.py CHECKOUT --missing``  prints requirements, a line each, for pip
 ``check_installation.py CHECKOUT --link``     makes the checkout importable in this environment
@@ -32,7 +32,8 @@ def requirements(checkout: Path) -> dict[str, str]:
     parser = configparser.ConfigParser()
     parser.read(checkout / "setup.cfg")
     lines = [parser["options"]["install_requires"]]
-    lines += [parser["options.extras_require"].get(extra, "") for extra in ("server", "gpu", "bench")]
+    extras = parser["options.extras_require"]
+    lines += [extras.get(extra, "") for extra in ("server", "gpu", "bench")]
     words = [line.strip() for text in lines for line in text.splitlines() if line.strip()]
     return {re.split(r"[<>=!~;\[ ]", word)[0]: word for word in words}
 
@@ -79,6 +80,12 @@ def link(checkout: Path) -> None:
             (target / name.partition(".")[2]).symlink_to(checkout / folder)
 
 
+def _tell(what: str, missing: list[str]) -> None:
+    if missing:
+        quoted = " ".join(f"'{requirement}'" for requirement in missing)
+        print(f"{what}: {quoted} (pip install them for {sys.executable})")
+
+
 def main(checkout: Path, what: str) -> int:
     """The exit status."""
     if sys.version_info < _PYTHON:
@@ -95,10 +102,8 @@ def main(checkout: Path, what: str) -> int:
         print("\n".join([*needed, *wanted]))
         return 0
     if what != "--quiet":
-        for words, missing in (("cannot run without", needed), ("parts are skipped without", wanted)):
-            if missing:
-                quoted = " ".join(f"'{requirement}'" for requirement in missing)
-                print(f"{words}: {quoted} (pip install them for {sys.executable})")
+        _tell("it cannot run without", needed)
+        _tell("it leaves things out without", wanted)
     return 0 if not needed and is_linked(checkout) else 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.gpu.card_memory import MIB, CardMemory
@@ -58,9 +58,7 @@ def _measure_overhead(subject: Subject, pool: Pool, memory: CardMemory) -> Verdi
     return held(subject.framework, "overhead", holds, found, f"above 0, at most {mib(most)}")
 
 
-def _check_death(
-    subject: Subject, pool: Pool, memory: CardMemory, taken: int
-) -> Iterator[Verdict]:
+def _check_death(subject: Subject, pool: Pool, memory: CardMemory, taken: int) -> Iterator[Verdict]:
     """A worker that took much is killed."""
     framework = subject.framework
     (pid,) = pool.pids
@@ -103,7 +101,9 @@ def _check_broken_context(subject: Subject, pool: Pool) -> Verdict:
     return held(subject.framework, check, not lost, found, "none lost")
 
 
-def check_cap(subject: Subject, name: str, setting: dict[str, float], cap: int) -> Iterator[Verdict]:
+def check_cap(
+    subject: Subject, name: str, setting: Mapping[str, float], cap: int
+) -> Iterator[Verdict]:
     """One worker whose memory has a limit of ``cap`` bytes, by a setting of that name."""
     if subject.overhead is None:
         yield skipped(subject.framework, name, "the overhead is not known")
@@ -123,9 +123,7 @@ def check_cap(subject: Subject, name: str, setting: dict[str, float], cap: int) 
         yield _check_excess(subject, pool, memory, name, cap)
 
 
-def _check_excess(
-    subject: Subject, pool: Pool, memory: CardMemory, name: str, cap: int
-) -> Verdict:
+def _check_excess(subject: Subject, pool: Pool, memory: CardMemory, name: str, cap: int) -> Verdict:
     """A model that needs more than its worker may have."""
     check = f"beyond {name}"
     (pid,) = pool.pids

@@ -31,7 +31,7 @@ class Framework:
 
 
 def look_at(name: str) -> Framework:
-    """Imports it in a process of its own, which takes seconds and memory of the card until it ends."""
+    """Imports it in a process of its own; until that ends it takes memory of the card."""
     module = _TENSORFLOW_SIGHT if name == "tensorflow" else _SIGHT
     # What JAX takes at its first look would be nearly the whole card.
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}

@@ -147,7 +147,11 @@ _SCALAR: tuple[str, Sequence[int]] = ("float32", (-1, 1))
 
 
 def _sight() -> Model:
-    outputs = {"devices": ("int32", (-1, 1)), "uuid": ("string", (-1, 1)), "pid": ("int32", (-1, 1))}
+    outputs = {
+        "devices": ("int32", (-1, 1)),
+        "uuid": ("string", (-1, 1)),
+        "pid": ("int32", (-1, 1)),
+    }
     return Model(SIGHT, f"{_MODELS / 'card.py'}:sight", _UNBATCHED, {"x": _SCALAR}, outputs)
 
 

@@ -1,4 +1,4 @@
-"""Python models without a framework: what CUDA shows a worker, and a call that breaks its context."""
+"""Python models without a framework: what CUDA shows a worker, and what breaks its context."""
 
 from __future__ import annotations
 
