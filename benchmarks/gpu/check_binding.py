@@ -17,7 +17,7 @@ _NOT_LOCKED = "arena_not_page_locked"
 def check_one(subject: Subject, pool: Pool, memory: CardMemory) -> Iterator[Verdict]:
     """Of a pool with one worker: what it was told, what CUDA shows it, and where NVML sees it."""
     framework, card = subject.framework, subject.card
-    pid, devices, uuid = pool.sight()
+    ((pid, devices, uuid),) = pool.sights(1)
     told_uuid = _environment(pid).get("CUDA_VISIBLE_DEVICES", "")
     holds = told_uuid == card.uuid and devices == 1 and _is_same(uuid, card.uuid)
     shown = f"CUDA shows {devices} device{'s' * (devices != 1)}, {uuid}"
@@ -34,8 +34,12 @@ def check_each(subject: Subject) -> Iterator[Verdict]:
     settings = {"device": "auto", "gpu_memory_growth": True}
     with running(subject.allocation, settings) as pool:
         wait(lambda: len(pool.pids) == len(subject.cards), "a worker on each card")
-        pids = set(pool.pids)
-        pool.allocate_everywhere(1, lambda: _seen(pool, pids), "each worker has answered")
+        pids = pool.pids
+        seen = pool.sights(len(pids))
+        wrong = [f"process {pid} sees {n} devices" for pid, n, _ in seen if n != 1]
+        if wrong or len({uuid for _, _, uuid in seen}) != len(pids):
+            yield held(framework, check, False, ", ".join(wrong) or "two see the same card")
+            return
         places = {
             pid: [card.label for card in subject.cards if _is_listed(subject, card.uuid, pid)]
             for pid in pids
@@ -74,11 +78,6 @@ def _check_place(subject: Subject, pids: list[int], memory: CardMemory) -> Verdi
 
 def _is_listed(subject: Subject, uuid: str, pid: int) -> bool:
     return CardMemory(subject.nvml, uuid).has(pid)
-
-
-def _seen(pool: Pool, pids: set[int]) -> bool:
-    """Asks for a worker's sight as often as there are workers; whether that reached each."""
-    return {pool.sight()[0] for _ in range(4 * len(pids))} >= pids
 
 
 def _is_same(digits: str, uuid: str) -> bool:
