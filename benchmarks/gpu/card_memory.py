@@ -10,12 +10,14 @@ or not be told at all. So a reading says how it came about:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 MIB = 1 << 20
+_LIST = "nvmlDeviceGetComputeRunningProcesses"
 
 
 class How(StrEnum):
@@ -66,11 +68,13 @@ class CardMemory:
 
     def processes(self) -> dict[int, int | None]:
         """Bytes by NVML's process id, None where it does not tell; {} where it lists none."""
-        try:
-            found = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        except self._nvml.NVMLError:
-            return {}
-        return {process.pid: process.usedGpuMemory for process in found}
+        found: dict[int, int | None] = {}
+        # Under MPS, processes are listed as its clients.
+        for ask in ("nvmlDeviceGetMPSComputeRunningProcesses", _LIST):
+            with contextlib.suppress(self._nvml.NVMLError, AttributeError):
+                listed = getattr(self._nvml, ask)(self._handle)
+                found.update((process.pid, process.usedGpuMemory) for process in listed)
+        return found
 
     def read(self, pids: Sequence[int]) -> Reading:
         """What these processes use, which all came after this was made."""
@@ -86,6 +90,10 @@ class CardMemory:
     def has(self, pid: int) -> bool:
         """Whether NVML lists that process on this card."""
         return pid in self.processes()
+
+    def came(self) -> set[int]:
+        """Processes, by NVML's ids, that it lists now and did not when this was made."""
+        return self.processes().keys() - self._before.keys()
 
 
 def _reading(each: list[int], how: How) -> Reading:

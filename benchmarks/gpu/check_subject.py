@@ -38,6 +38,10 @@ class Subject:
         """The card's memory; what uses it now does not belong to the check."""
         return CardMemory(self.nvml, self.card.uuid)
 
+    def memories(self) -> dict[str, CardMemory]:
+        """The same of all visible cards, by their labels."""
+        return {card.label: CardMemory(self.nvml, card.uuid) for card in self.cards}
+
     def most(self, cap: int) -> int:
         """The most bytes that a worker with that cap may use."""
         return round((1 + TOLERANCE) * cap) + (self.overhead or 0)

@@ -64,7 +64,7 @@ class Pool:
 
         The UUID is in hexadecimal digits.
         """
-        seen = {}
+        seen: dict[int, tuple[int, str]] = {}
         deadline = time.monotonic() + _ANSWER_S
         while len(seen) < workers:
             if time.monotonic() > deadline:
