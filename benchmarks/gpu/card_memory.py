@@ -17,15 +17,26 @@ from enum import StrEnum
 from typing import Any
 
 MIB = 1 << 20
-_LIST = "nvmlDeviceGetComputeRunningProcesses"
+# Under MPS, processes are listed as its clients. The second is for drivers before 510.
+_LISTS = (
+    "nvmlDeviceGetMPSComputeRunningProcesses",
+    "nvmlDeviceGetComputeRunningProcesses_v2",
+    "nvmlDeviceGetComputeRunningProcesses",
+)
 
 
 class How(StrEnum):
     """How a reading tells the workers' memory from that of others."""
 
     PROCESS = "by process"
-    DIFFERENCE = "by difference: NVML has other process ids than this container"
-    CARD = "by the card's memory as a whole: NVML tells of no processes here"
+    DIFFERENCE = "by difference"
+    CARD = "of the whole card"
+
+
+EXPLANATIONS = {
+    How.DIFFERENCE: "NVML has other process ids than this container: the processes that came count",
+    How.CARD: "NVML tells of no processes here: what the card has more in use than before counts",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +80,9 @@ class CardMemory:
     def processes(self) -> dict[int, int | None]:
         """Bytes by NVML's process id, None where it does not tell; {} where it lists none."""
         found: dict[int, int | None] = {}
-        # Under MPS, processes are listed as its clients.
-        for ask in ("nvmlDeviceGetMPSComputeRunningProcesses", _LIST):
-            with contextlib.suppress(self._nvml.NVMLError, AttributeError):
+        for ask in _LISTS:
+            # Drivers older than the binding lack some, which it tells by errors of several kinds.
+            with contextlib.suppress(Exception):
                 listed = getattr(self._nvml, ask)(self._handle)
                 found.update((process.pid, process.usedGpuMemory) for process in listed)
         return found

@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from batchyard.benchmarks.gpu.card_memory import MIB
+from batchyard.benchmarks.gpu.card_memory import EXPLANATIONS, MIB
 from batchyard.benchmarks.gpu.check_binding import check_each
 from batchyard.benchmarks.gpu.check_memory import check_cap, check_growth, check_sharing
 from batchyard.benchmarks.gpu.check_subject import Subject, guarded
@@ -108,6 +108,9 @@ def command(device: str, json_path: Path | None, parts: Sequence[str], **options
         for verdict in _check_all(wish, Path(folder), visible, pynvml):
             verdicts.append(verdict)
             click.echo(str(verdict))
+    for how, explanation in EXPLANATIONS.items():
+        if any(how in verdict.found for verdict in verdicts):
+            click.echo(f"{how}: {explanation}")
     click.echo(f"{summary(verdicts)} in {time.monotonic() - started:.0f} s")
     if json_path is not None:
         report = {"machine": machine, "checks": [verdict.to_json() for verdict in verdicts]}

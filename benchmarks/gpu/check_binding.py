@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from batchyard.benchmarks.gpu.card_memory import CardMemory
@@ -34,6 +34,7 @@ def check_each(subject: Subject) -> Iterator[Verdict]:
     if len(subject.cards) == 1:
         yield skipped(framework, check, "one card is visible here")
         return
+    cards = subject.memories()
     settings = {"device": "auto", "gpu_memory_growth": True}
     with running(subject.allocation, settings) as pool:
         wait(lambda: len(pool.pids) == len(subject.cards), "a worker on each card")
@@ -43,16 +44,7 @@ def check_each(subject: Subject) -> Iterator[Verdict]:
         if wrong or len({uuid for _, _, uuid in seen}) != len(pids):
             yield held(framework, check, False, ", ".join(wrong) or "two see the same card")
             return
-        places = {
-            pid: [card.label for card in subject.cards if _is_listed(subject, card.uuid, pid)]
-            for pid in pids
-        }
-        if not any(places.values()):
-            yield skipped(framework, check, "NVML does not list these processes (PID namespace)")
-            return
-        holds = sorted(places.values()) == sorted([card.label] for card in subject.cards)
-        found = ", ".join(f"process {pid}: {'+'.join(on)}" for pid, on in places.items())
-        yield held(framework, check, holds, found, "one card for each")
+        yield _check_places(subject, pids, cards)
 
 
 def check_page_lock(subject: Subject, pool: Pool) -> Verdict:
@@ -80,8 +72,21 @@ def _check_place(subject: Subject, pid: int, cards: Mapping[str, CardMemory]) ->
     return held(framework, check, on == [subject.card.label], found, bound)
 
 
-def _is_listed(subject: Subject, uuid: str, pid: int) -> bool:
-    return CardMemory(subject.nvml, uuid).has(pid)
+def _check_places(
+    subject: Subject, pids: Sequence[int], cards: Mapping[str, CardMemory]
+) -> Verdict:
+    """Whether each process is on a card of its own; or, by what came, whether each card has one."""
+    framework, check = subject.framework, "each on its own card"
+    places = {pid: [label for label, card in cards.items() if card.has(pid)] for pid in pids}
+    if any(places.values()):
+        holds = sorted(places.values()) == sorted([label] for label in cards)
+        found = ", ".join(f"process {pid}: {'+'.join(on) or '-'}" for pid, on in places.items())
+        return held(framework, check, holds, found, "one card for each")
+    came = {label: len(card.came()) for label, card in cards.items()}
+    if not any(came.values()):
+        return skipped(framework, check, "NVML lists no processes here")
+    found = ", ".join(f"{label}: {number} came" for label, number in came.items())
+    return held(framework, check, set(came.values()) == {1}, found, "one on each")
 
 
 def _is_same(digits: str, uuid: str) -> bool:
