@@ -10,20 +10,33 @@ or not be told at all. So a reading says how it came about:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 MIB = 1 << 20
+# Under MPS, processes are listed as its clients. The second is for drivers before 510.
+_LISTS = (
+    "nvmlDeviceGetMPSComputeRunningProcesses",
+    "nvmlDeviceGetComputeRunningProcesses_v2",
+    "nvmlDeviceGetComputeRunningProcesses",
+)
 
 
 class How(StrEnum):
     """How a reading tells the workers' memory from that of others."""
 
     PROCESS = "by process"
-    DIFFERENCE = "by difference: NVML has other process ids than this container"
-    CARD = "by the card's memory as a whole: NVML tells of no processes here"
+    DIFFERENCE = "by difference"
+    CARD = "of the whole card"
+
+
+EXPLANATIONS = {
+    How.DIFFERENCE: "NVML has other process ids than this container: the processes that came count",
+    How.CARD: "NVML tells of no processes here: what the card has more in use than before counts",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +79,13 @@ class CardMemory:
 
     def processes(self) -> dict[int, int | None]:
         """Bytes by NVML's process id, None where it does not tell; {} where it lists none."""
-        try:
-            found = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        except self._nvml.NVMLError:
-            return {}
-        return {process.pid: process.usedGpuMemory for process in found}
+        found: dict[int, int | None] = {}
+        for ask in _LISTS:
+            # Drivers older than the binding lack some, which it tells by errors of several kinds.
+            with contextlib.suppress(Exception):
+                listed = getattr(self._nvml, ask)(self._handle)
+                found.update((process.pid, process.usedGpuMemory) for process in listed)
+        return found
 
     def read(self, pids: Sequence[int]) -> Reading:
         """What these processes use, which all came after this was made."""
@@ -86,6 +101,10 @@ class CardMemory:
     def has(self, pid: int) -> bool:
         """Whether NVML lists that process on this card."""
         return pid in self.processes()
+
+    def came(self) -> set[int]:
+        """Processes, by NVML's ids, that it lists now and did not when this was made."""
+        return self.processes().keys() - self._before.keys()
 
 
 def _reading(each: list[int], how: How) -> Reading:

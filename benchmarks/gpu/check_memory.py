@@ -25,11 +25,12 @@ _OTHERS = 0.1
 
 def check_growth(subject: Subject, may_break: bool) -> Iterator[Verdict]:
     """A worker with memory growth: its card, its overhead, that it grows, and that it may die."""
-    memory = subject.memory()
+    cards = subject.memories()
+    memory = cards[subject.card.label]
     settings = {"device": subject.card.label, "gpu_memory_growth": True}
     with running(subject.allocation, settings, may_break=may_break) as pool:
         pool.allocate(1)
-        yield from check_one(subject, pool, memory)
+        yield from check_one(subject, pool, cards)
         yield check_page_lock(subject, pool)
         yield _measure_overhead(subject, pool, memory)
         if subject.overhead is None:

@@ -59,10 +59,25 @@ class Pool:
             for request in requests:
                 request.result()
 
-    def sight(self) -> tuple[int, int, str]:
-        """Process id, number of CUDA devices, and the first one's UUID in hexadecimal digits."""
-        seen = self._client.predict(SIGHT, _no_input(), timeout=_ANSWER_S)
-        return seen["pid"].item(), seen["devices"].item(), seen["uuid"].item().decode()
+    def sights(self, workers: int) -> set[tuple[int, int, str]]:
+        """What as many workers see: process id, number of CUDA devices, the first one's UUID.
+
+        The UUID is in hexadecimal digits.
+        """
+        seen: dict[int, tuple[int, str]] = {}
+        deadline = time.monotonic() + _ANSWER_S
+        while len(seen) < workers:
+            if time.monotonic() > deadline:
+                raise BenchmarkFailed(f"{len(seen)} of {workers} workers said what they see")
+            # At once: one after the other would all go to the same.
+            for request in [
+                self._client.submit(SIGHT, _no_input(), timeout=_ANSWER_S)
+                for _ in range(2 * workers)
+            ]:
+                answer = request.result()
+                uuid = answer["uuid"].item().decode()
+                seen[answer["pid"].item()] = answer["devices"].item(), uuid
+        return {(pid, *what) for pid, what in seen.items()}
 
     def break_context(self) -> None:
         """Has a worker break its context. Raises a BatchyardError, as it should."""
