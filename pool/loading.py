@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from batchyard.pool.runtimes.base import LoadedModel, ModelLoadError
+from batchyard.pool.runtimes.base import DeviceError, LoadedModel, ModelLoadError
 from batchyard.pool.warmup import warm_up
 from batchyard.wire import control, log
 from batchyard.wire.control import ModelSource, WorkerSettings
@@ -65,6 +65,7 @@ def load(
         device=settings.device,
         load_s=report.load_s,
         warmup_s=report.warmup_s,
+        compiled=source.jit_compile,
     )
     return model, report
 
@@ -125,7 +126,7 @@ def _open(source: ModelSource, settings: WorkerSettings) -> LoadedModel:
 
         return PythonModel(source.name, source.path, source.signature, source.read_in_place)
     try:
-        from batchyard.pool.runtimes import savedmodel
+        from batchyard.pool.runtimes.savedmodel import load_savedmodel
     except ImportError as error:
         message = (
             f"TensorFlow cannot be imported ({error}): pip install 'batchyard[cpu]' or "
@@ -133,7 +134,6 @@ def _open(source: ModelSource, settings: WorkerSettings) -> LoadedModel:
         )
         raise CannotServe(control.EXIT_DEVICE, message) from error
     try:
-        savedmodel.check_device(settings)
-    except savedmodel.DeviceError as error:
+        return load_savedmodel(source, settings)
+    except DeviceError as error:
         raise CannotServe(control.EXIT_DEVICE, str(error)) from error
-    return savedmodel.SavedModel(source.name, source.path, settings)

@@ -94,9 +94,13 @@ def savedmodel_bears_changing_inputs(path: Path) -> bool:
 
 
 def _load(path: Path) -> Any:
-    from batchyard.pool.runtimes.savedmodel import SavedModel
+    from batchyard.pool.runtimes.savedmodel import load_savedmodel
 
-    return SavedModel("m", str(path), _SETTINGS)
+    return load_savedmodel(_source(path), _SETTINGS)
+
+
+def _source(path: Path, **options: Any) -> ModelSource:
+    return ModelSource("m", 1, "savedmodel", str(path), [1, 2, 4], None, **options)
 
 
 GRAPHS: dict[str, Callable[[Any], Any]] = {}
