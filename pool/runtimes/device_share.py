@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
 from batchyard.pool.runtimes.base import DeviceError
 from batchyard.wire.control import WorkerSettings
@@ -20,13 +21,16 @@ def check_device(settings: WorkerSettings) -> None:
         )
 
 
-def session_config(settings: WorkerSettings) -> Any:
-    """The ``ConfigProto`` of a session."""
+def session_config(settings: WorkerSettings, jit_compile: bool = False) -> Any:
+    """The ``ConfigProto`` of a session; ``jit_compile``: XLA compiles functions there."""
     config = tf.compat.v1.ConfigProto(
         allow_soft_placement=True,
         intra_op_parallelism_threads=settings.intra_op_parallelism,
         inter_op_parallelism_threads=settings.inter_op_parallelism,
     )
+    if jit_compile:
+        # It would turn conditions and loops in functions into operations that XLA does not have.
+        config.graph_options.rewrite_options.function_optimization = RewriterConfig.OFF
     if settings.device == "cpu":
         config.device_count["GPU"] = 0
         if not settings.inter_op_parallelism:

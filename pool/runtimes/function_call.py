@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context, execute
-from tensorflow.python.framework.func_graph import dismantle_func_graph
 
 from batchyard.pool.runtimes.base import Array
 from batchyard.pool.runtimes.compilation import compiled
@@ -81,9 +79,3 @@ def _tensor(value: Any) -> Any:
         )
     # Its stream is not to be had in Python: so this thread waits until the bytes are there.
     return tf.experimental.dlpack.from_dlpack(value.__dlpack__())
-
-
-def free_functions(loaded: Any, calls: Sequence[FunctionCall]) -> None:
-    """Takes a loaded SavedModel apart: what it is made of refers to each other."""
-    for call in calls:
-        dismantle_func_graph(call.function.graph)

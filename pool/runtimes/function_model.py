@@ -16,11 +16,17 @@ import tensorflow as tf
 from batchyard.pool.runtimes.base import Array
 from batchyard.pool.runtimes.compilation import Compiler
 from batchyard.pool.runtimes.device_share import bind_eager_runtime
-from batchyard.pool.runtimes.function_call import FunctionCall, free_functions
+from batchyard.pool.runtimes.function_call import FunctionCall
+from batchyard.pool.runtimes.functions_end import collect_functions
 from batchyard.pool.runtimes.graph_state import writes_state
 from batchyard.pool.runtimes.meta_graph import SERVE_TAG, read_meta_graph, with_operations
 from batchyard.pool.runtimes.refusals import CALL_ERRORS, explain, why_not_loaded
-from batchyard.pool.runtimes.served_signatures import fetches_of, publish, serve_signatures
+from batchyard.pool.runtimes.served_signatures import (
+    ServedSignature,
+    fetches_of,
+    publish,
+    serve_signatures,
+)
 from batchyard.wire.control import ModelSource, WorkerSettings
 from batchyard.wire.signatures import SignatureSpec
 
@@ -48,14 +54,12 @@ class FunctionModel:
             raise why_not_loaded(source.path, error, settings, _BY_OBJECTS) from error
         definitions = meta_graph.signature_def
         compiler = Compiler(source) if source.jit_compile else None
-        calls: list[FunctionCall] = []
 
         def callable_of(spec: SignatureSpec, signature_def: Any) -> Callable[..., Any]:
             function = loaded.signatures[spec.name]
 
             def make(jit_compile: bool) -> Callable[..., Any]:
-                calls.append(FunctionCall(function, spec, jit_compile))
-                return calls[-1]
+                return FunctionCall(function, spec, jit_compile)
 
             if compiler is None:
                 return make(False)
@@ -70,8 +74,10 @@ class FunctionModel:
             writes_state(meta_graph.graph_def, fetches_of(definitions[key]))
             for key in self._signatures
         )
-        # As soon as nobody has this object any more, though its parts refer to each other.
-        weakref.finalize(self, free_functions, loaded, calls).atexit = False
+        # Functions find their variables by weak references.
+        self._loaded = [loaded]
+        end = weakref.finalize(self, _end, self._signatures, self._loaded)
+        end.atexit = False
 
     @property
     def signatures(self) -> Sequence[SignatureSpec]:
@@ -101,6 +107,13 @@ class FunctionModel:
 
     def let_go(self) -> None:
         """See ``LoadedModel``: nothing is held."""
+
+
+def _end(signatures: dict[str, ServedSignature], loaded: list[Any]) -> None:
+    """Frees variables, and functions with their constants."""
+    signatures.clear()
+    loaded.clear()
+    collect_functions()
 
 
 def _wait_for_the_card() -> None:

@@ -22,6 +22,7 @@ from tensorflow.python.framework.ops import dismantle_graph
 from batchyard.pool.runtimes.base import Array, ModelLoadError
 from batchyard.pool.runtimes.compilation import Compiler
 from batchyard.pool.runtimes.device_share import bind_eager_runtime, session_config
+from batchyard.pool.runtimes.functions_end import collect_functions
 from batchyard.pool.runtimes.graph_state import bears_changing_inputs, writes_state
 from batchyard.pool.runtimes.meta_graph import SERVE_TAG, read_meta_graph, with_operations
 from batchyard.pool.runtimes.object_graph import ObjectGraph, first_unrestored
@@ -95,19 +96,18 @@ class SessionModel:
                 f"{self._path}: its restore operation leaves variable {unrestored!r} empty, and "
                 f"its objects do not load: {first_line(error)}"
             ) from error
-        self._take(graph.session)
+        self._take(graph.session, has_functions=True)
         self._serve(meta_graph, lambda spec, _: self._callable(spec, bound[spec.name]))
 
     def _load_compiled(self, source: ModelSource) -> None:
         bind_eager_runtime(self._settings)
+        config = session_config(self._settings, jit_compile=True)
         try:
             meta_graph = read_meta_graph(self._path)
-            graph = with_operations(
-                lambda: ObjectGraph(self._path, SERVE_TAG, session_config(self._settings))
-            )
+            graph = with_operations(lambda: ObjectGraph(self._path, SERVE_TAG, config))
         except Exception as error:
             raise why_not_loaded(self._path, error, self._settings, _COMPILED) from error
-        self._take(graph.session)
+        self._take(graph.session, has_functions=True)
         compiler = Compiler(source)
 
         def callable_of(spec: SignatureSpec, signature_def: Any) -> Callable[..., Any]:
@@ -120,12 +120,12 @@ class SessionModel:
         self._serve(meta_graph, callable_of)
         compiler.check()
 
-    def _take(self, session: Any) -> None:
+    def _take(self, session: Any, has_functions: bool = False) -> None:
         """Runs in this session from now on."""
         self._session = session
         # When nobody has this object any more, the last run over: at once, not when the garbage
         # collector comes by, which does not look at what it was told to leave alone.
-        self._end = weakref.finalize(self, _end, session)
+        self._end = weakref.finalize(self, _end, session, has_functions)
         self._end.atexit = False
         with session.graph.as_default():
             nothing = tf.constant(0, name="batchyard_nothing").name
@@ -189,8 +189,10 @@ def _session_callable(session: Any, feeds: list[str], fetches: list[str]) -> Cal
     return call
 
 
-def _end(session: Any) -> None:
+def _end(session: Any, has_functions: bool) -> None:
     """Frees a session, with its variables, and its graph, with its constants."""
     session.close()
     # Its objects refer to each other: it would stay.
     dismantle_graph(session.graph)
+    if has_functions:
+        collect_functions()
