@@ -52,7 +52,9 @@ def bind_eager_runtime(settings: WorkerSettings) -> None:
     """
     with contextlib.suppress(RuntimeError, ValueError):
         tf.config.threading.set_intra_op_parallelism_threads(settings.intra_op_parallelism)
-        tf.config.threading.set_inter_op_parallelism_threads(settings.inter_op_parallelism)
+        # A card runs what it is given one after the other: more threads that give it something
+        # only hand it over to each other.
+        tf.config.threading.set_inter_op_parallelism_threads(settings.inter_op_parallelism or 1)
         if settings.device == "cpu":
             tf.config.set_visible_devices([], "GPU")
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import tensorflow as tf
 
@@ -25,7 +26,7 @@ _UNSUPPORTED = re.compile(r"(\w+) \(No registered '\w+' OpKernel for XLA")
 CALL_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 
 
-def explain(model: str, signature: str, error: Exception) -> BatchyardError:
+def explain(model: str, signature: str, error: Any) -> BatchyardError:
     """One of ``CALL_ERRORS`` as the error of TensorFlow's code, without TensorFlow's own trace."""
     if isinstance(error, UnicodeDecodeError):
         # TensorFlow quotes the input in its message; when that is not UTF-8, its binding raises

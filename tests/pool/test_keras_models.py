@@ -25,7 +25,7 @@ from batchyard.wire.signatures import TensorSpec
 
 Ask = Callable[..., Any]
 
-BY_OBJECTS = {"keras_save", "keras_module", "keras_words", "keras_counter"}
+BY_OBJECTS = {"keras_save", "keras_module", "keras_words", "keras_counter", "keras_mixed"}
 UNFIT = {"bad", "empty", "no_signatures", "foreign_operation"}
 
 # Loads all the models of a folder, and then one whose objects do not load.
