@@ -237,15 +237,6 @@ def test_a_lost_card_ends_the_worker_and_the_batch_is_not_answered(
             worker.receive()
 
 
-def test_a_worker_ends_once_its_batches_are_answered(environment: Mapping[str, str]) -> None:
-    with worker_process(*MODELS[:1], environment=environment, device="gpu:0") as worker:
-        worker.ready()
-        worker.send(1, model="double", x=rows(1))
-        assert worker.done().batch_id == 1
-        worker.child.link.shut_down()
-        assert worker.exit_code() == control.EXIT_OK
-
-
 def test_page_locking_may_be_refused(environment: Mapping[str, str]) -> None:
     refused = {**environment, "SIMULATED_CARD_PAGE_LOCK_ERROR": "801"}
     with worker_process(*MODELS[:1], environment=refused, device="gpu:0") as worker:
@@ -255,6 +246,9 @@ def test_page_locking_may_be_refused(environment: Mapping[str, str]) -> None:
         x = rows(2)
         worker.send(1, model="double", rows=2, x=x)
         assert np.array_equal(worker.outputs(worker.done())["y"], 2 * x + 1)
+        # It ends when its supervisor says so.
+        worker.child.link.shut_down()
+        assert worker.exit_code() == control.EXIT_OK
 
 
 def test_without_cuda_only_models_that_need_it_do_not_load(
@@ -264,10 +258,12 @@ def test_without_cuda_only_models_that_need_it_do_not_load(
     none = {**environment, "SIMULATED_CARD": str(tmp_path / "none")}
     callables = Path(__file__).parents[1] / "support" / "callables.py"
     echo = ModelSource("echo", 1, "python", f"{callables}:echo", [1], None)
-    with worker_process(echo, environment=none, device="gpu:0") as worker:
+    with (
+        worker_process(echo, environment=none, device="gpu:0") as worker,
+        worker_process(*MODELS[:1], environment=none, device="gpu:0") as other,
+    ):
         assert worker.ready().models[0].name == "echo"
-    with worker_process(*MODELS[:1], environment=none, device="gpu:0") as worker:
-        assert why_it_ended(worker).startswith(
+        assert why_it_ended(other).startswith(
             "model 'double' does not load: device_arrays needs CUDA's driver: no card can be used"
         )
-        assert worker.exit_code() == control.EXIT_MODEL
+        assert other.exit_code() == control.EXIT_MODEL
