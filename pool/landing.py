@@ -39,7 +39,7 @@ class Landing:
         self._overflow: arena.Mapping | None = None
 
     def room(self, wanted: Sequence[Wanted]) -> list[Array]:
-        """Room for what is on the card, in its order. Raises ResourceExhausted."""
+        """Bytes for what is on the card, in its order. Raises ResourceExhausted."""
         coming = iter(wanted)
         for output in self._in_host:
             if output is None:
@@ -55,7 +55,7 @@ class Landing:
             else:
                 array = np.ndarray(output.shape, dtypes.to_numpy(output.dtype), memory, offset)
                 if output.data is None:
-                    given.append(array)
+                    given.append(np.ndarray(output.nbytes, np.uint8, memory, offset))
                 elif output.nbytes:
                     array[...] = output.data
                 output.data = array

@@ -129,7 +129,8 @@ def _total_nbytes() -> int:
     from batchyard.pool.gpu.driver import Driver, NoCuda
 
     try:
-        return Driver.open().memory()[1]
+        _, total = Driver.open().memory()
+        return total
     except NoCuda as error:
         raise NotCapped(f"the card's memory is not known: {error}") from None
 
