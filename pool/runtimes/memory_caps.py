@@ -105,7 +105,7 @@ def _cap_cupy(cupy: Any, settings: WorkerSettings) -> None:
 
 
 def _cap_tensorflow(tensorflow: Any, settings: WorkerSettings) -> None:
-    from batchyard.pool.runtimes.object_graph import bind_eager_runtime
+    from batchyard.pool.runtimes.device_share import bind_eager_runtime
 
     bind_eager_runtime(settings)
 
