@@ -46,13 +46,16 @@ MODELS = [
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    cards = simulated_card(tmp_path_factory.mktemp("card"))
-    return {**cards.environment, "TOY_KERNEL_S": "0.005"}
+    folder = tmp_path_factory.mktemp("card")
+    cards = simulated_card(folder)
+    return {**cards.environment, "TOY_KERNEL_S": "0.005", "TOY_DONE": str(folder / "done")}
 
 
 @pytest.fixture(scope="module")
 def reports(environment: Mapping[str, str]) -> Iterator[tuple[WorkerProcess, work.Ready]]:
-    with worker_process(*MODELS, environment=environment, device="gpu:0") as worker:
+    with worker_process(
+        *MODELS, environment=environment, device="gpu:0", concurrent_batches=2
+    ) as worker:
         yield worker, worker.ready()
 
 
@@ -110,7 +113,11 @@ def test_outputs_may_lie_anywhere(worker: WorkerProcess) -> None:
     worker.send(next(numbers), model="mixed", rows=3, x=x)
     done = worker.done()
     outputs = worker.outputs(done)
-    assert [name for name, *_ in done.outputs] == ["words", "y", "rows", "x", "empty"]
+    assert [name for name, *_ in done.outputs] == [
+        *("words", "y", "rows", "x", "on_own_thread", "empty")
+    ]
+    # A model's calls are on the thread that loaded it, however many run at once.
+    assert outputs["on_own_thread"].all()
     assert outputs["words"].tolist() == [b"row 0", b"row 1", b"row 2"]
     assert outputs["rows"].tolist() == [3, 3, 3]
     assert np.array_equal(outputs["y"], 2 * x + 1)
@@ -206,6 +213,17 @@ def test_what_a_model_raises_is_answered_and_others_run(
     done = worker.done()
     assert done.batch_id == third
     assert np.array_equal(worker.outputs(done)["y"], 2 * x + 1)
+
+
+def test_a_batch_that_raised_is_answered_when_the_card_is_done_with_it(
+    worker: WorkerProcess, environment: Mapping[str, str]
+) -> None:
+    done = Path(environment["TOY_DONE"])
+    done.unlink(missing_ok=True)
+    worker.send(next(numbers), model="obeys", x=rows(1), say=say("raise"))
+    worker.failed()
+    # Now its block is given away: nothing reads it any more.
+    assert done.exists()
 
 
 def test_what_was_given_is_answered_to_the_next_broker(worker: WorkerProcess) -> None:
