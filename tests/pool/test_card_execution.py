@@ -285,3 +285,13 @@ def test_without_cuda_only_models_that_need_it_do_not_load(
             "model 'double' does not load: device_arrays needs CUDA's driver: no card can be used"
         )
         assert other.exit_code() == control.EXIT_MODEL
+
+
+def test_a_model_that_is_too_large_for_its_share_says_so(
+    environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "large.py").write_text("raise MemoryError('out of memory')")
+    large = ModelSource("large", 1, "python", f"{tmp_path}/large.py:run", [1], None)
+    share = {"device": "gpu:0", "memory_limit_mb": 512}
+    with worker_process(large, environment=environment, **share) as worker:
+        assert "needs more than the 512 MiB of gpu:0" in why_it_ended(worker)
