@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from typing import Any
 import numpy as np
 from support.asked_process import answer_questions, asked_process
 
+from batchyard.wire import dtypes
 from batchyard.wire.control import ModelSource, WorkerSettings
+from batchyard.wire.errors import BatchyardError
 from batchyard.wire.signatures import SignatureSpec
 from batchyard.wire.work import ModelReport
 
@@ -117,17 +120,50 @@ def _compiled_modules() -> int:
 
 
 class SharedArray:
-    """Stands for a DeviceArray: TensorFlow takes its memory by DLPack."""
+    """Stands for a DeviceArray, on the CPU: TensorFlow takes its memory by DLPack."""
 
     def __init__(self, values: Any, misaligned: bool = False) -> None:
         memory = np.zeros(values.nbytes + 128, np.uint8)
         self.pointer = -(-memory.ctypes.data // 64) * 64 + 4 * misaligned
         offset = self.pointer - memory.ctypes.data
-        self.array = np.ndarray(values.shape, values.dtype, memory, offset)
+        # As a worker has it: one that was pickled does not say what it is built of.
+        dtype = dtypes.to_numpy(values.dtype.name)
+        self.array = np.ndarray(values.shape, dtype, memory, offset)
         self.array[...] = values
 
     def __dlpack__(self) -> Any:
-        return self.array.__dlpack__()
+        from batchyard.pool.gpu import dlpack
+
+        cpu = (1, 0)
+        array = self.array
+        return dlpack.export(self.pointer, array.shape, array.dtype, cpu, array)
+
+
+def taken_by_dlpack(values: Any) -> Any:
+    """What TensorFlow makes of the memory of a DeviceArray."""
+    import tensorflow as tf
+
+    return np.array(tf.experimental.dlpack.from_dlpack(SharedArray(values).__dlpack__()))
+
+
+def refused_call(kind: str, message: str) -> BatchyardError:
+    """What an error of TensorFlow's that a call raises becomes."""
+    import tensorflow as tf
+
+    from batchyard.pool.runtimes.refusals import explain
+
+    return explain("m", "s", getattr(tf.errors, kind)(None, None, message))
+
+
+def refused_load(message: str, device: str, limit_mb: int | None) -> str:
+    """What a worker says that has no memory for a model."""
+    import tensorflow as tf
+
+    from batchyard.pool.runtimes.refusals import why_not_loaded
+
+    settings = replace(_SETTINGS, device=device, memory_limit_mb=limit_mb)
+    error = tf.errors.ResourceExhaustedError(None, None, message)
+    return str(why_not_loaded("/models/m/1", error, settings))
 
 
 def run_misaligned(path: Path) -> None:
