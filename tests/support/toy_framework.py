@@ -160,10 +160,12 @@ def from_dlpack(array: Any) -> Tensor:
 
 
 def apply(function: Callable[[Array], Array], x: Tensor, y: Tensor) -> Tensor:
-    """Has the card compute y."""
+    """Has the card compute y. Addresses are all that a kernel has: the order of the stream has to
+    keep others from the memory until it is done."""
+    source, target = x.memory(), y.memory()
 
     def kernel() -> None:
-        y.memory()[...] = function(x.memory())
+        target[...] = function(source)
 
     toy().launch(kernel)
     return y
