@@ -1,39 +1,67 @@
-"""The examples of PyTorch and JAX, served on the CPU, where they are installed."""
+"""The examples of PyTorch, JAX and CuPy, where they are installed; on a GPU, where there is one."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.log_lines import events
 from support.server import Server
 from support.waiting import DEADLINE_S
 
 from batchyard.clients import Client
+from batchyard.pool.inventory import read_inventory, visible_devices
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module", params=["torch", "jax"])
+@pytest.fixture(
+    scope="module",
+    params=[("torch", "cpu"), ("jax", "cpu"), *((n, "gpu:0") for n in ("torch", "jax", "cupy"))],
+    ids="-".join,
+)
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    if importlib.util.find_spec(request.param) is None:
-        pytest.skip(f"needs {request.param}")
-    name = {"torch": "pytorch"}.get(request.param, request.param)
+    framework, device = request.param
+    if not _has(framework, device):
+        pytest.skip(f"needs {framework} for {device}")
     environment = {}
-    if request.param == "jax":
+    if framework != "torch":
         path = tmp_path_factory.mktemp("weights") / "weights.npz"
         # Scores that can be told: all of them alike, but for the last.
         np.savez(path, **_weights())
         environment["MODEL_WEIGHTS"] = str(path)
-    server = Server(f"examples/gpu/{name}.toml", ipc=True, environment=environment)
+    name = {"torch": "pytorch"}.get(framework, framework)
+    server = Server(
+        *(f"examples/gpu/{name}.toml", "--device", device), ipc=True, environment=environment
+    )
     (server.working_folder / "examples").symlink_to(ROOT / "examples")
     with server:
+        assert [worker["device"] for worker in server.stats()["workers"]] == [device]
+        assert len(events(server.log, "arena_page_locked")) == (device != "cpu")
         yield server
+
+
+def _has(framework: str, device: str) -> bool:
+    """Whether it is installed, for that device, and the device is there."""
+    if importlib.util.find_spec(framework) is None:
+        return False
+    if device == "cpu":
+        return True
+    if not visible_devices(read_inventory(), os.environ).devices:
+        return False
+    if framework == "torch":
+        return "+cpu" not in importlib.metadata.version("torch")
+    if framework == "jax":
+        return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    return True
 
 
 def _weights() -> dict[str, np.ndarray]:
