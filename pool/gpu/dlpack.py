@@ -15,6 +15,7 @@ do with it, as read in PyTorch 2.13, JAX 0.10, CuPy 14 and TensorFlow 2.21:
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -192,15 +193,12 @@ def _read(capsule: object) -> Foreign:
             f"lanes: needs one of {', '.join(_TYPES)}"
         )
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.ndim and tensor.strides else None
-    count = 1
-    for length in shape:
-        count *= length
     return Foreign(
         capsule,
         (tensor.data or 0) + tensor.byte_offset,
         _NAMES[type_],
         shape,
-        count * type_[1] // 8,
+        math.prod(shape) * type_[1] // 8,
         strides is None or _is_dense(shape, strides),
     )
 

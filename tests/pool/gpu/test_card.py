@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,6 +125,29 @@ def test_next_batch_travels_while_one_computes(
     assert second.wait()[0][1][0] == 4
 
 
+def test_it_does_so_again_and_again(
+    card: Card, framework: Framework, block: Block, driver: SimulatedDriver
+) -> None:
+    batches: list[tuple[CardBatch, threading.Event]] = []
+    for i in range(6):
+        batch = begin(card, block)
+        # From the third on in a buffer that was used before; and the one before computes still.
+        card.driver.synchronize_stream(card.copy_in)
+        ended = [entry for entry in driver.log(Kind.KERNEL) if entry.is_end]
+        assert len(ended) == max(0, i - 1)
+        gate = threading.Event()
+        batch.bring([("y", double(framework, batch.arrays["x"], gate))], block.room)
+        batches.append((batch, gate))
+        if i:
+            before, gate = batches[-2]
+            gate.set()
+            before.wait()
+    gate = batches[-1][1]
+    gate.set()
+    batch.wait()
+    assert card.buffer_nbytes == 2 * (2 << 20)
+
+
 def test_what_is_still_read_is_not_written_over(
     card: Card, framework: Framework, block: Block
 ) -> None:
@@ -197,6 +222,51 @@ def test_wait_covers_kernels_without_outputs(
     batch.bring([], block.room)
     batch.wait()
     assert driver.log(Kind.KERNEL)[-1].is_end
+
+
+def test_kernels_wait_for_the_transfer_in(
+    card: Card, framework: Framework, block: Block, driver: SimulatedDriver
+) -> None:
+    with driver.held(Kind.COPY_IN):
+        batch = begin(card, block)
+        y = double(framework, batch.arrays["x"])
+        batch.bring([("y", y)], block.room)
+    batch.wait()
+    order = [entry.kind for entry in driver.log(Kind.COPY_IN, Kind.KERNEL)]
+    assert order == [Kind.COPY_IN] * 2 + [Kind.KERNEL] * 2
+
+
+def test_outputs_are_kept_until_they_were_copied(
+    card: Card, framework: Framework, block: Block, driver: SimulatedDriver
+) -> None:
+    batch = begin(card, block)
+    y = double(framework, batch.arrays["x"])
+    kept = weakref.ref(y)
+    with driver.held(Kind.COPY_OUT):
+        batch.bring([("y", y)], block.room)
+        del y
+        assert kept() is not None
+    batch.wait()
+    assert kept() is None
+
+
+def test_transfers_that_were_begun_end_when_one_fails(
+    card: Card, block: Block, driver: SimulatedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_in, count = card.driver.copy_in, itertools.count()
+
+    def fails_once(*arguments: Any) -> None:
+        if next(count) == 1:
+            raise CudaError("CUDA_ERROR_OUT_OF_MEMORY", "no")
+        copy_in(*arguments)
+
+    monkeypatch.setattr(card.driver, "copy_in", fails_once)
+    driver.cards.set_bytes_per_s(int(4 * _ROWS / _SLOW_S))
+    x = block.array(np.zeros(_ROWS, np.float32))
+    block.array(np.zeros(64, np.uint8))
+    with pytest.raises(ResourceExhausted, match="the card has no memory left: no"):
+        card.begin({"x": x, "y": block.array(np.zeros(_ROWS, np.float32))})
+    assert driver.log(Kind.COPY_IN)[-1].is_end
 
 
 def test_abandon_waits(
