@@ -112,6 +112,10 @@ static void see(const char *allowed) {
     for (int i = 0; card < 0 && i < (int)state->cards && !strncasecmp(word, "GPU-", 4); i++)
       if (!strncasecmp(word, state->card[i].uuid, strlen(word)))
         card = i;
+    /* Of an instance's name CUDA needs all. */
+    for (int i = 0; card < 0 && i < (int)state->cards && !strncmp(word, "MIG-", 4); i++)
+      if (!strcmp(word, state->card[i].uuid))
+        card = i;
     if (card < 0)
       return;
     visible[visible_count++] = card;
@@ -485,6 +489,20 @@ int cuLaunchHostFunc(void *handle, host_function function, void *argument) {
   return leave(OK);
 }
 
+/* Code for the card cannot run here: every kernel is one that accesses address 0. */
+int cuModuleLoadData(void **module, const void *image) {
+  ENTER;
+  return *module = &context, leave(image ? OK : INVALID_VALUE);
+}
+int cuModuleGetFunction(void **function, void *module, const char *name) {
+  ENTER;
+  return *function = module, leave(*name ? OK : NOT_FOUND);
+}
+int cuLaunchKernel(void *function) {
+  ENTER;
+  return broken = 700, leave(function ? OK : INVALID_HANDLE);
+}
+
 /* For tests: operations of that kind wait until they are let go. */
 void simulated_hold(int kind, int hold) {
   pthread_mutex_lock(&lock);
@@ -559,6 +577,7 @@ static const struct { const char *name; void *function; } functions[] = {
     NAMED(cuStreamSynchronize), NAMED(cuStreamQuery), NAMED(cuStreamWaitEvent),
     NAMED(cuEventCreate), NAMED(cuEventDestroy), NAMED(cuEventRecord), NAMED(cuEventQuery),
     NAMED(cuEventSynchronize), NAMED(cuEventElapsedTime), NAMED(cuLaunchHostFunc),
+    NAMED(cuModuleLoadData), NAMED(cuModuleGetFunction), NAMED(cuLaunchKernel),
 };
 
 /* How NVIDIA's bindings and CUDA's runtime find functions. */
