@@ -34,7 +34,7 @@ def torch_double() -> Double:
         streams.reverse()
         with torch.cuda.stream(streams[0]):
             y = torch.from_dlpack(x) * 2
-        # As PyTorch asks of whoever uses streams: what is returned is to be used on the current one.
+        # As PyTorch asks of whoever uses streams: others use the current one.
         torch.cuda.current_stream().wait_stream(streams[0])
         y.record_stream(torch.cuda.current_stream())
         return y
