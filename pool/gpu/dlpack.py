@@ -153,17 +153,17 @@ def take(output: Any, stream: int) -> tuple[Foreign, bool]:
     """An output, and whether what is enqueued on ``stream`` waits until it is computed.
 
     Not every producer takes a stream; what comes without one is ready for the default stream.
-    Raises NotExported.
+    Raises NotExported, and what the framework raises of its computation.
     """
     ordered = True
-    # Frameworks raise what they like, and it is the model's author who is to read it.
     try:
         try:
             capsule = output.__dlpack__(stream=stream)
         except (TypeError, RuntimeError):
             ordered = False
             capsule = output.__dlpack__()
-    except Exception as error:
+    # Not RuntimeError: what it was computed by may have failed, and that is how one learns of it.
+    except (BufferError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
         raise NotExported(str(error)) from error
     return _read(capsule), ordered
 

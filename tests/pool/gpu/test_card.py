@@ -76,6 +76,26 @@ def test_buffers_are_used_again(
     assert card.buffer_nbytes == 2 << 20
 
 
+def test_so_many_buffers_are_kept_as_were_in_use_at_once(card: Card, block: Block) -> None:
+    for _ in range(2):
+        batches = [begin(card, block) for _ in range(5)]
+        kept = [batch.arrays["x"] for batch in batches]
+        for batch in batches:
+            batch.abandon()
+        assert card.buffer_nbytes == 5 * (2 << 20)
+        del kept, batch, batches
+    # Of what models kept beyond that, one is.
+    kept = []
+    for _ in range(8):
+        batch = begin(card, block)
+        kept.append(batch.arrays["x"])
+        batch.abandon()
+    assert card.buffer_nbytes == 8 * (2 << 20)
+    kept.clear()
+    begin(card, block).abandon()
+    assert card.buffer_nbytes == 6 * (2 << 20)
+
+
 def test_buffers_grow_with_batches(card: Card, arena: memoryview) -> None:
     for nbytes in (1000, 3 << 20, 1000, 3 << 20):
         batch = card.begin({"x": Block(arena).array(np.zeros(nbytes, np.uint8))})

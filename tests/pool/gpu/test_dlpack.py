@@ -141,6 +141,8 @@ def test_why_a_tensor_cannot_be_had() -> None:
         dlpack.take(Gives(error), 7)
     with pytest.raises(dlpack.NotExported, match=r"use tensor\.detach"):
         dlpack.describe(Gives(error))
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        dlpack.take(Gives(RuntimeError("RESOURCE_EXHAUSTED: Out of memory")), 7)
     with pytest.raises(dlpack.NotExported, match="device 1 of DLPack's type 2"):
         dlpack.is_on_card(Gives(None, (2, 1)))
     with pytest.raises(dlpack.NotExported, match="type 10"):
