@@ -21,6 +21,8 @@ _SHARED = 0.8
 _IDLE_SHARE, _IDLE_NBYTES = 0.1, 1536 * MIB
 # Of the card: what others may use while shares that sum to 1 are checked.
 _OTHERS = 0.1
+# How soon the driver has taken a dead process's memory back.
+_RETURN_S = 30.0
 
 
 def check_growth(subject: Subject, may_break: bool) -> Iterator[Verdict]:
@@ -186,9 +188,9 @@ def check_sharing(subject: Subject, workers: int) -> Iterator[Verdict]:
         yield held(framework, check, holds, found, bound)
 
 
-def _holds_in_time(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
+def _holds_in_time(condition: Callable[[], bool]) -> bool:
     try:
-        wait(condition, "", timeout_s)
+        wait(condition, "", _RETURN_S)
     except BenchmarkFailed:
         return False
     return True
