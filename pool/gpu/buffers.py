@@ -117,6 +117,8 @@ class Buffers:
         )
 
     def _free(self, spare: _Returned) -> None:
+        if spare[2]:
+            self._driver.synchronize()
         self.nbytes -= spare[1]
         self._driver.free(spare[0])
 
