@@ -39,7 +39,7 @@ class Landing:
         self._overflow: arena.Mapping | None = None
 
     def room(self, wanted: Sequence[Wanted]) -> list[Array]:
-        """Room for what is on the card, in its order. Raises ResourceExhausted."""
+        """Bytes for what is on the card, in its order. Raises ResourceExhausted."""
         coming = iter(wanted)
         for output in self._in_host:
             if output is None:
@@ -55,18 +55,24 @@ class Landing:
             else:
                 array = np.ndarray(output.shape, dtypes.to_numpy(output.dtype), memory, offset)
                 if output.data is None:
-                    given.append(array)
+                    given.append(np.ndarray(output.nbytes, np.uint8, memory, offset))
                 elif output.nbytes:
                     array[...] = output.data
                 output.data = array
             offset += arena.align(output.nbytes)
         return given
 
+    def settle(self) -> None:
+        """Writes what is in host memory, where nothing is on the card and so nobody asked for room.
+
+        Called before the model may be called again.
+        """
+        if self._in_host and not self._outputs:
+            self.room([])
+
     def place(self) -> tuple[list[work.PlacedOutput], list[int], bool]:
         """See ``outputs.place``. Called once all of them are there."""
         execute = self._assignment.execute
-        if not self._outputs and self._in_host:
-            self.room([])
         replied = bool(execute.replies) and can_reply(self._outputs, execute)
         if replied and reply(self._outputs, self._assignment) == execute.rows:
             self.close()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from batchyard.pool.runtimes.base import LoadedModel, ModelLoadError
+from batchyard.pool.runtimes.base import DeviceError, LoadedModel, ModelLoadError
 from batchyard.pool.trial_runs import TrialRun, trial_run_of
 from batchyard.pool.warmup import warm_up
 from batchyard.pool.worker_card import NO_CARD, WorkerCard
@@ -74,6 +74,7 @@ def load(
         device=settings.device,
         load_s=report.load_s,
         warmup_s=report.warmup_s,
+        compiled=source.jit_compile,
     )
     return model, report
 
@@ -148,7 +149,7 @@ def _open(source: ModelSource, settings: WorkerSettings) -> LoadedModel:
             source.device_arrays and settings.device != "cpu",
         )
     try:
-        from batchyard.pool.runtimes import savedmodel
+        from batchyard.pool.runtimes.savedmodel import load_savedmodel
     except ImportError as error:
         message = (
             f"TensorFlow cannot be imported ({error}): pip install 'batchyard[cpu]' or "
@@ -156,7 +157,6 @@ def _open(source: ModelSource, settings: WorkerSettings) -> LoadedModel:
         )
         raise CannotServe(control.EXIT_DEVICE, message) from error
     try:
-        savedmodel.check_device(settings)
-    except savedmodel.DeviceError as error:
+        return load_savedmodel(source, settings)
+    except DeviceError as error:
         raise CannotServe(control.EXIT_DEVICE, str(error)) from error
-    return savedmodel.SavedModel(source.name, source.path, settings)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from batchyard.pool.card_execution import begin
 from batchyard.pool.gpu.card import Card
 from batchyard.pool.runtimes.base import Array, LoadedModel
-from batchyard.wire import dtypes
 
 
 class Ran(NamedTuple):
@@ -52,5 +51,5 @@ def _on_card(model: LoadedModel, card: Card, signature: str, inputs: Mapping[str
     return Ran([array for _, array in outputs], batch.seconds)
 
 
-def _room(wanted: Sequence[tuple[str, str, tuple[int, ...], int]]) -> list[Any]:
-    return [np.empty(shape, dtypes.to_numpy(dtype)) for _, dtype, shape, _ in wanted]
+def _room(wanted: Sequence[tuple[str, str, tuple[int, ...], int]]) -> list[Array]:
+    return [np.empty(nbytes, np.uint8) for _, _, _, nbytes in wanted]

@@ -105,7 +105,7 @@ def _cap_cupy(cupy: Any, settings: WorkerSettings) -> None:
 
 
 def _cap_tensorflow(tensorflow: Any, settings: WorkerSettings) -> None:
-    from batchyard.pool.runtimes.object_graph import bind_eager_runtime
+    from batchyard.pool.runtimes.device_share import bind_eager_runtime
 
     bind_eager_runtime(settings)
 
@@ -129,7 +129,8 @@ def _total_nbytes() -> int:
     from batchyard.pool.gpu.driver import Driver, NoCuda
 
     try:
-        return Driver.open().memory()[1]
+        _, total = Driver.open().memory()
+        return total
     except NoCuda as error:
         raise NotCapped(f"the card's memory is not known: {error}") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 from support.waiting import DEADLINE_S
@@ -48,10 +47,10 @@ class Model(threading.Thread):
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(turns, "time", clock)
-    yield clock
+    return clock
 
 
 def begun(running: Turns, clock: Clock) -> Model:
