@@ -9,7 +9,7 @@ from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.gpu.card_memory import MIB, CardMemory
 from batchyard.benchmarks.gpu.check_binding import check_one, check_page_lock
 from batchyard.benchmarks.gpu.check_subject import TOLERANCE, Subject, mib, told
-from batchyard.benchmarks.gpu.pools import Pool, running, wait
+from batchyard.benchmarks.gpu.pools import Pool, has_binding, running, wait
 from batchyard.benchmarks.gpu.verdicts import Verdict, held, skipped
 from batchyard.wire.errors import BatchyardError, ResourceExhausted
 
@@ -47,7 +47,7 @@ def check_growth(subject: Subject, may_break: bool) -> Iterator[Verdict]:
         holds = abs(grown - asked * MIB) <= TOLERANCE * asked * MIB
         yield held(subject.framework, "growth", holds, found, f"± {TOLERANCE:.0%}")
         yield from _check_death(subject, pool, memory, asked * MIB)
-        if may_break:
+        if may_break and has_binding():
             yield _check_broken_context(subject, pool)
 
 
@@ -122,6 +122,8 @@ def check_cap(
         holds = _FITS * cap * (1 - TOLERANCE) <= reading.total <= subject.most(cap)
         bound = f"at most {mib(subject.most(cap))} = {1 + TOLERANCE:g} × {mib(cap)} + overhead"
         found = f"{mib(reading.total)} with {_FITS:.0%} of it taken{told(reading)}"
+        for event in pool.events("memory_not_capped"):
+            found += f"; {event.get('framework')} is not capped: {event.get('reason')}"
         yield held(subject.framework, name, holds, found, bound)
         yield _check_excess(subject, pool, memory, name, cap)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
+import jax.dlpack
 import jax.numpy as jnp
 import numpy as np
 

@@ -37,6 +37,9 @@ def subject(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Subject]:
             check_binding, "_environment", lambda pid: {"CUDA_VISIBLE_DEVICES": UUID}
         )
         monkeypatch.setattr(check_memory, "_RETURN_S", PATIENCE_S)
+        # Whatever is installed where this runs.
+        for module in (check_binding, check_memory):
+            monkeypatch.setattr(module, "has_binding", lambda: True)
         allocation = python_allocation(str(Path("m.py:allocate")))
         return Subject("played", allocation, CARDS[0], CARDS, card, overhead)
 

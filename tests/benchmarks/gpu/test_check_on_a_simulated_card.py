@@ -10,6 +10,7 @@ from pathlib import Path
 
 from support.simulated_card import simulated_card
 
+ALLOCATION = Path(__file__).parents[3] / "benchmarks/gpu/models/cupy_allocation.py"
 STAND_INS = Path(__file__).parents[2] / "support" / "stand_ins"
 
 
@@ -30,7 +31,8 @@ def test_a_framework_on_a_card(tmp_path: Path) -> None:
     """Binding, page-lock, growth, a death, a broken context; caps are checked by hand: minutes."""
     cards = simulated_card(tmp_path, total_mb=2048, context_mb=50)
     out = tmp_path / "checks.json"
-    arguments = ["--framework", "cupy", "--part", "cards", "--break-context", "--json", str(out)]
+    framework = f"cupy={ALLOCATION}"
+    arguments = ["--framework", framework, "--part", "cards", "--break-context", "--json", str(out)]
     ended = check({**cards.environment}, *arguments)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     checks = json.loads(out.read_text())["checks"]
