@@ -26,6 +26,8 @@ SIGNATURE: dict[str, dict[str, tuple[str, list[int]]]] = {
     },
 }
 CONFIG = """
+[pool]
+arena_mb = 16
 [metrics]
 port = 0
 [[pool.workers]]
