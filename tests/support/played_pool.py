@@ -30,6 +30,7 @@ class PlayedCard:
     context: int = 300 * MIB
     others: int = 0
     lists: bool = True
+    sizes: bool = True
     pid_offset: int = 0
     on_cards: tuple[str, ...] = (UUID,)
     devices_seen: int = 1
@@ -61,7 +62,7 @@ class PlayedCard:
         if uuid not in self.on_cards:
             return []
         return [
-            SimpleNamespace(pid=pid + self.pid_offset, usedGpuMemory=nbytes)
+            SimpleNamespace(pid=pid + self.pid_offset, usedGpuMemory=nbytes if self.sizes else None)
             for pid, nbytes in self.held.items()
         ]
 

@@ -54,9 +54,9 @@ def growth(subject: Subject) -> list[Verdict]:
     return list(check_growth(subject, may_break=True))
 
 
-@pytest.mark.parametrize("how", [{}, {"pid_offset": 5000}, {"lists": False}])
+@pytest.mark.parametrize("how", [{}, {"pid_offset": 5000}, {"lists": False}, {"sizes": False}])
 def test_workers_that_behave_fail_nothing(subject: Callable[..., Subject], how: Any) -> None:
-    """Also where NVML has other process ids, and where it lists no processes."""
+    """Also where NVML has other process ids, lists no processes, or tells nothing of them."""
     of_growth = subject(None, **how)
     assert failed(growth(of_growth)) == set()
     assert of_growth.overhead == 300 * MIB
