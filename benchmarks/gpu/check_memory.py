@@ -71,10 +71,10 @@ def _check_death(subject: Subject, pool: Pool, memory: CardMemory, taken: int) -
     )
     pool.allocate(1)
     yield held(framework, "killed: another comes", True, f"process {successor} answers after {pid}")
-    overhead = subject.overhead or 0
+    most = (subject.overhead or 0) + taken // 2
 
     def returned() -> bool:
-        return not memory.has(pid) and memory.used - memory.used_before < overhead + taken / 2
+        return not memory.has(pid) and memory.used - memory.used_before < most
 
     def found() -> str:
         used = mib(max(0, memory.used - memory.used_before))
@@ -83,7 +83,7 @@ def _check_death(subject: Subject, pool: Pool, memory: CardMemory, taken: int) -
         )
 
     came_back = _holds_in_time(returned)
-    bound = f"not the {mib(taken)} as well that it had"
+    bound = f"below {mib(most)}; it had taken {mib(taken)} besides"
     yield held(framework, "killed: memory returns", came_back, found(), bound)
 
 
