@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.exported import exported
 from support.waiting import wait_until
 from support.worker_process import WorkerProcess, python_model, saved_model, worker_process
 
@@ -18,17 +17,13 @@ from batchyard.wire import control, work
 from batchyard.wire.control import ModelSource
 from batchyard.wire.errors import ResourceExhausted
 
-SUPPORT = Path(__file__).parent.parent / "support"
 DEFAULT = "serving_default"
 MB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    script = SUPPORT / "savedmodels_memory.py"
-    subprocess.run([sys.executable, script, folder], check=True, timeout=100)
-    return folder
+def models(request: pytest.FixtureRequest) -> Path:
+    return exported(request.config, "savedmodels_memory")
 
 
 def memory(worker: WorkerProcess, what: str) -> int:
