@@ -51,7 +51,8 @@ def test_savedmodels_that_need_too_much_and_those_that_are_unloaded(models: Path
         wait_until(lambda: memory(worker, "VmRSS") < before - 48, "memory is freed")
 
         limit(worker, 200)
-        for batch_id, needed in enumerate([1, 2000 * MB, 1, 500 * MB, 1]):
+        # Once: TensorFlow tries for ten seconds.
+        for batch_id, needed in enumerate([1, 500 * MB, 1]):
             worker.send(batch_id=batch_id, signature=DEFAULT, n=np.array([needed]))
             if needed == 1:
                 assert worker.outputs(worker.done())["y"].tolist() == [1]
