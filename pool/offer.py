@@ -39,8 +39,8 @@ class Offer:
     def find(self, found: Found, config: Config | None = None) -> None:
         """Other versions are there. With a configuration, which is new, all get another try.
 
-        Without, what is being loaded goes on, unless it is gone: versions that come faster than they
-        load would give up each other for ever.
+        Without, what is being loaded goes on, unless it is gone: versions that come faster than
+        they load would give up each other for ever.
         """
         self.found = found
         if config is not None:
