@@ -6,6 +6,7 @@ import pytest
 from support.virtual_server import PATH, VirtualServer, config, versions
 
 from batchyard.pool import events
+from batchyard.pool.config import validate
 from batchyard.pool.events import Death
 from batchyard.wire import control
 from batchyard.wire.control import Kind
@@ -238,6 +239,19 @@ def test_a_reload_gives_up_what_loads_for_what_is_there() -> None:
     assert first.is_killed
     server.dies(first.id)
     assert sorted(server.loading[0].sources) == [("m", 1), ("m", 3)]
+
+
+def test_all_models_may_go_and_come() -> None:
+    nothing = validate({"models": []}, "test", may_serve_none=True)
+    server = VirtualServer(config=nothing, found={})
+    assert server.told() == {}
+    server.happens(events.ConfigurationRead(config(), versions(1), events.Cause.SIGNAL))
+    server.rolls_on()
+    assert server.told() == {1: "current"}
+    server.happens(events.ConfigurationRead(nothing, {}, events.Cause.SIGNAL))
+    assert server.told() == {}
+    server.rolls_on()
+    assert len(server.workers) == 2
 
 
 def test_a_version_that_goes_while_it_is_loaded_is_not_served() -> None:
