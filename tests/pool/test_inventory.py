@@ -204,7 +204,7 @@ A100 = Gpu(
     uuid="GPU-ccdd",
     name="NVIDIA A100",
     memory_mb=40960,
-    mig=(MigDevice("MIG-1", 19968), MigDevice("MIG-2", 19968)),
+    mig=(MigDevice("MIG-1", 19968, (1, 0)), MigDevice("MIG-2", 19968, (2, 1))),
 )
 MIXED = Inventory(
     (
@@ -231,6 +231,13 @@ MIXED = Inventory(
         ("GPU-zz", []),
         ("MIG-", []),  # CUDA abbreviates cards only
         ("MIG-9,0", []),
+        ("MIG-GPU-ccdd/2/1,3", ["MIG-2", "GPU-eeff"]),  # as before driver 470
+        ("MIG-GPU-ccdd/2/0", []),
+        ("MIG-GPU-ccdd", []),
+        ("MIG-1,MIG-GPU-ccdd/1/0", []),  # twice the same
+        ("mig-1", []),
+        ("gpu-eeff", []),
+        ("GPU-", []),
         ("", []),
         ("-1", []),
         ("NoDevFiles", []),

@@ -10,11 +10,16 @@ a script.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from support.asked_process import answer_questions, asked_process
 
 from batchyard.wire.control import ModelSource, WorkerSettings
@@ -29,9 +34,9 @@ def tensorflow_process() -> AbstractContextManager[Callable[..., Any]]:
     return asked_process(__file__)
 
 
-def describe(path: Path) -> tuple[list[SignatureSpec], bool]:
+def describe(path: Path, **options: Any) -> tuple[list[SignatureSpec], bool]:
     """A SavedModel's signatures, and whether it is stateful."""
-    model = _load(path)
+    model = _load(path, **options)
     return list(model.signatures), model.stateful
 
 
@@ -45,6 +50,98 @@ def run(path: Path, *calls: tuple[str, Mapping[str, Any]]) -> list[dict[str, Any
     """The outputs of each ``(signature, inputs)``, one after the other on one loaded model."""
     model = _load(path)
     return [dict(model.run(signature, inputs)) for signature, inputs in calls]
+
+
+def run_compiled(path: Path, *calls: tuple[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """As ``run``, of a model that XLA compiles."""
+    model = _load(path, jit_compile=True)
+    return [dict(model.run(signature, inputs)) for signature, inputs in calls]
+
+
+def run_functions(
+    path: Path, *calls: tuple[str, Mapping[str, Any]], **options: Any
+) -> list[dict[str, Any]]:
+    """As ``run``, of a model whose inputs are brought to the card, which is the CPU here."""
+    model = _functions(path, **options)
+    return [dict(model.run(name, _shared(inputs))) for name, inputs in calls]
+
+
+def run_functions_at_once(path: Path, values: Sequence[Any]) -> list[Any]:
+    """The output ``y`` for each input ``x``, as many at once."""
+    model = _functions(path)
+
+    def one(x: Any) -> Any:
+        return [dict(model.run("serving_default", _shared({"x": x})))["y"] for _ in range(20)]
+
+    with ThreadPoolExecutor(len(values)) as pool:
+        return list(pool.map(one, values))
+
+
+def describe_functions(path: Path, **options: Any) -> tuple[list[SignatureSpec], bool, bytes]:
+    """What a model whose signatures are functions says of itself."""
+    model = _functions(path, **options)
+    return list(model.signatures), model.stateful, model.signature_def
+
+
+def keeps_inputs(path: Path, way: str) -> bool:
+    """Whether a model holds inputs when it has run, its outputs are gone and it was asked not to.
+
+    Once its answer was looked at.
+    """
+    x = SharedArray(np.ones((2, 4), np.float32))
+    model = _functions(path) if way == "functions" else _load(path, jit_compile=way == "compiled")
+    inputs = {"x": x if way == "functions" else x.array}
+    outputs = dict(model.run("serving_default", inputs))
+    assert outputs["y"].shape[:1] == (2,)
+    memory = weakref.ref(x.array.base)
+    del outputs, inputs, x
+    model.let_go()
+    return memory() is not None
+
+
+def compilations(source: ModelSource, *calls: tuple[str, Mapping[str, Any]]) -> list[int]:
+    """How often XLA compiled something: until a model was warmed up, then for each call."""
+    from batchyard.pool import loading
+
+    before = _compiled_modules()
+    model, _ = loading.load(source, _SETTINGS, lambda share, what: None)
+    counts = [_compiled_modules()]
+    for signature, inputs in calls:
+        model.run(signature, inputs)
+        counts.append(_compiled_modules())
+    return [after - before for before, after in pairwise([before, *counts])]
+
+
+def _compiled_modules() -> int:
+    return sum(name.endswith("before_optimizations.txt") for name in os.listdir(_XLA_DUMP.name))
+
+
+class SharedArray:
+    """Stands for a DeviceArray: TensorFlow takes its memory by DLPack."""
+
+    def __init__(self, values: Any, misaligned: bool = False) -> None:
+        memory = np.zeros(values.nbytes + 128, np.uint8)
+        self.pointer = -(-memory.ctypes.data // 64) * 64 + 4 * misaligned
+        offset = self.pointer - memory.ctypes.data
+        self.array = np.ndarray(values.shape, values.dtype, memory, offset)
+        self.array[...] = values
+
+    def __dlpack__(self) -> Any:
+        return self.array.__dlpack__()
+
+
+def run_misaligned(path: Path) -> None:
+    """Runs a model on memory for which TensorFlow would abort the process."""
+    x = SharedArray(np.ones((2, 1), np.float32), misaligned=True)
+    _functions(path).run("serving_default", {"x": x})
+
+
+def _shared(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    # Strings come as they are.
+    return {
+        name: value if value.dtype.kind == "O" else SharedArray(value)
+        for name, value in inputs.items()
+    }
 
 
 def load(source: ModelSource) -> tuple[ModelReport | None, str]:
@@ -93,10 +190,22 @@ def savedmodel_bears_changing_inputs(path: Path) -> bool:
     return bears
 
 
-def _load(path: Path) -> Any:
-    from batchyard.pool.runtimes.savedmodel import SavedModel
+def _load(path: Path, **options: Any) -> Any:
+    from batchyard.pool.runtimes.savedmodel import load_savedmodel
 
-    return SavedModel("m", str(path), _SETTINGS)
+    return load_savedmodel(_source(path, **options), _SETTINGS)
+
+
+def _functions(path: Path, **options: Any) -> Any:
+    # As load_savedmodel does where a worker has a card.
+    import batchyard.pool.runtimes.savedmodel  # noqa: F401
+    from batchyard.pool.runtimes.function_model import FunctionModel
+
+    return FunctionModel(_source(path, device_arrays=True, **options), _SETTINGS)
+
+
+def _source(path: Path, **options: Any) -> ModelSource:
+    return ModelSource("m", 1, "savedmodel", str(path), [1, 2, 4], None, **options)
 
 
 GRAPHS: dict[str, Callable[[Any], Any]] = {}
@@ -296,4 +405,7 @@ def sorts_before(tf: Any) -> Any:
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # What XLA writes of each module that it compiles, before it does.
+    _XLA_DUMP = tempfile.TemporaryDirectory()
+    os.environ["XLA_FLAGS"] = f"--xla_dump_to={_XLA_DUMP.name}"
     answer_questions(globals())

@@ -1,0 +1,1 @@
+"""Measurements and checks that need a GPU."""

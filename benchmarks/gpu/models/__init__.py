@@ -1,0 +1,1 @@
+"""What they serve: one file for each framework, with python models by name."""
