@@ -96,6 +96,7 @@ class Worker:
         self._arena = arena
         self._card = NO_CARD
         self._on_card: CardExecution | None = None
+        self._finishing: threading.Thread | None = None
         # Models that run at once; there may be a thread more, see _gather_ahead.
         self._running = Turns(settings.concurrent_batches)
         self._threads: list[threading.Thread] = []
@@ -137,7 +138,7 @@ class Worker:
             self._on_card = CardExecution(
                 self._card.card, self._answers, self._running, self._look_at_card
             )
-            self._threads.append(self.start(self._on_card.finish_all))
+            self._finishing = self.start(self._on_card.finish_all)
             if not is_any_thread:
                 # This one starts all batches: on the card they overlap anyway, and frameworks keep
                 # settings, such as PyTorch's inference_mode, by thread.
@@ -151,11 +152,13 @@ class Worker:
 
         TensorFlow aborts the process when the interpreter ends while one of them is inside it.
         """
-        if self._on_card is not None:
-            self._on_card.end()
         # The list may grow meanwhile: one that serves may start one that frees.
         for thread in self._threads:
             thread.join()
+        # Nobody starts anything any more.
+        if self._on_card is not None and self._finishing is not None:
+            self._on_card.end()
+            self._finishing.join()
 
     def obey(self, supervisor: Link) -> NoReturn:
         """Does what the supervisor says, until it closes the link: then the process ends."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from batchyard.pool.gpu.card import Card
-from batchyard.pool.gpu.driver import NoCuda
+from batchyard.pool.gpu.driver import CudaError, NoCuda
 from batchyard.pool.runtimes.base import LoadedModel
 from batchyard.wire import log
 
@@ -23,7 +23,7 @@ class WorkerCard:
         started = time.perf_counter()
         try:
             card = Card.open(arena)
-        except NoCuda as error:
+        except (NoCuda, CudaError) as error:
             log.warning("arena_not_page_locked", reason=error)
             return cls(None, str(error))
         if card.why_not_page_locked is None:
