@@ -179,6 +179,15 @@ class Driver:
         """Waits for what the event stands for."""
         self._call("cuEventSynchronize", event)
 
+    def is_over(self, event: Any) -> bool:
+        """Whether all that the event stands for is done."""
+        (code,) = self._cuda.cuEventQuery(event)
+        if code == self._cuda.CUresult.CUDA_ERROR_NOT_READY:
+            return False
+        if code != 0:
+            raise _error(self._cuda, "cuEventQuery", code)
+        return True
+
     def seconds_between(self, begin: Any, end: Any) -> float:
         """From one timed event to another, both past."""
         return float(self._call("cuEventElapsedTime", begin, end)) / 1e3
