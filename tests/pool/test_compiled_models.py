@@ -78,6 +78,8 @@ def test_signatures_are_the_same(ask_tensorflow: Ask, savedmodels: Path) -> None
     [
         ("counter", r"object by object.*set jit_compile = false.* reference type"),
         ("matrix_half_plus_two", r"none of .*set jit_compile = false.* operation VariableV2"),
+        ("bad", r"/1: Cannot parse file"),
+        ("empty", r"/1: SavedModel file does not exist"),
         ("keras_words", r"none of .*serving_default: input 'inputs' is of strings"),
     ],
 )
