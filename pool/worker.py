@@ -28,6 +28,7 @@ from batchyard.pool.intake import Ended, Intake
 from batchyard.pool.loading import CannotServe, load
 from batchyard.pool.quiet import quietly
 from batchyard.pool.runtimes.base import LoadedModel
+from batchyard.pool.runtimes.out_of_memory import give_back_cached_memory
 from batchyard.pool.turns import Turns, TurnsOnCard
 from batchyard.pool.worker_card import NO_CARD, WorkerCard
 from batchyard.wire import control, log, work
@@ -235,6 +236,7 @@ class Worker:
             # The last to have it frees it: this thread, or the one that runs it still.
             left.clear()
             _give_memory_back()
+            give_back_cached_memory()
             seconds = time.perf_counter() - started
             log.info("model_unloaded", model=name, version=version, unload_s=seconds)
 

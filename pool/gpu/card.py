@@ -162,7 +162,11 @@ class CardBatch:
         self._hold: weakref.ref[Hold] | None = None
         if numbers:
             self._lease = card.buffers.take(max(layout.nbytes, 1), card.copy_in)
-        self._arrived = self._send(layout)
+        try:
+            self._arrived = self._send(layout)
+        except BaseException:
+            self._end()
+            raise
         if self._lease is not None:
             self._show(numbers, layout, self._lease)
 
@@ -323,9 +327,11 @@ class CardBatch:
         # Their frameworks may use the memory again.
         self._foreign = []
         lease, self._lease = self._lease, None
-        if lease is not None and (self._hold is None or self._hold() is None):
-            # Nobody can enqueue more on them that reads it; and what was is done.
-            lease.streams.clear()
+        if lease is not None:
+            self._card.buffers.end()
+            if self._hold is None or self._hold() is None:
+                # Nobody can enqueue more on them that reads it; and what was is done.
+                lease.streams.clear()
         stream, self._copy_out = self._copy_out, None
         if stream is not None:
             self._card.copy_out.give_back(stream)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from batchyard.pool.runtimes.base import ModelLoadError
 from batchyard.pool.runtimes.operations import PACKAGES, missing_operation
-from batchyard.pool.runtimes.out_of_memory import is_out_of_memory
+from batchyard.pool.runtimes.out_of_memory import is_out_of_memory, too_large
 from batchyard.wire.control import WorkerSettings
 from batchyard.wire.errors import BatchyardError, InvalidArgument, ResourceExhausted, from_wire
 
@@ -61,7 +61,7 @@ def why_not_loaded(
             f"has it beside TensorFlow; of {packages} those that are installed were imported"
         )
     if has_no_memory(error):
-        return ModelLoadError(f"{path}: {_too_large(settings)}: {first_line(error)}")
+        return ModelLoadError(f"{path}: {too_large(settings)}: {first_line(error)}")
     return ModelLoadError(f"{path}: {way}{': ' if way else ''}{first_line(error)}")
 
 
@@ -70,21 +70,6 @@ def has_no_memory(error: Exception) -> bool:
     if is_out_of_memory(error):
         return True
     return isinstance(error, tf.errors.InternalError) and bool(_NO_MEMORY.search(error.message))
-
-
-def _too_large(settings: WorkerSettings) -> str:
-    if settings.device == "cpu":
-        return "the worker has no memory left for it"
-    if settings.memory_limit_mb is None:
-        return (
-            f"{settings.device} has no memory left for it; this worker has no cap, others on the "
-            "card take theirs"
-        )
-    return (
-        f"it needs more than the {settings.memory_limit_mb} MiB of {settings.device} that this "
-        "worker may take, less what its other models take: raise gpu_memory_limit_mb or "
-        "per_process_gpu_memory_fraction"
-    )
 
 
 def why_not_compiled(error: Exception) -> str | None:
