@@ -46,8 +46,8 @@ class FunctionModel:
         """Loads it. Raises ModelLoadError."""
         self._name = source.name
         bind_eager_runtime(settings)
+        meta_graph = read_meta_graph(source.path)
         try:
-            meta_graph = read_meta_graph(source.path)
             loaded = with_operations(lambda: tf.saved_model.load(source.path, tags=[SERVE_TAG]))
         except Exception as error:
             # Each kind of object has code of its own that restores it.

@@ -7,15 +7,20 @@ from typing import Any, TypeVar
 
 from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
+from batchyard.pool.runtimes.base import ModelLoadError
 from batchyard.pool.runtimes.operations import import_packages, missing_operation
+from batchyard.pool.runtimes.refusals import first_line
 
 SERVE_TAG = "serve"
 _Loaded = TypeVar("_Loaded")
 
 
 def read_meta_graph(path: str) -> Any:
-    """The ``MetaGraphDef`` that is to be served. Raises OSError or RuntimeError where none is."""
-    return SavedModelLoader(path).get_meta_graph_def_from_tags([SERVE_TAG])
+    """The ``MetaGraphDef`` that is to be served. Raises ModelLoadError where none is."""
+    try:
+        return SavedModelLoader(path).get_meta_graph_def_from_tags([SERVE_TAG])
+    except (OSError, RuntimeError) as error:
+        raise ModelLoadError(f"{path}: {first_line(error)}") from error
 
 
 def with_operations(load: Callable[[], _Loaded]) -> _Loaded:

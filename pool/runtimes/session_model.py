@@ -102,8 +102,8 @@ class SessionModel:
     def _load_compiled(self, source: ModelSource) -> None:
         bind_eager_runtime(self._settings)
         config = session_config(self._settings, jit_compile=True)
+        meta_graph = read_meta_graph(self._path)
         try:
-            meta_graph = read_meta_graph(self._path)
             graph = with_operations(lambda: ObjectGraph(self._path, SERVE_TAG, config))
         except Exception as error:
             raise why_not_loaded(self._path, error, self._settings, _COMPILED) from error

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.in_tensorflow import compilations, describe, keeps_inputs, load, run, run_compiled
+from support.in_tensorflow import (
+    compilations,
+    describe,
+    functions_left,
+    keeps_inputs,
+    load,
+    run,
+    run_compiled,
+)
 
 from batchyard.wire.control import ModelSource
 
@@ -28,12 +36,13 @@ def rows(count: int) -> dict[str, Any]:
 def test_compiles_for_the_allowed_sizes_and_not_while_it_serves(
     ask_tensorflow: Ask, savedmodels: Path
 ) -> None:
-    calls = [(name, rows(n)) for n in (4, 1, 2, 1, 3) for name in ("serving_default", "brain")]
-    counts = ask_tensorflow(compilations, source(savedmodels / "keras_mixed" / "1"), *calls)
+    sizes = (4, 1, 2, 1, 3, 3)
+    calls = [("serving_default", {"x": np.ones((rows, 1), np.float32)}) for rows in sizes]
+    counts = ask_tensorflow(compilations, source(savedmodels / "half_plus_two_tf2" / "1"), *calls)
     loading, *serving = counts
-    assert loading == 3 * len(SIZES)
+    assert loading == len(SIZES)
     # Three rows are no size that is allowed.
-    assert serving == [0] * 8 + [1, 1]
+    assert serving == [0, 0, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("kind", ["keras_module", "decides"])
@@ -78,6 +87,8 @@ def test_signatures_are_the_same(ask_tensorflow: Ask, savedmodels: Path) -> None
     [
         ("counter", r"object by object.*set jit_compile = false.* reference type"),
         ("matrix_half_plus_two", r"none of .*set jit_compile = false.* operation VariableV2"),
+        ("bad", r"/1: Cannot parse file"),
+        ("empty", r"/1: SavedModel file does not exist"),
         ("keras_words", r"none of .*serving_default: input 'inputs' is of strings"),
     ],
 )
@@ -93,7 +104,13 @@ def test_model_that_cannot_be_compiled_says_what_to_change(
 
 @pytest.mark.parametrize("way", ["session", "compiled", "functions"])
 def test_no_way_to_call_holds_inputs(ask_tensorflow: Ask, savedmodels: Path, way: str) -> None:
-    assert not ask_tensorflow(keeps_inputs, savedmodels / "keras_module" / "1", way)
+    assert not ask_tensorflow(keeps_inputs, savedmodels / "product" / "1", way)
+
+
+@pytest.mark.parametrize("way", ["compiled", "functions"])
+def test_functions_go_with_their_model(ask_tensorflow: Ask, savedmodels: Path, way: str) -> None:
+    """The garbage collector is told to leave what is loaded alone."""
+    assert ask_tensorflow(functions_left, savedmodels / "product" / "1", way) <= 0
 
 
 @pytest.mark.parametrize("runs", [run, run_compiled])

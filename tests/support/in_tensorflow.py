@@ -9,6 +9,7 @@ a script.
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 import weakref
@@ -101,6 +102,24 @@ def keeps_inputs(path: Path, way: str) -> bool:
     del outputs, inputs, x
     model.let_go()
     return memory() is not None
+
+
+def functions_left(path: Path, way: str) -> int:
+    """How many of TensorFlow's functions a model leaves behind, loaded as in a worker."""
+    from tensorflow.python.eager.polymorphic_function.atomic_function import AtomicFunction
+
+    def count() -> int:
+        return sum(isinstance(each, AtomicFunction) for each in gc.get_objects())
+
+    gc.collect()
+    before = count()
+    model = _functions(path) if way == "functions" else _load(path, jit_compile=True)
+    gc.collect()
+    gc.freeze()
+    del model
+    # What is frozen is not among the objects.
+    gc.unfreeze()
+    return count() - before
 
 
 def compilations(source: ModelSource, *calls: tuple[str, Mapping[str, Any]]) -> list[int]:
