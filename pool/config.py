@@ -31,8 +31,8 @@ class WorkerGroup(Section):
 
     device: str = Field(
         "auto",
-        description="cpu, gpu:N (N counts in CUDA_VISIBLE_DEVICES' order), a GPU or MIG UUID, or "
-        "auto: every visible GPU, else the CPU.",
+        description="cpu, gpu:N (N counts in CUDA_VISIBLE_DEVICES' order), a GPU's UUID or enough "
+        "of its beginning, a MIG UUID, or auto: every visible GPU, else the CPU.",
     )
     count: Positive | None = Field(
         None, description="Workers; with auto, for each GPU. Default: 1."

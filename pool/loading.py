@@ -137,17 +137,7 @@ def _check_card(source: ModelSource, settings: WorkerSettings, card: WorkerCard)
 
 def _open(source: ModelSource, settings: WorkerSettings) -> LoadedModel:
     if source.runtime == "python":
-        from batchyard.pool.runtimes.memory_caps import cap_memory
-        from batchyard.pool.runtimes.python import PythonModel
-
-        cap_memory(settings)
-        return PythonModel(
-            source.name,
-            source.path,
-            source.signature,
-            source.read_in_place,
-            source.device_arrays and settings.device != "cpu",
-        )
+        return _open_function(source, settings)
     try:
         from batchyard.pool.runtimes.savedmodel import load_savedmodel
     except ImportError as error:
@@ -160,3 +150,20 @@ def _open(source: ModelSource, settings: WorkerSettings) -> LoadedModel:
         return load_savedmodel(source, settings)
     except DeviceError as error:
         raise CannotServe(control.EXIT_DEVICE, str(error)) from error
+
+
+def _open_function(source: ModelSource, settings: WorkerSettings) -> LoadedModel:
+    from batchyard.pool.runtimes.memory_caps import cap_memory
+    from batchyard.pool.runtimes.out_of_memory import is_out_of_memory, too_large
+    from batchyard.pool.runtimes.python import PythonModel
+
+    cap_memory(settings)
+    on_card = source.device_arrays and settings.device != "cpu"
+    try:
+        return PythonModel(
+            source.name, source.path, source.signature, source.read_in_place, on_card
+        )
+    except ModelLoadError as error:
+        if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+            raise ModelLoadError(f"{error}: {too_large(settings)}") from error
+        raise

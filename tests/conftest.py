@@ -71,6 +71,13 @@ def tensorflow_server(savedmodels: Path) -> Iterator[Server]:
         model_table(
             "bucketed", lengths, pad_variable_length_inputs=True, length_buckets=[4, 8], **PAIRS
         ),
+        model_table(
+            "compiled",
+            savedmodels / "keras_mixed",
+            jit_compile=True,
+            allowed_batch_sizes=[1, 2],
+            max_batch_size=2,
+        ),
         model_table("tensorflow_alias", callable_path("tensorflow_alias")),
     ]
     config = '[grpc]\nport = 0\n[[pool.workers]]\ndevice = "cpu"\ncount = 2\n' + "".join(tables)

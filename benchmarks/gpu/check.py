@@ -27,12 +27,18 @@ from batchyard.benchmarks.gpu.check_binding import check_each
 from batchyard.benchmarks.gpu.check_memory import check_cap, check_growth, check_sharing
 from batchyard.benchmarks.gpu.check_subject import Subject, guarded
 from batchyard.benchmarks.gpu.frameworks import NAMES, Framework, look_at
-from batchyard.benchmarks.gpu.pools import models_folder, python_allocation, saved_allocation
+from batchyard.benchmarks.gpu.pools import (
+    has_binding,
+    models_folder,
+    python_allocation,
+    saved_allocation,
+)
 from batchyard.benchmarks.gpu.verdicts import Outcome, Verdict, skipped, summary
 from batchyard.benchmarks.served import Model
 from batchyard.cli.local_server import ServerDidNotStart, export
 from batchyard.pool.inventory import Visible, VisibleDevice, read_inventory, visible_devices
 from batchyard.pool.mps import read_mps
+from batchyard.wire.control import INTERRUPTED_EXIT
 
 EXIT_FAILED = 1
 EXIT_NO_GPU = 3
@@ -88,6 +94,9 @@ class _Wish:
 )
 def command(device: str, json_path: Path | None, parts: Sequence[str], **options: Any) -> None:
     """Check on the GPUs of this machine that workers keep to their card and their share of it."""
+    unknown = [name for name in options["frameworks"] if "=" not in name and name not in NAMES]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]} is none of {', '.join(NAMES)}, nor NAME=FILE.py")
     signal.signal(signal.SIGTERM, _end)
     visible = visible_devices(read_inventory(), os.environ)
     card = next((d for d in visible.devices if device in (d.label, d.uuid)), None)
@@ -104,6 +113,9 @@ def command(device: str, json_path: Path | None, parts: Sequence[str], **options
         click.echo(f"{name:8} {value}")
     verdicts = []
     with tempfile.TemporaryDirectory(prefix="batchyard-") as folder:
+        if not has_binding():
+            click.echo("without  cuda-bindings: no arrays on the card, no page-locked arena")
+            options["device_arrays"] = False
         wish = _Wish(card=card, parts=parts or _PARTS, **options)
         for verdict in _check_all(wish, Path(folder), visible, pynvml):
             verdicts.append(verdict)
@@ -191,5 +203,16 @@ def _end(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
+def main() -> None:
+    """Runs it; by Ctrl-C it ends as a shell has it for what a signal ended."""
+    try:
+        command.main(standalone_mode=False)
+    except click.Abort:
+        sys.exit(INTERRUPTED_EXIT)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+
+
 if __name__ == "__main__":
-    command()
+    main()

@@ -9,18 +9,21 @@ from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.gpu.card_memory import MIB, CardMemory
 from batchyard.benchmarks.gpu.check_binding import check_one, check_page_lock
 from batchyard.benchmarks.gpu.check_subject import TOLERANCE, Subject, mib, told
-from batchyard.benchmarks.gpu.pools import Pool, running, wait
+from batchyard.benchmarks.gpu.pools import Pool, has_binding, running, wait
 from batchyard.benchmarks.gpu.verdicts import Verdict, held, skipped
 from batchyard.wire.errors import BatchyardError, ResourceExhausted
 
 # Of a cap: what a model takes that fits, and one that does not.
 _FITS, _EXCEEDS = 0.9, 1.2
-# Of each cap where they sum to 1: the contexts come on top.
-_SHARED = 0.8
+# Of each cap where they sum to 1, at most; and of what the last worker finds: allocators that take
+# all at once take less in steps of a tenth (kBackpedalFactor in XLA's and TensorFlow's).
+_SHARED, _OF_THE_LAST = 0.8, 0.85
 # With memory growth a worker that needs nothing takes no more than that of the card, or this.
 _IDLE_SHARE, _IDLE_NBYTES = 0.1, 1536 * MIB
 # Of the card: what others may use while shares that sum to 1 are checked.
 _OTHERS = 0.1
+# How soon the driver has taken a dead process's memory back.
+_RETURN_S = 30.0
 
 
 def check_growth(subject: Subject, may_break: bool) -> Iterator[Verdict]:
@@ -45,7 +48,7 @@ def check_growth(subject: Subject, may_break: bool) -> Iterator[Verdict]:
         holds = abs(grown - asked * MIB) <= TOLERANCE * asked * MIB
         yield held(subject.framework, "growth", holds, found, f"± {TOLERANCE:.0%}")
         yield from _check_death(subject, pool, memory, asked * MIB)
-        if may_break:
+        if may_break and has_binding():
             yield _check_broken_context(subject, pool)
 
 
@@ -69,10 +72,10 @@ def _check_death(subject: Subject, pool: Pool, memory: CardMemory, taken: int) -
     )
     pool.allocate(1)
     yield held(framework, "killed: another comes", True, f"process {successor} answers after {pid}")
-    overhead = subject.overhead or 0
+    most = (subject.overhead or 0) + taken // 2
 
     def returned() -> bool:
-        return not memory.has(pid) and memory.used - memory.used_before < overhead + taken / 2
+        return not memory.has(pid) and memory.used - memory.used_before < most
 
     def found() -> str:
         used = mib(max(0, memory.used - memory.used_before))
@@ -81,7 +84,7 @@ def _check_death(subject: Subject, pool: Pool, memory: CardMemory, taken: int) -
         )
 
     came_back = _holds_in_time(returned)
-    bound = f"not the {mib(taken)} as well that it had"
+    bound = f"below {mib(most)}; it had taken {mib(taken)} besides"
     yield held(framework, "killed: memory returns", came_back, found(), bound)
 
 
@@ -120,6 +123,8 @@ def check_cap(
         holds = _FITS * cap * (1 - TOLERANCE) <= reading.total <= subject.most(cap)
         bound = f"at most {mib(subject.most(cap))} = {1 + TOLERANCE:g} × {mib(cap)} + overhead"
         found = f"{mib(reading.total)} with {_FITS:.0%} of it taken{told(reading)}"
+        for event in pool.events("memory_not_capped"):
+            found += f"; {event.get('framework')} is not capped: {event.get('reason')}"
         yield held(subject.framework, name, holds, found, bound)
         yield _check_excess(subject, pool, memory, name, cap)
 
@@ -148,9 +153,10 @@ def check_sharing(subject: Subject, workers: int) -> Iterator[Verdict]:
     """Workers whose fractions sum to 1, all at once.
 
     A fraction bounds what a framework allocates; each process's context comes on top. So they
-    cannot all have the whole of their shares: whoever comes last gets less, or RESOURCE_EXHAUSTED
-    before its cap. What can be asserted is that nobody takes more than its own, and that all get
-    most of it at the same time. The line says what an even share would leave room for.
+    cannot all have the whole of their shares: where the others took all of theirs at once, as
+    TensorFlow and JAX do, the last finds its share less all contexts. What can be asserted is that
+    nobody takes more than its own, and that all get what is left to the last at the same time. The
+    line says what an even share would leave room for.
     """
     framework, check = subject.framework, f"{workers} workers × 1/{workers}"
     memory = subject.memory()
@@ -162,9 +168,10 @@ def check_sharing(subject: Subject, workers: int) -> Iterator[Verdict]:
         return
     cap = memory.total // workers
     room = (memory.total - memory.used_before) / workers - subject.overhead
-    each = math.floor(min(_SHARED * cap, 0.95 * room) / MIB)
+    left_to_last = cap - memory.used_before - workers * subject.overhead
+    each = math.floor(min(_SHARED * cap, _OF_THE_LAST * left_to_last) / MIB)
     if each * MIB < cap / 4:
-        yield skipped(framework, check, f"the contexts leave {mib(room)} for each of {workers}")
+        yield skipped(framework, check, f"the contexts leave {mib(left_to_last)} to the last")
         return
     settings = {"device": subject.card.label, "per_process_gpu_memory_fraction": 1 / workers}
     with running(subject.allocation, settings, workers=workers) as pool:
@@ -186,9 +193,9 @@ def check_sharing(subject: Subject, workers: int) -> Iterator[Verdict]:
         yield held(framework, check, holds, found, bound)
 
 
-def _holds_in_time(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
+def _holds_in_time(condition: Callable[[], bool]) -> bool:
     try:
-        wait(condition, "", timeout_s)
+        wait(condition, "", _RETURN_S)
     except BenchmarkFailed:
         return False
     return True

@@ -9,6 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,7 +117,9 @@ def running(
 
     ``worker`` has keys of ``[[pool.workers]]``. Raises ServerDidNotStart.
     """
-    models = [allocation, _sight(), *([_fault()] if may_break else [])]
+    models = [allocation]
+    if has_binding():
+        models += [_sight(), *([_fault()] if may_break else [])]
     with tempfile.TemporaryDirectory(prefix="batchyard-") as name:
         folder = Path(name)
         config = folder / "config.toml"
@@ -150,6 +153,14 @@ def wait(condition: Callable[[], T], what: str, timeout_s: float = 60.0) -> T:
             raise BenchmarkFailed(f"not within {timeout_s:g} s: {what}")
         time.sleep(_STEP_S)
     return value
+
+
+def has_binding() -> bool:
+    """Whether NVIDIA's binding to CUDA's driver is here: without it there is no ``sights``."""
+    try:
+        return find_spec("cuda.bindings") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def models_folder() -> Path:

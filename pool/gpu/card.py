@@ -25,10 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from batchyard.pool.gpu import dlpack
-from batchyard.pool.gpu.buffers import Buffers, Event, Events, Hold, Lease, Streams
+from batchyard.pool.gpu.buffers import Buffers, Hold, Lease
 from batchyard.pool.gpu.device_array import DeviceArray
 from batchyard.pool.gpu.driver import DEFAULT_STREAM, OUT_OF_MEMORY, CudaError, Driver, NoCuda
 from batchyard.pool.gpu.layout import Layout, lay_out
+from batchyard.pool.gpu.streams import Event, Events, Streams
 from batchyard.wire import dtypes
 from batchyard.wire.errors import Internal, ResourceExhausted
 
@@ -51,9 +52,9 @@ class Card:
         """Use ``open``."""
         self.driver = driver
         self.name = driver.name
-        self.buffers = Buffers(driver)
         self.timed = Events(driver, timed=True)
         self.untimed = Events(driver, timed=False)
+        self.buffers = Buffers(driver, self.untimed)
         self.copy_in = driver.stream()
         self.copy_out = Streams(driver)
         # The end of the batch whose outputs were last enqueued.
@@ -162,7 +163,11 @@ class CardBatch:
         self._hold: weakref.ref[Hold] | None = None
         if numbers:
             self._lease = card.buffers.take(max(layout.nbytes, 1), card.copy_in)
-        self._arrived = self._send(layout)
+        try:
+            self._arrived = self._send(layout)
+        except BaseException:
+            self._end()
+            raise
         if self._lease is not None:
             self._show(numbers, layout, self._lease)
 
@@ -323,9 +328,11 @@ class CardBatch:
         # Their frameworks may use the memory again.
         self._foreign = []
         lease, self._lease = self._lease, None
-        if lease is not None and (self._hold is None or self._hold() is None):
-            # Nobody can enqueue more on them that reads it; and what was is done.
-            lease.streams.clear()
+        if lease is not None:
+            self._card.buffers.end()
+            if self._hold is None or self._hold() is None:
+                # Nobody can enqueue more on them that reads it; and what was is done.
+                lease.streams.clear()
         stream, self._copy_out = self._copy_out, None
         if stream is not None:
             self._card.copy_out.give_back(stream)

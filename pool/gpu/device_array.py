@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import numpy as np
 
 from batchyard.pool.gpu import dlpack
-from batchyard.pool.gpu.buffers import Event, Hold
+from batchyard.pool.gpu.buffers import Hold
 from batchyard.pool.gpu.driver import DEFAULT_STREAM, Driver
+from batchyard.pool.gpu.streams import Event
 
 # CUDA_VISIBLE_DEVICES leaves a worker one card.
 _DEVICE = (dlpack.CUDA, 0)
@@ -39,7 +41,7 @@ class DeviceArray:
         self.pointer = pointer
         self.shape = shape
         self.dtype = dtype
-        self.nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        self.nbytes = math.prod(shape) * dtype.itemsize
 
     def __repr__(self) -> str:
         return f"DeviceArray({self.dtype}, {self.shape})"

@@ -15,6 +15,7 @@ do with it, as read in PyTorch 2.13, JAX 0.10, CuPy 14 and TensorFlow 2.21:
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -152,17 +153,17 @@ def take(output: Any, stream: int) -> tuple[Foreign, bool]:
     """An output, and whether what is enqueued on ``stream`` waits until it is computed.
 
     Not every producer takes a stream; what comes without one is ready for the default stream.
-    Raises NotExported.
+    Raises NotExported, and what the framework raises of its computation.
     """
     ordered = True
-    # Frameworks raise what they like, and it is the model's author who is to read it.
     try:
         try:
             capsule = output.__dlpack__(stream=stream)
         except (TypeError, RuntimeError):
             ordered = False
             capsule = output.__dlpack__()
-    except Exception as error:
+    # Not RuntimeError: what it was computed by may have failed, and that is how one learns of it.
+    except (BufferError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
         raise NotExported(str(error)) from error
     return _read(capsule), ordered
 
@@ -192,15 +193,12 @@ def _read(capsule: object) -> Foreign:
             f"lanes: needs one of {', '.join(_TYPES)}"
         )
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.ndim and tensor.strides else None
-    count = 1
-    for length in shape:
-        count *= length
     return Foreign(
         capsule,
         (tensor.data or 0) + tensor.byte_offset,
         _NAMES[type_],
         shape,
-        count * type_[1] // 8,
+        math.prod(shape) * type_[1] // 8,
         strides is None or _is_dense(shape, strides),
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from batchyard.pool.runtimes.base import ModelLoadError
-from batchyard.pool.runtimes.refusals import is_out_of_memory, why_not_compiled
+from batchyard.pool.runtimes.refusals import has_no_memory, why_not_compiled
 from batchyard.pool.warmup import made_up
 from batchyard.wire import dtypes, log
 from batchyard.wire.control import ModelSource
@@ -68,7 +68,7 @@ class Compiler:
         try:
             call(*(made_up(tensor, self._rows, spec.batched) for tensor in spec.inputs))
         except tf.errors.OpError as error:
-            if is_out_of_memory(error):
+            if has_no_memory(error):
                 raise
             # It may not take what is made up, and take what comes.
             return why_not_compiled(error)

@@ -56,6 +56,8 @@ class ObjectGraph:
             self.session = tf.compat.v1.Session(graph=self._graph, config=config)
             self.session.run(tf.compat.v1.global_variables_initializer())
             self.session.run(tf.compat.v1.tables_initializer())
+            # What restores a model of TensorFlow 1, which has no objects.
+            self.session.run(tf.compat.v1.get_collection("saved_model_initializers"))
 
     def bind(self, key: str, signature_def: Any, jit_compile: bool = False) -> Any:
         """Has the session call it; the signature with the names of what goes in and comes out.

@@ -9,13 +9,17 @@ import tensorflow as tf
 
 from batchyard.pool.runtimes.base import ModelLoadError
 from batchyard.pool.runtimes.operations import PACKAGES, missing_operation
+from batchyard.pool.runtimes.out_of_memory import is_out_of_memory, too_large
 from batchyard.wire.control import WorkerSettings
-from batchyard.wire.errors import BatchyardError, InvalidArgument, from_wire
+from batchyard.wire.errors import BatchyardError, InvalidArgument, ResourceExhausted, from_wire
 
 # A function's errors say first where they were met.
 _MARKS = re.compile(r"^(\{\{(function_node|node) [^}]*\}\}\s*)+")
-# Where the card itself has no memory left, TensorFlow says INTERNAL, and CUDA's words.
-_NO_MEMORY = re.compile(r"CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|out of memory", re.I)
+# TensorFlow's allocator says RESOURCE_EXHAUSTED. But where a tensor is on its way to the card, or a
+# library of NVIDIA's asks for memory itself, it says INTERNAL, and one of these.
+_NO_MEMORY = re.compile(
+    r"out of memory|CUDA_ERROR_OUT_OF_MEMORY|_ALLOC_FAILED|Dst tensor is not initialized", re.I
+)
 _NOT_COMPILED = re.compile(
     r"unsupported operations when trying to compile|compile-time constant|XLA"
 )
@@ -34,6 +38,8 @@ def explain(model: str, signature: str, error: Any) -> BatchyardError:
         code, message = InvalidArgument.number, error.object.decode(errors="replace")
     else:
         code, message = error.error_code, error.message or ""
+        if has_no_memory(error):
+            code = ResourceExhausted.number
     # What follows the first node's mark is the trace; functions have marks before it, too.
     text = _MARKS.sub("", message.partition("\n\t [[")[0].strip())
     text = text.partition(" [Op:__inference_")[0].strip()
@@ -54,31 +60,16 @@ def why_not_loaded(
             f"{path}: operation {operation!r} is not TensorFlow's own: install the package that "
             f"has it beside TensorFlow; of {packages} those that are installed were imported"
         )
-    if is_out_of_memory(error):
-        return ModelLoadError(f"{path}: {_too_large(settings)}: {first_line(error)}")
+    if has_no_memory(error):
+        return ModelLoadError(f"{path}: {too_large(settings)}: {first_line(error)}")
     return ModelLoadError(f"{path}: {way}{': ' if way else ''}{first_line(error)}")
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def has_no_memory(error: Exception) -> bool:
     """Whether it says that there is no memory left, on the card or in the process."""
-    if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
+    if is_out_of_memory(error):
         return True
-    return bool(_NO_MEMORY.search(str(error)))
-
-
-def _too_large(settings: WorkerSettings) -> str:
-    if settings.device == "cpu":
-        return "the worker has no memory left for it"
-    if settings.memory_limit_mb is None:
-        return (
-            f"{settings.device} has no memory left for it; this worker has no cap, others on the "
-            "card take theirs"
-        )
-    return (
-        f"it needs more than the {settings.memory_limit_mb} MiB of {settings.device} that this "
-        "worker may take, less what its other models take: raise gpu_memory_limit_mb or "
-        "per_process_gpu_memory_fraction"
-    )
+    return isinstance(error, tf.errors.InternalError) and bool(_NO_MEMORY.search(error.message))
 
 
 def why_not_compiled(error: Exception) -> str | None:

@@ -30,7 +30,7 @@ from batchyard.pool.runtimes.refusals import (
     CALL_ERRORS,
     explain,
     first_line,
-    is_out_of_memory,
+    has_no_memory,
     why_not_loaded,
 )
 from batchyard.pool.runtimes.served_signatures import fetches_of, publish, serve_signatures
@@ -89,7 +89,7 @@ class SessionModel:
                 key: graph.bind(key, meta_graph.signature_def[key]) for key in self._signatures
             }
         except Exception as error:
-            if is_out_of_memory(error):
+            if has_no_memory(error):
                 raise why_not_loaded(self._path, error, self._settings) from error
             # Each kind of object has code of its own that restores it.
             raise ModelLoadError(

@@ -49,6 +49,16 @@ def test_outputs_are_those_of_the_model_as_it_is(
         np.testing.assert_allclose(compiled["y"], plain["y"], rtol=1e-5)
 
 
+def test_model_of_tensorflow_1_that_is_compiled_in_part(
+    ask_tensorflow: Ask, savedmodels: Path
+) -> None:
+    path = savedmodels / "reads_reference" / "1"
+    calls = [("serving_default", rows(1)), ("more", rows(1))]
+    tripled, more = ask_tensorflow(run_compiled, path, *calls)
+    assert tripled["y"].tolist() == [[0, 3, 6, 9]]
+    assert more["y"].tolist() == [[5, 6, 7, 8]]
+
+
 def test_what_xla_does_not_compile_runs_as_it_is(ask_tensorflow: Ask, savedmodels: Path) -> None:
     path = savedmodels / "decides" / "1"
     x = np.array([1.5, 20.25], np.float32)

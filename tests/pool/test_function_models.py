@@ -16,9 +16,11 @@ from support.in_tensorflow import (
     run_functions,
     run_functions_at_once,
     run_misaligned,
+    taken_by_dlpack,
 )
 
 from batchyard.pool.runtimes.base import ModelLoadError
+from batchyard.wire import dtypes
 from batchyard.wire.errors import Internal, InvalidArgument
 
 Ask = Callable[..., Any]
@@ -49,6 +51,17 @@ def test_outputs_are_a_sessions(
     for outputs, right in zip(got, expected, strict=True):
         assert outputs["y"].dtype == right["y"].dtype
         np.testing.assert_allclose(outputs["y"], right["y"], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "dtype", [name for name in dtypes.NAMES if name != "string" and not name.startswith("float8")]
+)
+def test_memory_of_every_dtype_is_taken(ask_tensorflow: Ask, dtype: str) -> None:
+    x = np.array([[1, 0, 1]]).astype(dtypes.to_numpy(dtype))
+    taken = ask_tensorflow(taken_by_dlpack, x)
+    assert taken.dtype == x.dtype
+    assert taken.tolist() == x.tolist()
+    assert ask_tensorflow(taken_by_dlpack, x[:0]).shape == (0, 3)
 
 
 def test_strings_come_beside_numbers(ask_tensorflow: Ask, savedmodels: Path) -> None:

@@ -11,6 +11,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from batchyard.pool.inventory import (
     Gpu,
@@ -259,6 +261,19 @@ def test_cuda_visible_devices_chooses_and_orders(value: str | None, uuids: list[
     assert [device.index for device in visible.devices] == list(range(len(uuids)))
     assert (visible.note == "") == (value is None)
     assert ("hides every GPU" in visible.note) == (value is not None and not uuids)
+
+
+NAMES = ["0", "3", "9", "-1", "GPU-", "GPU-aa", "GPU-aa11", "MIG-1", "MIG-GPU-ccdd/1/0", "/", " "]
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.lists(st.sampled_from(NAMES) | st.text(max_size=8), max_size=5).map(",".join))
+def test_whatever_the_variable_says_no_device_comes_twice(value: str) -> None:
+    devices = visible_devices(MIXED, {"CUDA_VISIBLE_DEVICES": value}).devices
+    assert len({device.uuid for device in devices}) == len(devices)
+    # What CUDA would read of it begins the same, whatever follows.
+    more = visible_devices(MIXED, {"CUDA_VISIBLE_DEVICES": f"{value},none,2"}).devices
+    assert more == devices
 
 
 def test_a_mig_instance_has_its_own_memory_and_its_card() -> None:

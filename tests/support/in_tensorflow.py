@@ -15,14 +15,18 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from support.asked_process import answer_questions, asked_process
+from support.graphs import GRAPHS
 
+from batchyard.wire import dtypes
 from batchyard.wire.control import ModelSource, WorkerSettings
+from batchyard.wire.errors import BatchyardError
 from batchyard.wire.signatures import SignatureSpec
 from batchyard.wire.work import ModelReport
 
@@ -117,17 +121,50 @@ def _compiled_modules() -> int:
 
 
 class SharedArray:
-    """Stands for a DeviceArray: TensorFlow takes its memory by DLPack."""
+    """Stands for a DeviceArray, on the CPU: TensorFlow takes its memory by DLPack."""
 
     def __init__(self, values: Any, misaligned: bool = False) -> None:
         memory = np.zeros(values.nbytes + 128, np.uint8)
         self.pointer = -(-memory.ctypes.data // 64) * 64 + 4 * misaligned
         offset = self.pointer - memory.ctypes.data
-        self.array = np.ndarray(values.shape, values.dtype, memory, offset)
+        # As a worker has it: one that was pickled does not say what it is built of.
+        dtype = dtypes.to_numpy(values.dtype.name)
+        self.array = np.ndarray(values.shape, dtype, memory, offset)
         self.array[...] = values
 
     def __dlpack__(self) -> Any:
-        return self.array.__dlpack__()
+        from batchyard.pool.gpu import dlpack
+
+        cpu = (1, 0)
+        array = self.array
+        return dlpack.export(self.pointer, array.shape, array.dtype, cpu, array)
+
+
+def taken_by_dlpack(values: Any) -> Any:
+    """What TensorFlow makes of the memory of a DeviceArray."""
+    import tensorflow as tf
+
+    return np.array(tf.experimental.dlpack.from_dlpack(SharedArray(values).__dlpack__()))
+
+
+def refused_call(kind: str, message: str) -> BatchyardError:
+    """What an error of TensorFlow's that a call raises becomes."""
+    import tensorflow as tf
+
+    from batchyard.pool.runtimes.refusals import explain
+
+    return explain("m", "s", getattr(tf.errors, kind)(None, None, message))
+
+
+def refused_load(message: str, device: str, limit_mb: int | None) -> str:
+    """What a worker says that has no memory for a model."""
+    import tensorflow as tf
+
+    from batchyard.pool.runtimes.refusals import why_not_loaded
+
+    settings = replace(_SETTINGS, device=device, memory_limit_mb=limit_mb)
+    error = tf.errors.ResourceExhaustedError(None, None, message)
+    return str(why_not_loaded("/models/m/1", error, settings))
 
 
 def run_misaligned(path: Path) -> None:
@@ -206,201 +243,6 @@ def _functions(path: Path, **options: Any) -> Any:
 
 def _source(path: Path, **options: Any) -> ModelSource:
     return ModelSource("m", 1, "savedmodel", str(path), [1, 2, 4], None, **options)
-
-
-GRAPHS: dict[str, Callable[[Any], Any]] = {}
-
-
-def _graph(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    GRAPHS[function.__name__] = function
-    return function
-
-
-def _reference(tf: Any) -> Any:
-    return tf.compat.v1.Variable(1.0, use_resource=False)
-
-
-def _resource(tf: Any) -> Any:
-    return tf.compat.v1.Variable(1.0, use_resource=True)
-
-
-@_graph
-def arithmetic(tf: Any) -> Any:
-    return tf.constant(1.0) + 2.0
-
-
-@_graph
-def random_numbers(tf: Any) -> Any:
-    return tf.random.uniform((2,)) + tf.raw_ops.RandomStandardNormal(shape=[2], dtype=tf.float32)
-
-
-@_graph
-def reads_reference(tf: Any) -> Any:
-    return _reference(tf) + 1.0
-
-
-@_graph
-def reads_resource(tf: Any) -> Any:
-    return _resource(tf).read_value() + 1.0
-
-
-@_graph
-def assigns_reference(tf: Any) -> Any:
-    return tf.compat.v1.assign(_reference(tf), 2.0) * 3.0
-
-
-@_graph
-def assigns_resource(tf: Any) -> Any:
-    return _resource(tf).assign_add(2.0) * 3.0
-
-
-@_graph
-def assigns_beside(tf: Any) -> Any:
-    """In the graph, but not needed for what is fetched."""
-    variable = _resource(tf)
-    variable.assign(2.0)
-    return variable.read_value()
-
-
-@_graph
-def assigns_before(tf: Any) -> Any:
-    """By a control dependency alone."""
-    with tf.control_dependencies([_resource(tf).assign(2.0)]):
-        return tf.constant(1.0) + 1.0
-
-
-@_graph
-def scatters(tf: Any) -> Any:
-    variable = tf.compat.v1.Variable([1.0, 2.0], use_resource=True)
-    return variable.scatter_nd_update([[0]], [3.0])
-
-
-@_graph
-def trains(tf: Any) -> Any:
-    variable = _resource(tf)
-    step = tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=0.1, delta=1.0)
-    with tf.control_dependencies([step]):
-        return tf.constant(1.0) + 1.0
-
-
-@_graph
-def calls_a_reader(tf: Any) -> Any:
-    variable = _resource(tf)
-    return tf.function(lambda x: variable.read_value() + x)(1.0)
-
-
-@_graph
-def calls_a_writer(tf: Any) -> Any:
-    variable = _resource(tf)
-    inner = tf.function(lambda x: variable.assign_add(x))
-    return tf.function(lambda x: inner(x) + 1.0)(1.0)
-
-
-@_graph
-def branches_to_a_writer(tf: Any) -> Any:
-    variable = _resource(tf)
-    condition = tf.compat.v1.placeholder(tf.bool, ())
-
-    def branch(x: Any) -> Any:
-        return tf.cond(condition, lambda: variable.assign_add(x), lambda: x)
-
-    return tf.function(branch)(1.0)
-
-
-@_graph
-def switches_to_a_writer(tf: Any) -> Any:
-    """``Case`` has a list of functions, where ``If`` has two."""
-    variable = _resource(tf)
-    index = tf.compat.v1.placeholder(tf.int32, ())
-
-    def switch(x: Any) -> Any:
-        return tf.switch_case(index, [lambda: x, lambda: variable.assign_add(x)])
-
-    return tf.function(switch)(1.0)
-
-
-@_graph
-def looks_up(tf: Any) -> Any:
-    return _table(tf).lookup(tf.constant(["a"]))
-
-
-@_graph
-def inserts(tf: Any) -> Any:
-    table = _table(tf)
-    with tf.control_dependencies([table.insert(tf.constant(["a"]), tf.constant([1], tf.int64))]):
-        return tf.constant(1.0) + 1.0
-
-
-def _table(tf: Any) -> Any:
-    return tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1)
-
-
-@_graph
-def dequeues(tf: Any) -> Any:
-    return tf.queue.FIFOQueue(2, [tf.float32]).dequeue()
-
-
-def _input(tf: Any) -> Any:
-    return tf.compat.v1.placeholder(tf.float32, (None, 4))
-
-
-@_graph
-def multiplies(tf: Any) -> Any:
-    return tf.nn.softmax(tf.matmul(_input(tf), tf.ones((4, 3))) + 1.0)
-
-
-@_graph
-def multiplies_in_function(tf: Any) -> Any:
-    inner = tf.function(lambda x: tf.nn.relu(x) * 2.0)
-    return tf.function(lambda x: tf.reduce_mean(inner(x), axis=1))(_input(tf))
-
-
-@_graph
-def sorts(tf: Any) -> Any:
-    return tf.sort(_input(tf), axis=1)
-
-
-@_graph
-def finds_the_best(tf: Any) -> Any:
-    return tf.math.top_k(_input(tf), 2).indices
-
-
-@_graph
-def gathers(tf: Any) -> Any:
-    """It checks an index, and uses it later."""
-    return tf.gather(tf.range(10.0), tf.compat.v1.placeholder(tf.int32, (None,)))
-
-
-@_graph
-def sorts_in_function(tf: Any) -> Any:
-    inner = tf.function(lambda x: tf.math.top_k(x, 2).values)
-    return tf.function(lambda x: inner(x) + 1.0)(_input(tf))
-
-
-@_graph
-def sorts_in_branch(tf: Any) -> Any:
-    condition = tf.compat.v1.placeholder(tf.bool, ())
-
-    def branch(x: Any) -> Any:
-        return tf.cond(condition, lambda: tf.sort(x), lambda: x)
-
-    return tf.function(branch)(_input(tf))
-
-
-@_graph
-def sorts_beside(tf: Any) -> Any:
-    """In the graph, but not needed for what is fetched."""
-    x = _input(tf)
-    tf.sort(x)
-    return x * 2.0
-
-
-@_graph
-def sorts_before(tf: Any) -> Any:
-    """By a control dependency alone."""
-    x = _input(tf)
-    with tf.control_dependencies([tf.sort(x)]):
-        return x * 2.0
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def _build(compiler: str) -> tempfile.TemporaryDirectory[str]:
         if (_SOURCES / source).exists():
             subprocess.run(
                 [
-                    *(compiler, "-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror"),
+                    *(compiler, "-O1", "-g", "-std=gnu11", "-Wall", "-Wextra"),
                     *("-fPIC", "-shared", "-pthread", f"-Wl,-soname,{library}"),
                     *("-o", f"{folder.name}/{library}", _SOURCES / source),
                 ],

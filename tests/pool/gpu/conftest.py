@@ -7,6 +7,7 @@ import mmap
 from collections.abc import Iterator
 
 import pytest
+from support.card_batches import Block
 from support.simulated_driver import Framework, SimulatedDriver, simulated_driver
 
 from batchyard.pool.gpu.card import Card
@@ -52,3 +53,9 @@ def card(driver: SimulatedDriver, arena: memoryview) -> Iterator[Card]:
     yield card
     driver.break_context(0)
     card.close()
+
+
+@pytest.fixture
+def block(arena: memoryview) -> Block:
+    """In the arena, from its beginning."""
+    return Block(arena)

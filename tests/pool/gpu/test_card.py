@@ -1,66 +1,21 @@
-"""Batches go to a simulated card and come back, and nothing happens before it may."""
+"""Batches go to a simulated card and come back."""
 
 from __future__ import annotations
 
 import gc
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from support.simulated_driver import Framework, Kind, SimulatedDriver, Tensor
+from support.card_batches import Block, begin, double
+from support.simulated_driver import Framework, Kind, SimulatedDriver
 
-from batchyard.pool.gpu.card import Card, CardBatch, OutputSpec
+from batchyard.pool.gpu.card import Card, OutputSpec
 from batchyard.pool.gpu.driver import CudaError
 from batchyard.wire import dtypes
 from batchyard.wire.errors import ResourceExhausted
-
-# Long enough for who does not wait to be seen.
-_SLOW_S = 0.05
-_ROWS = 1000
-
-
-class Block:
-    """Hands out a part of the arena, piece by piece."""
-
-    def __init__(self, arena: memoryview, offset: int = 0) -> None:
-        self._arena = arena
-        self._offset = offset
-
-    def array(self, values: Any) -> np.ndarray[Any, Any]:
-        values = np.asarray(values)
-        array = np.ndarray(values.shape, values.dtype, self._arena, self._offset)
-        array[...] = values
-        self._offset += (values.nbytes + 63) // 64 * 64
-        return array
-
-    def room(self, specs: Sequence[OutputSpec]) -> list[np.ndarray[Any, Any]]:
-        return [self.array(np.zeros(nbytes, np.uint8)) for _, _, _, nbytes in specs]
-
-
-@pytest.fixture
-def block(arena: memoryview) -> Block:
-    return Block(arena)
-
-
-def double(framework: Framework, x: Any, gate: threading.Event | None = None) -> Tensor:
-    """A kernel that reads an input, after a gate was opened."""
-    source = framework.from_dlpack(x)
-    target = framework.empty(source.array.shape, source.array.dtype)
-
-    def kernel() -> None:
-        if gate is not None:
-            assert gate.wait(10)
-        target.array[...] = 2 * source.array
-
-    framework.launch(kernel)
-    return target
-
-
-def begin(card: Card, block: Block, value: float = 1) -> CardBatch:
-    return card.begin({"x": block.array(np.full(_ROWS, value, np.float32))})
 
 
 def test_batch_goes_there_and_back(card: Card, framework: Framework, block: Block) -> None:
@@ -107,130 +62,6 @@ def test_inputs_side_by_side_are_one_transfer(
     assert end.nbytes == 64 + 256 + 14
 
 
-def test_next_batch_travels_while_one_computes(
-    card: Card, framework: Framework, block: Block, driver: SimulatedDriver
-) -> None:
-    gate = threading.Event()
-    first = begin(card, block, 1)
-    first.bring([("y", double(framework, first.arrays["x"], gate))], block.room)
-    second = begin(card, block, 2)
-    card.driver.synchronize_stream(card.copy_in)
-    assert len(driver.log(Kind.COPY_IN)) == 4
-    assert not [entry for entry in driver.log(Kind.KERNEL) if entry.is_end]
-    second.bring([("y", double(framework, second.arrays["x"]))], block.room)
-    gate.set()
-    assert first.wait()[0][1][0] == 2
-    assert second.wait()[0][1][0] == 4
-
-
-def test_what_is_still_read_is_not_written_over(
-    card: Card, framework: Framework, block: Block
-) -> None:
-    gate = threading.Event()
-    first = begin(card, block)
-    pointer = first.arrays["x"].pointer
-    first.bring([("y", double(framework, first.arrays["x"], gate))], block.room)
-    second = begin(card, block)
-    assert second.arrays["x"].pointer != pointer
-    gate.set()
-    first.wait()
-    third = begin(card, block)
-    assert third.arrays["x"].pointer == pointer
-    for batch in (second, third):
-        batch.abandon()
-    assert card.buffer_nbytes == 2 * (2 << 20)
-
-
-def test_an_input_that_a_model_kept_stays(
-    card: Card, framework: Framework, block: Block, driver: SimulatedDriver
-) -> None:
-    first = begin(card, block, 5)
-    kept = framework.from_dlpack(first.arrays["x"])
-    pointer = kept.pointer
-    first.bring([], block.room)
-    first.wait()
-    second = begin(card, block, 6)
-    second.bring([], block.room)
-    second.wait()
-    assert kept.array[0] == 5
-    # The model reads it again, and lets go of it: the next transfer there waits for that.
-    gate = threading.Event()
-    framework.launch(lambda: gate.wait(10) and None)
-    del kept
-    driver.clear_log()
-    batches = [begin(card, block, 7) for _ in range(2)]
-    assert pointer in {batch.arrays["x"].pointer for batch in batches}
-    gate.set()
-    for batch in batches:
-        batch.abandon()
-    ends = [entry for entry in driver.log(Kind.KERNEL, Kind.COPY_IN) if entry.is_end]
-    own = next(i for i, entry in enumerate(ends) if entry.target == pointer)
-    assert Kind.KERNEL in {entry.kind for entry in ends[:own]}
-
-
-def test_wait_covers_transfers_in_that_nobody_reads(
-    card: Card, block: Block, driver: SimulatedDriver
-) -> None:
-    driver.cards.set_bytes_per_s(int(4 * _ROWS / _SLOW_S))
-    batch = begin(card, block)
-    batch.bring([], block.room)
-    assert batch.wait() == []
-    assert driver.log(Kind.COPY_IN)[-1].is_end
-
-
-def test_wait_covers_transfers_out(
-    card: Card, framework: Framework, block: Block, driver: SimulatedDriver
-) -> None:
-    batch = begin(card, block)
-    driver.cards.set_bytes_per_s(int(4 * _ROWS / _SLOW_S))
-    batch.bring([("y", double(framework, batch.arrays["x"]))], block.room)
-    batch.wait()
-    assert driver.log(Kind.COPY_OUT)[-1].is_end
-
-
-def test_wait_covers_kernels_without_outputs(
-    card: Card, framework: Framework, block: Block, driver: SimulatedDriver
-) -> None:
-    batch = begin(card, block)
-    framework.from_dlpack(batch.arrays["x"])
-    framework.launch(lambda: time.sleep(_SLOW_S))
-    batch.bring([], block.room)
-    batch.wait()
-    assert driver.log(Kind.KERNEL)[-1].is_end
-
-
-def test_abandon_waits(
-    card: Card, framework: Framework, block: Block, driver: SimulatedDriver
-) -> None:
-    batch = begin(card, block)
-    framework.from_dlpack(batch.arrays["x"])
-    framework.launch(lambda: time.sleep(_SLOW_S))
-    batch.abandon()
-    assert driver.log(Kind.KERNEL)[-1].is_end
-
-
-def test_memory_that_a_model_returns_each_time(
-    card: Card, framework: Framework, block: Block, driver: SimulatedDriver
-) -> None:
-    static = framework.empty((_ROWS,), np.float32)
-    batches = []
-    with driver.held(Kind.COPY_OUT):
-        for value in (1, 2):
-            batch = begin(card, block, value)
-            x = framework.from_dlpack(batch.arrays["x"])
-
-            def kernel(x: Tensor = x) -> None:
-                static.array[...] = x.array
-
-            framework.launch(kernel)
-            batch.bring([("y", static)], block.room)
-            batches.append(batch)
-    assert [batch.wait()[0][1][0] for batch in batches] == [1, 2]
-    order = [(e.kind, e.is_end) for e in driver.log(Kind.KERNEL, Kind.COPY_OUT)]
-    one = [(kind, is_end) for kind in (Kind.KERNEL, Kind.COPY_OUT) for is_end in (False, True)]
-    assert order == one + one
-
-
 def test_buffers_are_used_again(
     card: Card, framework: Framework, block: Block, driver: SimulatedDriver, arena: memoryview
 ) -> None:
@@ -243,6 +74,26 @@ def test_buffers_are_used_again(
             used.add(driver.live())
     assert len(used) == 1
     assert card.buffer_nbytes == 2 << 20
+
+
+def test_so_many_buffers_are_kept_as_were_in_use_at_once(card: Card, block: Block) -> None:
+    for _ in range(2):
+        batches = [begin(card, block) for _ in range(5)]
+        kept = [batch.arrays["x"] for batch in batches]
+        for batch in batches:
+            batch.abandon()
+        assert card.buffer_nbytes == 5 * (2 << 20)
+        del kept, batch, batches
+    # Of what models kept beyond that, one is.
+    kept = []
+    for _ in range(8):
+        batch = begin(card, block)
+        kept.append(batch.arrays["x"])
+        batch.abandon()
+    assert card.buffer_nbytes == 8 * (2 << 20)
+    kept.clear()
+    begin(card, block).abandon()
+    assert card.buffer_nbytes == 6 * (2 << 20)
 
 
 def test_buffers_grow_with_batches(card: Card, arena: memoryview) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from support.simulated_driver import Framework, Kind, SimulatedDriver, Tensor
 
-from batchyard.pool.gpu.card import Card
+from batchyard.pool.gpu.card import Card, OutputSpec
 from batchyard.wire.errors import Internal
 
 
@@ -61,13 +62,17 @@ def test_what_cannot_be_asked_of_it(card: Card) -> None:
 
 @pytest.mark.parametrize("stream", [None, -1])
 def test_without_a_stream_the_thread_waits(
-    stream: int | None, card: Card, driver: SimulatedDriver
+    stream: int | None, card: Card, arena: memoryview, driver: SimulatedDriver
 ) -> None:
     driver.cards.set_bytes_per_s(100_000)
-    batch = card.begin({"x": np.zeros(4000, np.uint8)})
+    batch = card.begin({"x": np.frombuffer(arena, np.uint8, 4000)})
     batch.arrays["x"].__dlpack__(stream=stream)
     assert driver.log(Kind.COPY_IN)[-1].is_end
     batch.abandon()
+
+
+def room(specs: Sequence[OutputSpec]) -> list[np.ndarray[Any, Any]]:
+    return [np.zeros(nbytes, np.uint8) for *_, nbytes in specs]
 
 
 class Awkward(Tensor):
@@ -106,11 +111,24 @@ def test_outputs_that_cannot_be_had(
     batch.abandon()
 
 
-def test_output_that_takes_no_stream(card: Card, framework: Framework) -> None:
+def test_output_that_takes_no_stream(card: Card) -> None:
+    framework = Framework(default_stream=True)
+    y = framework.empty((3,), np.int64)
+    gate = threading.Event()
+
+    def kernel() -> None:
+        assert gate.wait(10)
+        y.array[...] = 5
+
+    framework.launch(kernel)
+    # Nothing but the default stream tells when it is there.
+    threading.Timer(0.01, gate.set).start()
     batch = card.begin({"x": np.arange(3)})
-    y = Awkward(framework.from_dlpack(batch.arrays["x"]), RuntimeError("no stream"))
-    batch.bring([("y", y)], lambda specs: [np.zeros(nbytes, np.uint8) for *_, nbytes in specs])
-    assert batch.wait()[0][1].tolist() == [0, 1, 2]
+    batch.arrays["x"].__dlpack__(stream=card.driver.address(card.copy_in))
+    awkward = Awkward(y, RuntimeError("no stream"))
+    batch.bring([("y", awkward)], room)
+    assert batch.wait()[0][1].tolist() == [5, 5, 5]
+    framework.close()
 
 
 class Transposed:
@@ -149,5 +167,5 @@ def test_outputs_that_are_not_dense(card: Card, framework: Framework) -> None:
     batch.abandon()
     batch = card.begin({"x": np.arange(6).reshape(2, 3)})
     y = Mended(framework.from_dlpack(batch.arrays["x"]))
-    batch.bring([("y", y)], lambda specs: [np.zeros(nbytes, np.uint8) for *_, nbytes in specs])
+    batch.bring([("y", y)], room)
     assert batch.wait()[0][1].tolist() == [[0, 3], [1, 4], [2, 5]]

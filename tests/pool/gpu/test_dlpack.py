@@ -50,7 +50,11 @@ def aligned(shape: tuple[int, ...], name: str) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("shape", [(), (5,), (0, 3), (2, 3)], ids=str)
 @pytest.mark.parametrize("consumer", ["numpy", "torch", "jax.dlpack"])
-def test_others_take_it_in_place(consumer: str, shape: tuple[int, ...]) -> None:
+def test_others_take_it_in_place(
+    consumer: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The card, if there is one, is not wanted here.
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     from_dlpack: Callable[[Any], Any] = pytest.importorskip(consumer).from_dlpack
     for name in dtypes.NAMES[:-1]:
         if consumer == "numpy" and name in _NOT_NUMPY:
@@ -137,6 +141,8 @@ def test_why_a_tensor_cannot_be_had() -> None:
         dlpack.take(Gives(error), 7)
     with pytest.raises(dlpack.NotExported, match=r"use tensor\.detach"):
         dlpack.describe(Gives(error))
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        dlpack.take(Gives(RuntimeError("RESOURCE_EXHAUSTED: Out of memory")), 7)
     with pytest.raises(dlpack.NotExported, match="device 1 of DLPack's type 2"):
         dlpack.is_on_card(Gives(None, (2, 1)))
     with pytest.raises(dlpack.NotExported, match="type 10"):

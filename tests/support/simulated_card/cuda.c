@@ -370,7 +370,7 @@ int cuMemsetD8Async(uint64_t target, unsigned char value, size_t nbytes, void *h
   if (!stream || !memory_is_valid((void *)target, nbytes))
     return leave(stream ? INVALID_VALUE : INVALID_HANDLE);
   enqueue(stream, (struct operation){
-      .kind = FILL, .target = (void *)target, .nbytes = nbytes, .version = value});
+      .kind = FILL, .target = (void *)target, .nbytes = nbytes, .value = value});
   return leave(OK);
 }
 
@@ -420,14 +420,15 @@ int cuEventCreate(struct event **to, unsigned flags) {
   ENTER;
   *to = calloc(1, sizeof **to);
   (*to)->flags = flags;
-  (*to)->references = 1;
   live_events++;
   return leave(OK);
 }
 
 int cuEventDestroy(struct event *event) {
   ENTER;
-  event_unref(event);
+  release(event->last);
+  free(event);
+  live_events--;
   return leave(OK);
 }
 
@@ -436,7 +437,10 @@ int cuEventRecord(struct event *event, void *handle) {
   struct stream *stream = stream_of(handle);
   if (!stream || !event)
     return leave(INVALID_HANDLE);
-  enqueue(stream, (struct operation){.kind = RECORD, .event = event, .version = ++event->recorded});
+  release(event->last);
+  event->last = calloc(1, sizeof *event->last);
+  event->last->references = 1;
+  enqueue(stream, (struct operation){.kind = RECORD, .record = event->last});
   return leave(OK);
 }
 
@@ -445,32 +449,34 @@ int cuStreamWaitEvent(void *handle, struct event *event, unsigned flags) {
   struct stream *stream = stream_of(handle);
   if (!stream || !event || flags)
     return leave(flags ? INVALID_VALUE : INVALID_HANDLE);
-  enqueue(stream, (struct operation){.kind = WAIT, .event = event, .version = event->recorded});
+  enqueue(stream, (struct operation){.kind = WAIT, .record = event->last});
   return leave(OK);
 }
 
 int cuEventQuery(struct event *event) {
   ENTER;
-  return leave(event->done >= event->recorded ? OK : NOT_READY);
+  return leave(!event->last || event->last->done ? OK : NOT_READY);
 }
 
 int cuEventSynchronize(struct event *event) {
   ENTER;
-  uint64_t version = event->recorded;
-  event->references++;
-  while (event->done < version)
-    pthread_cond_wait(&changed, &lock);
-  event_unref(event);
+  struct record *record = event->last;
+  if (record) {
+    record->references++;
+    while (!record->done)
+      pthread_cond_wait(&changed, &lock);
+    release(record);
+  }
   return leave(broken);
 }
 
 int cuEventElapsedTime(float *ms, struct event *begin, struct event *end) {
   ENTER;
-  if ((begin->flags | end->flags) & DISABLE_TIMING || !begin->recorded || !end->recorded)
+  if ((begin->flags | end->flags) & DISABLE_TIMING || !begin->last || !end->last)
     return leave(INVALID_HANDLE);
-  if (begin->done < begin->recorded || end->done < end->recorded)
+  if (!begin->last->done || !end->last->done)
     return leave(NOT_READY);
-  *ms = (float)((end->at_s - begin->at_s) * 1e3);
+  *ms = (float)((end->last->at_s - begin->last->at_s) * 1e3);
   return leave(OK);
 }
 
