@@ -284,14 +284,11 @@ class LaneQueue:
         deadline = part.earliest_deadline
         self._count(part, part.rows, deadline < NEVER)
         if deadline == NEVER:
-            if is_back:
-                self._untimed.appendleft(part)
-            else:
-                self._untimed.append(part)
+            _place_by_arrival(self._untimed, part, is_back)
         elif self._is_far(deadline, part.group.arrived_at):
             self._far_rows += part.rows
             self._far_deadline = min(self._far_deadline, deadline)
-            self._place_far(part, is_back)
+            _place_by_arrival(self._far, part, is_back)
         elif is_back:
             self._near.insert(bisect_left(self._near, deadline, key=_deadline_of), part)
         else:
@@ -307,17 +304,6 @@ class LaneQueue:
             near.append(part)
         else:
             insort(near, part, key=_deadline_of)
-
-    def _place_far(self, part: Part, is_back: bool) -> None:
-        far = self._far
-        arrived_at = part.group.arrived_at
-        if not far or (far[-1].group.arrived_at <= arrived_at and not is_back):
-            far.append(part)
-        elif far[0].group.arrived_at >= arrived_at:
-            far.appendleft(part)
-        else:
-            # Seldom: what came back after others had come.
-            self._far = deque(sorted([part, *far], key=_arrival_of))
 
     def _bring_forward(self, until: float) -> None:
         """What is due until then goes by its deadline."""
@@ -369,6 +355,19 @@ class LaneQueue:
             for stale in (t for t in tickets if not t.rows):
                 stale.is_noted = False
             self._tickets = deque(t for t in tickets if t.rows)
+
+
+def _place_by_arrival(queue: deque[Part], part: Part, is_back: bool) -> None:
+    arrived_at = part.group.arrived_at
+    if not queue or (queue[-1].group.arrived_at <= arrived_at and not is_back):
+        queue.append(part)
+    elif queue[0].group.arrived_at >= arrived_at:
+        queue.appendleft(part)
+    else:
+        # Seldom: what came back, or lost its deadline, after others had come.
+        parts = sorted([part, *queue], key=_arrival_of)
+        queue.clear()
+        queue.extend(parts)
 
 
 def _deadline_of(part: Part) -> float:
