@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from batchyard.benchmarks import (
 )
 from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.faults_run import Effort
+from batchyard.benchmarks.gpu import bench as gpu_bench
+from batchyard.benchmarks.gpu.options import Options, find_card, usual_clients
+from batchyard.benchmarks.gpu.subjects import FRAMEWORKS, NETWORKS, PRECISIONS, groups
 from batchyard.benchmarks.overload_served import ServedBench
 from batchyard.benchmarks.overload_virtual import VirtualBench
 from batchyard.benchmarks.page import page
@@ -78,27 +81,38 @@ def _benchmark(measure: Callable[..., Results]) -> click.Command:
     return _reporting(measure, [*_LENGTHS, *_REPORTS])
 
 
-def _reporting(measure: Callable[..., Results], options: list[Any]) -> click.Command:
-    """The subcommand that measures and reports, with these options and its own."""
+def _reporting(
+    measure: Callable[..., Results | Iterator[Results]], options: list[Any]
+) -> click.Command:
+    """The subcommand that measures and reports, with these options and its own.
+
+    What takes long may give its results again and again while they grow: if it is ended, the files
+    have what there was until then.
+    """
 
     @functools.wraps(measure)
     def reported(json_path: Path | None, html_path: Path | None, **options: Any) -> None:
         need_the_extra()
         try:
-            results = measure(**options)
+            found = measure(**options)
+            for results in [found] if isinstance(found, Results) else found:
+                _write(results, json_path, html_path)
         except (ServerDidNotStart, BenchmarkFailed, BatchyardError) as error:
             print(f"batchyard: {error}", file=sys.stderr)
             sys.exit(EXIT_FAILURE)
         click.echo(table(results))
-        if json_path is not None:
-            json_path.write_text(json.dumps(results.to_json(), indent=2) + "\n")
-        if html_path is not None:
-            html_path.write_text(page(results))
 
     decorated: Callable[..., None] = reported
     for option in reversed(options):
         decorated = option(decorated)
     return command.command(measure.__name__.removeprefix("_"))(decorated)
+
+
+def _write(results: Results, json_path: Path | None, html_path: Path | None) -> None:
+    if json_path is not None:
+        json_path.write_text(json.dumps(results.to_json(), indent=2) + "\n")
+    if html_path is not None:
+        html_path.write_text(page(results))
 
 
 @_benchmark
@@ -265,6 +279,121 @@ _reporting(
             help="Rounds in which both are measured in the end; medians are reported.",
         ),
         click.option("--simulate", is_flag=True, help="In virtual time, in a minute."),
+        *_REPORTS,
+    ],
+)
+
+
+def _gpu(
+    device: str,
+    framework: tuple[str, ...],
+    model: tuple[str, ...],
+    precision: tuple[str, ...],
+    xla: str,
+    only: tuple[str, ...],
+    batch: int,
+    deadline_ms: float,
+    workers: tuple[int, ...],
+    clients: int | None,
+    seconds: float,
+    repeat: int,
+) -> Iterator[Results]:
+    """A card behind the server, beside bare loops on the same card.
+
+    TensorFlow, PyTorch and JAX, as far as they are installed. The whole takes about an hour;
+    --framework, --model, --precision and --only choose from it.
+    """
+    settings = {name: value for name, value in locals().items() if value is not None}
+    card = find_card(device)
+    if card is None:
+        print(f"batchyard: card: {gpu_bench.NO_CARD}", file=sys.stderr)
+    options = Options(
+        device=device,
+        seconds=seconds,
+        repeat=repeat,
+        batch=batch,
+        deadline_s=deadline_ms / 1e3,
+        clients=clients or usual_clients(),
+        workers=tuple(sorted(set(workers))),
+        card=card,
+    )
+    choices = (True, False) if xla == "both" else (xla == "on",)
+    found, skipped = groups(framework, model, precision, choices)
+    settings |= {"clients": options.clients}
+    yield from gpu_bench.run(options, found, only, skipped, settings)
+
+
+def _several(option: str, choices: Iterable[str], what: str) -> Any:
+    return click.option(
+        option,
+        type=click.Choice(list(choices)),
+        multiple=True,
+        default=list(choices),
+        help=f"{what} May be given again.  [default: all]",
+    )
+
+
+_reporting(
+    _gpu,
+    [
+        click.option(
+            "--device",
+            default="gpu:0",
+            show_default=True,
+            help="gpu:N, a GPU or MIG UUID; cpu to try the benchmark out where there is no card.",
+        ),
+        _several("--framework", FRAMEWORKS, "Measure this one only."),
+        _several("--model", NETWORKS, "Measure this network only."),
+        _several("--precision", PRECISIONS, "Measure at this precision only."),
+        click.option(
+            "--xla",
+            type=click.Choice(["on", "off", "both"]),
+            default="both",
+            show_default=True,
+            help="Whether XLA compiles, where a framework leaves the choice.",
+        ),
+        _parts(gpu_bench.PARTS),
+        click.option(
+            "--batch",
+            type=click.IntRange(1, 4096),
+            default=64,
+            show_default=True,
+            help="Rows that run together.",
+        ),
+        click.option(
+            "--deadline-ms",
+            type=click.FloatRange(0, min_open=True),
+            default=15.0,
+            show_default=True,
+            help="Of the server rate and of goodput.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(1, 64),
+            multiple=True,
+            default=(1, 2, 4),
+            show_default=True,
+            help="Of one server, which share the card. May be given again.",
+        ),
+        click.option(
+            "--clients",
+            type=click.IntRange(1, 64),
+            help="Processes that send requests.  [default: one for four cores, 4 at most]",
+        ),
+        click.option(
+            "--seconds",
+            type=click.FloatRange(0, 3600, min_open=True),
+            default=2.0,
+            show_default=True,
+            help="Length of each measurement.",
+        ),
+        click.option(
+            "--repeat",
+            type=click.IntRange(1, 1000),
+            default=3,
+            show_default=True,
+            help="Rounds; medians are reported.",
+        ),
         *_REPORTS,
     ],
 )

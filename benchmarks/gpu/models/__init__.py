@@ -1,0 +1,1 @@
+"""The networks that GPU measurements run: as files of models, and as bare loops."""
