@@ -21,7 +21,7 @@ class Model:
 
     name: str
     path: str
-    batching: Mapping[str, int]
+    batching: Mapping[str, Any]
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -58,7 +58,7 @@ def _served(text: str) -> Iterator[tuple[str, str]]:
 def configuration(
     models: Sequence[Model],
     workers: int,
-    worker: Mapping[str, int],
+    worker: Mapping[str, Any],
     pool: Mapping[str, Any] | None = None,
 ) -> str:
     """The TOML of such a server; ``pool`` has keys of ``[pool]``."""

@@ -180,6 +180,11 @@ class Lane:
                 longest = seconds if longest is None else max(longest, seconds)
         return longest
 
+    @property
+    def handing_s(self) -> float:
+        """How long a batch takes beside its execution, on the slowest kind of device."""
+        return max((durations.handing_s for durations in self.durations.values()), default=0.0)
+
     def padded(self, rows: int) -> int:
         """The size at which a batch of so many rows runs."""
         return padded_rows(rows, self.parameters.allowed_batch_sizes)

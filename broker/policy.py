@@ -73,6 +73,8 @@ class LaneFacts(Protocol):
     def batch_timeout_s(self) -> float: ...
     @property
     def shed_at(self) -> float: ...
+    @property
+    def handing_s(self) -> float: ...
     def longest(self, rows: int) -> float | None: ...
     def rows_due_after(self, when: float, enough: int) -> int: ...
 
@@ -150,15 +152,17 @@ def handover_at(lane: LaneFacts, worker: WorkerFacts, now: float) -> float:
     """From when on a busy worker may have the lane's next batch; NEVER when not before its answer.
 
     It takes one batch ahead, just before it is predicted to be free, so that it does not idle for
-    a round trip. The time before is longer for a full batch, to make ready what it reads; one that
-    can still grow closes later.
+    a round trip. The time before is longer for a full batch, to make ready what it reads: at least
+    what that took when a worker was idle, as on a GPU the transfer to the card. One that can still
+    grow closes later.
     """
     free_at, running_s = worker.free_at, worker.running_s
     if now > free_at + max(_OVERRUN_S, running_s):
         # It takes much longer than it should: nobody is to wait behind that.
         return NEVER
     if lane.queued_rows >= lane.max_rows:
-        return free_at - max(_AHEAD_S, (lane.longest(lane.max_rows) or 0.0) * _AHEAD_SHARE)
+        longest = lane.longest(lane.max_rows) or 0.0
+        return free_at - max(_AHEAD_S, longest * _AHEAD_SHARE, lane.handing_s)
     if now > free_at:
         # It was to be free by now: what can grow had better wait for the answer.
         return NEVER

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from batchyard.pool.runtimes.base import LoadedModel, ModelLoadError
+from batchyard.pool.trial_runs import TrialRun, trial_run_of
 from batchyard.pool.warmup import warm_up
+from batchyard.pool.worker_card import NO_CARD, WorkerCard
 from batchyard.wire import control, log
 from batchyard.wire.control import ModelSource, WorkerSettings
 from batchyard.wire.errors import BatchyardError
@@ -27,7 +29,10 @@ class CannotServe(Exception):
 
 
 def load(
-    source: ModelSource, settings: WorkerSettings, tell: Callable[[float, str], None]
+    source: ModelSource,
+    settings: WorkerSettings,
+    tell: Callable[[float, str], None],
+    card: WorkerCard = NO_CARD,
 ) -> tuple[LoadedModel, ModelReport]:
     """The model, warmed up, and what the broker is told of it. Raises CannotServe.
 
@@ -36,6 +41,7 @@ def load(
     tell(0.0, f"loading {source.name}")
     started = time.perf_counter()
     try:
+        _check_card(source, settings, card)
         model = _open(source, settings)
     except ModelLoadError as error:
         raise _does_not_load(source, error) from error
@@ -45,14 +51,17 @@ def load(
         # Each is about half of it.
         tell(0.5 + share / 2, f"warming up at {rows} row{'s' * (rows > 1)}: {source.name}")
 
-    signatures = warm_up(source.name, model, source.batch_sizes, tell_of_warmup)
-    signatures = _run_requests(source, model, signatures, tell)
+    run = trial_run_of(model, card.card)
+    signatures = warm_up(source.name, model, source.batch_sizes, tell_of_warmup, run)
+    signatures = _run_requests(source, model, signatures, tell, run)
     warmed = time.perf_counter()
+    if card.is_lost:
+        raise _does_not_load(source, "it broke the card's context when it was warmed up")
     report = ModelReport(
         name=source.name,
         version=source.version,
         stateful=model.stateful,
-        bears_changing_inputs=model.bears_changing_inputs,
+        bears_changing_inputs=card.reads_in_place(model),
         signatures=tuple(signatures),
         load_s=loaded - started,
         warmup_s=warmed - loaded,
@@ -74,6 +83,7 @@ def _run_requests(
     model: LoadedModel,
     signatures: list[SignatureReport],
     tell: Callable[[float, str], None],
+    run: TrialRun,
 ) -> list[SignatureReport]:
     """Runs the warm-up requests in the SavedModel's folder, if there are any.
 
@@ -95,7 +105,7 @@ def _run_requests(
         tell(_REQUESTS_SHARE, f"running warm-up request {number}: {source.name}")
 
     try:
-        ran = run_requests(model, read_records(path), source.warmup_requests, tell_of_request)
+        ran = run_requests(model, read_records(path), source.warmup_requests, tell_of_request, run)
     except (BatchyardError, ModelLoadError) as error:
         reason = f"{path}: {error.message}" if isinstance(error, BatchyardError) else str(error)
         raise _does_not_load(source, reason) from error
@@ -119,11 +129,24 @@ def _does_not_load(source: ModelSource, reason: object) -> CannotServe:
     return CannotServe(control.EXIT_MODEL, message, (source.name, source.version))
 
 
+def _check_card(source: ModelSource, settings: WorkerSettings, card: WorkerCard) -> None:
+    if source.device_arrays and settings.device != "cpu" and card.card is None:
+        raise ModelLoadError(f"device_arrays needs CUDA's driver: {card.why_none}")
+
+
 def _open(source: ModelSource, settings: WorkerSettings) -> LoadedModel:
     if source.runtime == "python":
+        from batchyard.pool.runtimes.memory_caps import cap_memory
         from batchyard.pool.runtimes.python import PythonModel
 
-        return PythonModel(source.name, source.path, source.signature, source.read_in_place)
+        cap_memory(settings)
+        return PythonModel(
+            source.name,
+            source.path,
+            source.signature,
+            source.read_in_place,
+            source.device_arrays and settings.device != "cpu",
+        )
     try:
         from batchyard.pool.runtimes import savedmodel
     except ImportError as error:

@@ -18,7 +18,9 @@ from batchyard.wire.tensors import encode_strings
 
 
 @dataclass(slots=True)
-class _Output:
+class Output:
+    """An output as it travels. ``data`` is an array, or a string tensor's bytes."""
+
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -35,16 +37,16 @@ def place(
     the requests that wanted theirs in a region have them there.
     """
     execute = assignment.execute
-    found = [_describe(name, output, execute.model) for name, output in outputs]
-    if not execute.replies or not _can_reply(found, execute):
+    found = [describe(name, output, execute.model) for name, output in outputs]
+    if not execute.replies or not can_reply(found, execute):
         return *_place_all(found, assignment), False
-    if _reply(found, assignment) == execute.rows:
-        # Nobody is left to read them anywhere else.
-        return [(o.name, o.dtype, o.shape, None, 0) for o in found], [], True
+    if reply(found, assignment) == execute.rows:
+        return nowhere_else(found), [], True
     return *_place_all(found, assignment), True
 
 
-def _describe(name: str, output: Any, model: str) -> _Output:
+def describe(name: str, output: Any, model: str) -> Output:
+    """An output of a model as it travels. Raises Internal for what cannot."""
     # TensorFlow gives scalars as numpy scalars.
     array = np.asarray(output)
     name.encode()  # A name that is no Unicode could not be sent.
@@ -52,23 +54,28 @@ def _describe(name: str, output: Any, model: str) -> _Output:
     if dtype is None:
         raise Internal(f"model {model!r}: output {name!r} has dtype {array.dtype}")
     if dtype != dtypes.STRING:
-        return _Output(name, dtype, array.shape, array, array.nbytes)
+        return Output(name, dtype, array.shape, array, array.nbytes)
     try:
         data = encode_strings(array.ravel().tolist())
     except InvalidArgument as error:
         # Not the caller's fault, but the model's.
         raise Internal(f"model {model!r}: output {name!r}: {error.message}") from None
-    return _Output(name, dtype, array.shape, data, len(data))
+    return Output(name, dtype, array.shape, data, len(data))
 
 
-def _can_reply(outputs: Sequence[_Output], execute: work.Execute) -> bool:
+def nowhere_else(outputs: Sequence[Output]) -> list[work.PlacedOutput]:
+    """Every row is in its request's region: nobody is left to read them anywhere else."""
+    return [(output.name, output.dtype, output.shape, None, 0) for output in outputs]
+
+
+def can_reply(outputs: Sequence[Output], execute: work.Execute) -> bool:
     """Whether outputs can be given to single requests, and have a size that can be known."""
     return not any(output.dtype == dtypes.STRING for output in outputs) and (
         execute.alone or all(o.shape[:1] == (execute.padded_rows,) for o in outputs)
     )
 
 
-def _reply(outputs: Sequence[_Output], assignment: Assignment) -> int:
+def reply(outputs: Sequence[Output], assignment: Assignment) -> int:
     """Writes outputs into regions for those who have room for them; how many rows that were."""
     execute = assignment.execute
     replied = 0
@@ -86,7 +93,7 @@ def _reply(outputs: Sequence[_Output], assignment: Assignment) -> int:
 
 
 def _place_all(
-    outputs: Sequence[_Output], assignment: Assignment
+    outputs: Sequence[Output], assignment: Assignment
 ) -> tuple[list[work.PlacedOutput], list[int]]:
     """Writes outputs into their part of the block, or into a memfd when they do not fit."""
     execute = assignment.execute
@@ -96,7 +103,7 @@ def _place_all(
     try:
         fd = arena.create_memfd(total, "batchyard-outputs")
     except OSError as error:
-        raise _no_room(total, error) from None
+        raise no_room(total, error) from None
     try:
         mapping = arena.Mapping(fd)
         placed = _write(outputs, mapping.memory, 0)
@@ -104,18 +111,19 @@ def _place_all(
     except BaseException as error:
         os.close(fd)
         if isinstance(error, OSError):
-            raise _no_room(total, error) from None
+            raise no_room(total, error) from None
         raise
     return placed, [fd]
 
 
-def _no_room(nbytes: int, error: OSError) -> ResourceExhausted:
+def no_room(nbytes: int, error: OSError) -> ResourceExhausted:
+    """The kernel gives no memory for outputs."""
     return ResourceExhausted(
         f"the worker has no memory for outputs of {nbytes} bytes: {error.strerror}"
     )
 
 
-def _write(outputs: Sequence[_Output], memory: memoryview, offset: int) -> list[work.PlacedOutput]:
+def _write(outputs: Sequence[Output], memory: memoryview, offset: int) -> list[work.PlacedOutput]:
     placed: list[work.PlacedOutput] = []
     for output in outputs:
         if output.dtype == dtypes.STRING:

@@ -15,6 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from batchyard.pool.runtimes.base import Array, LoadedModel
+from batchyard.pool.trial_runs import TrialRun, trial_run_of
 from batchyard.pool.warmup import output_nbytes
 from batchyard.wire import dtypes
 from batchyard.wire.control import WarmupRequests
@@ -56,11 +57,15 @@ def run_requests(
     records: Iterable[bytes],
     how: WarmupRequests,
     tell: Callable[[int], None] = lambda number: None,
+    run: TrialRun | None = None,
 ) -> WarmupRan:
     """Runs all, one after the other. ``tell`` hears the number of each before, from 1.
 
+    ``run`` is how the model is run, if not in host memory.
+
     Raises a BatchyardError that names the record.
     """
+    run = run or trial_run_of(model, None)
     signatures = {spec.name: spec for spec in model.signatures}
     row_nbytes: dict[str, int] = {}
     number = 0
@@ -72,19 +77,17 @@ def run_requests(
             calls = _calls(record, signatures)
             for _ in range(how.iterations):
                 for call in calls:
-                    _run(model, call, how, row_nbytes)
+                    _run(run, call, how, row_nbytes)
         except BatchyardError as error:
             raise from_wire(error.number, f"record {number}: {error.message}") from error
     return WarmupRan(number, row_nbytes)
 
 
-def _run(model: LoadedModel, call: _Call, how: WarmupRequests, row_nbytes: dict[str, int]) -> None:
+def _run(run: TrialRun, call: _Call, how: WarmupRequests, row_nbytes: dict[str, int]) -> None:
     name = call.spec.name
     for inputs in _batches(call, how):
         rows = len(next(iter(inputs.values()))) if call.spec.batched else 1
-        # All of it: an output may be made when it is looked at.
-        outputs = [np.asarray(array) for _, array in model.run(name, inputs)]
-        nbytes = -(-sum(map(output_nbytes, outputs)) // max(rows, 1))
+        nbytes = -(-sum(map(output_nbytes, run(name, inputs).outputs)) // max(rows, 1))
         row_nbytes[name] = max(row_nbytes.get(name, 0), nbytes)
 
 

@@ -1,7 +1,8 @@
 """The worker process: ``python -m batchyard.pool.worker CONTROL_FD PARENT_PID``.
 
 Bound to its device before anything imports TensorFlow: the supervisor has set the environment,
-and this module imports runtimes only when it loads models.
+and this module imports runtimes only when it loads models. On a GPU the arena is page-locked
+before that.
 
 It outlives brokers: when one is started anew, the supervisor hands over a link to it. It ends
 with its supervisor, or when that one closes the control link.
@@ -21,12 +22,15 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from batchyard.pool.answers import Answers
+from batchyard.pool.card_execution import CardExecution
 from batchyard.pool.execution import serve
 from batchyard.pool.intake import Ended, Intake
 from batchyard.pool.loading import CannotServe, load
 from batchyard.pool.quiet import quietly
 from batchyard.pool.runtimes.base import LoadedModel
-from batchyard.wire import control, log
+from batchyard.pool.turns import Turns, TurnsOnCard
+from batchyard.pool.worker_card import NO_CARD, WorkerCard
+from batchyard.wire import control, log, work
 from batchyard.wire.arena import Mapping
 from batchyard.wire.control import WorkerSettings
 from batchyard.wire.link import Link, LinkClosed
@@ -50,7 +54,12 @@ def main(control_fd: int, parent_pid: int) -> int:
     os.close(arena_fd)
     if settings.cpu_affinity is not None:
         os.sched_setaffinity(0, settings.cpu_affinity)
-    worker = Worker(settings, Link.from_fd(link_fd), arena)
+
+    def tell_failure(reason: str) -> None:
+        with contextlib.suppress(LinkClosed):
+            supervisor.send([control.Kind.FAILED, control.EXIT_FAILURE, reason, None])
+
+    worker = Worker(settings, Link.from_fd(link_fd), arena, tell_failure)
     # Before models load, which may take minutes: a broker may die then too.
     worker.start(lambda: worker.obey(supervisor))
     try:
@@ -68,15 +77,26 @@ def main(control_fd: int, parent_pid: int) -> int:
 class Worker:
     """The models of this process, and the threads that run them."""
 
-    def __init__(self, settings: WorkerSettings, link: Link, arena: Mapping) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        link: Link,
+        arena: Mapping,
+        tell_failure: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        """``tell_failure`` hears why the process is about to end, where it is not told to."""
         self._settings = settings
+        self._tell_failure = tell_failure
         self._models: dict[tuple[str, int], LoadedModel] = {}
         self._answers = Answers(link)
         self._intake = Intake(
             link, arena.memory, self._answers, self._gather_ahead, on_unload=self._unload
         )
+        self._arena = arena
+        self._card = NO_CARD
+        self._on_card: CardExecution | None = None
         # Models that run at once; there may be a thread more, see _gather_ahead.
-        self._running = threading.Semaphore(settings.concurrent_batches)
+        self._running = Turns(settings.concurrent_batches)
         self._threads: list[threading.Thread] = []
         self._loaded = False
 
@@ -86,13 +106,16 @@ class Worker:
         ``tell`` hears which share of all is done, and what comes next in words.
         """
         reports = []
+        if self._settings.device != "cpu":
+            tell(0.0, "page-locking shared memory")
+            self._card = WorkerCard.open(self._arena.memory)
         with quietly() if self._settings.loads_quietly else contextlib.nullcontext():
             for i, source in enumerate(self._settings.models):
 
                 def tell_of_model(share: float, what: str, i: int = i) -> None:
                     tell((i + share) / len(self._settings.models), what)
 
-                model, report = load(source, self._settings, tell_of_model)
+                model, report = load(source, self._settings, tell_of_model, self._card)
                 self._models[source.name, source.version] = model
                 reports.append(report)
             # What models are made of stays: the collector need not look at it with every batch.
@@ -103,7 +126,18 @@ class Worker:
 
     def serve(self) -> None:
         """Serves on this thread and on as many more as batches may run at once. Raises Ended."""
-        for _ in range(self._settings.concurrent_batches - 1):
+        threads = self._settings.concurrent_batches
+        models = self._models.values()
+        if self._card.card is not None and any(model.device_arrays for model in models):
+            # This one starts all batches, one after the other: on the card they overlap anyway,
+            # and frameworks keep settings, such as PyTorch's inference_mode, by thread.
+            threads = 1
+            self._on_card = CardExecution(self._card.card, self._answers, self._look_at_card)
+            self._threads.append(self.start(self._on_card.finish_all))
+        elif self._settings.device != "cpu" and all(model.any_thread for model in models):
+            self._running = TurnsOnCard(threads)
+            threads += 1
+        for _ in range(threads - 1):
             self._threads.append(self.start(self._serve))
         self._serve()
 
@@ -112,6 +146,8 @@ class Worker:
 
         TensorFlow aborts the process when the interpreter ends while one of them is inside it.
         """
+        if self._on_card is not None:
+            self._on_card.end()
         # The list may grow meanwhile: one that serves may start one that frees.
         for thread in self._threads:
             thread.join()
@@ -148,15 +184,38 @@ class Worker:
         return thread
 
     def _serve(self) -> None:
-        serve(self._intake, self._answers, self._models, self._running)
+        serve(
+            self._intake,
+            self._answers,
+            self._models,
+            self._running,
+            self._on_card,
+            self._look_at_card,
+        )
+
+    def _look_at_card(self, failed: work.Failed) -> None:
+        """Ends the process where the card can be used no more.
+
+        Unanswered batches are then the broker's to run again elsewhere. The one that broke the
+        card it will find out as one that kills its worker.
+        """
+        if not self._card.is_lost:
+            return
+        log.error("card_lost", device=self._settings.device, reason=failed.message)
+        self._tell_failure(f"the card's context is broken: {failed.message}")
+        _exit(control.EXIT_FAILURE)
 
     def _gather_ahead(self) -> None:
         """Serves on one thread more, once a client has a region.
 
         It copies the next batch's rows out of regions while models run. But not with a model that
-        minds on which thread it runs.
+        minds on which thread it runs. And on a card there is one already.
         """
-        if all(model.any_thread for model in self._models.values()):
+        if (
+            self._on_card is None
+            and not isinstance(self._running, TurnsOnCard)
+            and all(model.any_thread for model in self._models.values())
+        ):
             self._threads.append(self.start(self._serve))
 
     def _unload(self, name: str, version: int) -> None:

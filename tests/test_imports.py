@@ -22,7 +22,12 @@ ALLOWED = {
 # Beyond its ALLOWED, a folder may import these modules.
 ALLOWED_MODULES = {"benchmarks": ("batchyard.cli.local_server",)}
 # TensorFlow is imported in workers, and in processes that benchmarks hold workers against.
-TENSORFLOW = ("pool/runtimes/*.py", "benchmarks/tensorflow_*.py", "benchmarks/peers/servers/*.py")
+TENSORFLOW = (
+    "pool/runtimes/*.py",
+    "benchmarks/tensorflow_*.py",
+    "benchmarks/gpu/models/tensorflow_*.py",
+    "benchmarks/peers/servers/*.py",
+)
 # The broker's core is driven in virtual time: no sockets, clocks or threads in it.
 CORE = [
     *(f"broker/{name}.py" for name in ("policy", "queue", "catalog", "layout", "events", "state")),

@@ -1,1 +1,1 @@
-"""``batchyard bench gpu``: what a card does behind the server, beside what it does without."""
+"""What a card does for workers: checked by NVML, and measured beside bare loops on it."""

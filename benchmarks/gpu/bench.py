@@ -37,6 +37,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ from batchyard.cli.local_server import export
 PARTS = ("transfers", "offline", "latency", "server", "workers")
 NO_CARD = "none: the CPU stands in for it, and nothing here is a GPU's figure"
 _EXPORTER = "batchyard.benchmarks.gpu.models.tensorflow_models"
+# What is measured of each framework at its best only.
+_OF_CHIEFS = {
+    "server": (online.figures, online.measure),
+    "workers": (sharing.figures, sharing.measure),
+}
 Found = tuple[dict[str, list[float]], dict[str, str]]
 
 
@@ -148,29 +154,32 @@ def _units(
 ) -> list[_Unit]:
     units: list[_Unit] = []
     if "transfers" in parts:
-        units.append(
-            _Unit("transfers", [*transfers.figures(options)], lambda: transfers.measure(options))
-        )
+        lines = [*transfers.figures(options)]
+        units.append(_Unit("transfers", lines, partial(transfers.measure, options)))
     if asked := parts & {"offline", "latency"}:
         for group in groups:
-            units.append(
-                _Unit(
-                    f"{' and '.join(sorted(asked, reverse=True))} of {group.title}",
-                    [*offline.figures(options, group, asked)],
-                    lambda g=group: offline.measure(options, g, exports.path(g), asked),  # type: ignore[misc]
-                )
-            )
-    for part, module in (("server", online), ("workers", sharing)):
-        if part in parts:
-            for group in _chiefs(groups):
-                units.append(
-                    _Unit(
-                        f"{part} of {group.title}",
-                        [*module.figures(options, group)],  # type: ignore[attr-defined]
-                        lambda m=module, g=group: m.measure(options, g, exports.path(g)),  # type: ignore[misc]
-                    )
-                )
+            name = f"{' and '.join(sorted(asked, reverse=True))} of {group.title}"
+            lines = [*offline.figures(options, group, asked)]
+            units.append(_Unit(name, lines, partial(_offline, options, group, exports, asked)))
+    for part, (figures, measure) in _OF_CHIEFS.items():
+        for group in _chiefs(groups) if part in parts else ():
+            lines = [*figures(options, group)]
+            how = partial(_of_chief, measure, options, group, exports)
+            units.append(_Unit(f"{part} of {group.title}", lines, how))
     return units
+
+
+def _offline(options: Options, group: Group, exports: _Exports, parts: frozenset[str]) -> Found:
+    return offline.measure(options, group, exports.path(group), parts)
+
+
+def _of_chief(
+    measure: Callable[[Options, Group, Path | None], Found],
+    options: Options,
+    group: Group,
+    exports: _Exports,
+) -> Found:
+    return measure(options, group, exports.path(group))
 
 
 def _chiefs(groups: Sequence[Group]) -> list[Group]:

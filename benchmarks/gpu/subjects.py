@@ -1,4 +1,4 @@
-"""What is measured: a network of a framework at a precision, and the ways to have it served. Pure."""
+"""What is measured: networks of a framework at a precision, and the ways to serve them. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batchyard.benchmarks.served import Model
 FRAMEWORKS = {
     "sleeper": "a function that sleeps",
     "tensorflow": "TensorFlow",
-    "torch": "PyTorch",
+    "pytorch": "PyTorch",
     "jax": "JAX",
 }
 PRECISIONS = ("float32", "float16")
@@ -52,11 +52,11 @@ PYTHON_DEVICE = Way("device", "python function, device_arrays", True)
 _WAYS = {
     "sleeper": (PYTHON_HOST,),
     "tensorflow": (SESSION, SAVEDMODEL_DEVICE),
-    "torch": (PYTHON_HOST, PYTHON_DEVICE),
+    "pytorch": (PYTHON_HOST, PYTHON_DEVICE),
     "jax": (PYTHON_HOST, PYTHON_DEVICE),
 }
 # Whether XLA compiles: what a framework leaves to choose.
-_XLA = {"sleeper": (False,), "tensorflow": (False, True), "torch": (False,), "jax": (True,)}
+_XLA = {"sleeper": (False,), "tensorflow": (False, True), "pytorch": (False,), "jax": (True,)}
 
 
 @dataclass(frozen=True, slots=True)

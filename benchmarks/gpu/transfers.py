@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.gpu.guarded import GuardedChild
@@ -48,20 +49,19 @@ def measure(options: Options) -> Found:
         why_not = child.ask("open", nbytes=max(SIZES.values()))
         if why_not:
             raise BenchmarkFailed(why_not)
-        share = options.seconds / len(_MEMORIES)
-
-        def timed(direction: str, memory: str, size: str) -> dict[str, float]:
-            gb_per_s = child.ask(
-                "gb_per_s", direction=direction, memory=memory, nbytes=SIZES[size], seconds=share
-            )
-            return {_key(direction, memory, size): float(gb_per_s)}
-
         measurements = {
-            f"{_DIRECTIONS[direction]}, {size}, {_MEMORIES[memory]}": (
-                lambda d=direction, m=memory, s=size: timed(d, m, s)  # type: ignore[misc]
+            f"{_DIRECTIONS[direction]}, {size}, {_MEMORIES[memory]}": partial(
+                _gb_per_s, child, direction, memory, size, options.seconds / len(_MEMORIES)
             )
             for direction in _DIRECTIONS
             for size in SIZES
             for memory in _MEMORIES
         }
         return run_tolerant_rounds(measurements, options.repeat)
+
+
+def _gb_per_s(
+    child: GuardedChild, direction: str, memory: str, size: str, seconds: float
+) -> dict[str, float]:
+    how = {"direction": direction, "memory": memory, "nbytes": SIZES[size], "seconds": seconds}
+    return {_key(direction, memory, size): float(child.ask("gb_per_s", **how))}

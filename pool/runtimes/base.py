@@ -38,7 +38,16 @@ class LoadedModel(Protocol):
     def any_thread(self) -> bool:
         """Whether calls may come from different threads, one after the other."""
 
-    def run(self, signature: str, inputs: Mapping[str, Array]) -> Sequence[tuple[str, Array]]:
+    @property
+    def device_arrays(self) -> bool:
+        """Whether the worker brings inputs to the card, and outputs back.
+
+        ``run`` then takes a ``DeviceArray`` of each input but strings, returns as soon as its work
+        is enqueued, and may return what lies on the card, as anything with ``__dlpack__``. All
+        calls come from one thread.
+        """
+
+    def run(self, signature: str, inputs: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:
         """The outputs ``(name, array)`` for inputs by name.
 
         Inputs are views of shared memory that is given to another batch afterwards, read-only

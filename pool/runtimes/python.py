@@ -1,7 +1,7 @@
 """Runs a Python callable: a dict of arrays in, a dict of arrays out.
 
 For pre- and post-processing, for other frameworks, and, with a callable that sleeps, as a
-simulated device of known speed.
+simulated device of known speed. On a card, with ``device_arrays``, the arrays are there.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from batchyard.pool.gpu import dlpack
 from batchyard.pool.runtimes.base import Array, ModelLoadError
+from batchyard.pool.runtimes.out_of_memory import give_back_cached_memory, is_out_of_memory
 from batchyard.wire import dtypes
-from batchyard.wire.errors import BatchyardError, Internal
+from batchyard.wire.errors import BatchyardError, Internal, ResourceExhausted
 from batchyard.wire.signatures import (
     SignatureSpec,
     TensorSpec,
@@ -38,11 +40,17 @@ class PythonModel:
     any_thread = False
 
     def __init__(
-        self, name: str, path: str, signature: dict[str, Any] | None, read_in_place: bool = True
+        self,
+        name: str,
+        path: str,
+        signature: dict[str, Any] | None,
+        read_in_place: bool = True,
+        device_arrays: bool = False,
     ) -> None:
         """Imports ``module:callable`` or ``file.py:callable``. Raises ModelLoadError."""
         self._name = name
         self.bears_changing_inputs = read_in_place
+        self.device_arrays = device_arrays
         # Whether it was seen to write to its inputs.
         self._writes_inputs = False
         self._function = _find(path)
@@ -53,46 +61,90 @@ class PythonModel:
         """The one."""
         return [self._spec]
 
-    def run(self, signature: str, inputs: Mapping[str, Array]) -> Sequence[tuple[str, Array]]:
+    def run(self, signature: str, inputs: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:
         """See ``LoadedModel``. What the callable raises is INTERNAL, unless it is typed."""
         if self._writes_inputs:
             inputs = _writeable(inputs)
+        failure: BatchyardError
         try:
             outputs = self._function(dict(inputs))
-        except ValueError as error:
-            if "read-only" in str(error) and not all(a.flags.writeable for a in inputs.values()):
+        except Exception as error:
+            if self._has_written_to_inputs(error, inputs):
                 # A client's memory is not for it to write to: from now on it gets copies.
                 self._writes_inputs = True
                 return self.run(signature, inputs)
-            raise Internal(f"model {self._name!r}: {type(error).__name__}: {error}") from None
-        except BatchyardError:
-            raise
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise Internal(f"model {self._name!r}: {type(error).__name__}: {error}") from None
+            failure = self._explain(error)
+        else:
+            return self._outputs(outputs)
+        if isinstance(failure, ResourceExhausted):
+            # Only now are the function's variables gone, and what they held of a card.
+            give_back_cached_memory()
+        raise failure
+
+    def _has_written_to_inputs(self, error: Exception, inputs: Mapping[str, Any]) -> bool:
+        return (
+            isinstance(error, ValueError)
+            and "read-only" in str(error)
+            and not self.device_arrays
+            and not all(array.flags.writeable for array in inputs.values())
+        )
+
+    def _explain(self, error: Exception) -> BatchyardError:
+        if isinstance(error, BatchyardError):
+            return error
+        if is_out_of_memory(error):
+            message = f"model {self._name!r}: the worker has no memory left {error}".rstrip()
+            return ResourceExhausted(message)
+        return Internal(f"model {self._name!r}: {type(error).__name__}: {error}")
+
+    def _outputs(self, outputs: Any) -> Sequence[tuple[str, Any]]:
         if not isinstance(outputs, Mapping):
             raise Internal(
                 f"model {self._name!r} must return a dict of arrays, not {type(outputs).__name__}"
             )
         if self._spec.open:
-            return [(str(name), np.asarray(array)) for name, array in outputs.items()]
+            return [(str(name), self._array(output)) for name, output in outputs.items()]
         return [(spec.name, self._output(spec, outputs)) for spec in self._spec.outputs]
 
     def let_go(self) -> None:
         """See ``LoadedModel``: what a callable keeps, it means to keep."""
 
-    def _output(self, spec: TensorSpec, outputs: Mapping[str, Any]) -> Array:
+    def _array(self, output: Any) -> Any:
+        """A numpy array, or, where it lies on the card, what the function returned."""
+        if self.device_arrays and dlpack.is_on_card(output):
+            return output
+        return np.asarray(output)
+
+    def _output(self, spec: TensorSpec, outputs: Mapping[str, Any]) -> Any:
         if spec.name not in outputs:
             raise Internal(f"model {self._name!r} returned no output {spec.name!r}")
-        array = np.asarray(outputs[spec.name])
-        if dtypes.from_numpy(array.dtype) != spec.dtype or not shape_fits(spec, array.shape):
+        array = self._array(outputs[spec.name])
+        if isinstance(array, np.ndarray):
+            dtype, shape = dtypes.from_numpy(array.dtype), array.shape
+            said = str(array.dtype)
+        else:
+            dtype, shape = _looks(array)
+            said = dtype
+        if dtype != spec.dtype or not shape_fits(spec, shape):
             raise Internal(
-                f"model {self._name!r} returned output {spec.name!r} as {array.dtype} of shape "
-                f"{format_shape(array.shape)}, the configuration declares {spec.dtype} of shape "
+                f"model {self._name!r} returned output {spec.name!r} as {said} of shape "
+                f"{format_shape(shape)}, the configuration declares {spec.dtype} of shape "
                 f"{format_shape(spec.shape)}"
             )
         return array
+
+
+def _looks(output: Any) -> tuple[str, tuple[int, ...]]:
+    """The dtype's name on the wire and the shape of what lies on the card.
+
+    Frameworks name dtypes as the wire does. Asked by DLPack without a stream, JAX waits until it
+    has computed it.
+    """
+    dtype = getattr(output, "dtype", None)
+    name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+    if dtypes.is_known(name):
+        return name, tuple(output.shape)
+    return dlpack.describe(output)
 
 
 def _writeable(inputs: Mapping[str, Array]) -> dict[str, Array]:

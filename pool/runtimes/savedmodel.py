@@ -62,6 +62,9 @@ class _Signature:
 class SavedModel:
     """A SavedModel in a session of its own."""
 
+    # A session is not fed device memory from Python.
+    device_arrays = False
+
     def __init__(self, name: str, path: str, settings: WorkerSettings) -> None:
         """Loads it. Raises ModelLoadError."""
         self._name = name

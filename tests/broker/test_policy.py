@@ -33,6 +33,7 @@ class Lane:
     shed_at: float = -NEVER
     # Of one row, and of each more.
     cost: tuple[float, float] | None = None
+    handing_s: float = 0.0
     dues: list[float] = field(default_factory=list)
 
     @property
@@ -126,6 +127,9 @@ def test_a_busy_worker_takes_a_batch_just_before_it_is_free() -> None:
     assert choose_worker(Lane(queued_rows=4), room, 10.0) == (worker, 11.0 - 0.002)
     # So much as to make it ready meanwhile.
     assert choose_worker(Lane(4, cost=(0.4, 0.0)), room, 10.0) == (worker, 11.0 - 0.1)
+    # What comes before it runs, as a transfer to a card, has to fit into the time before.
+    lane = Lane(4, cost=(0.4, 0.0), handing_s=0.2)
+    assert choose_worker(lane, room, 10.0) == (worker, 11.0 - 0.2)
     assert choose_worker(Lane(), room, 10.9999) == (worker, 10.9999)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support.worker_link import Array, Broker, worker_link
 
-from batchyard.pool import execution
+from batchyard.pool import kept_inputs
 from batchyard.wire import work
 
 
@@ -121,7 +121,7 @@ def test_release_never_comes_before_the_answer(
         return finalizer
 
     patched = SimpleNamespace(ref=weakref.ref, finalize=finalize_then_drop)
-    monkeypatch.setattr(execution, "weakref", patched)
+    monkeypatch.setattr(kept_inputs, "weakref", patched)
     broker.serve(keep)
     broker.send(batch_id=3, x=np.arange(4))
     kinds = [broker.receive()[0][0] for _ in range(2)]

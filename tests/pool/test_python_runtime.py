@@ -12,7 +12,7 @@ import pytest
 
 from batchyard.pool.runtimes.base import ModelLoadError
 from batchyard.pool.runtimes.python import PythonModel
-from batchyard.wire.errors import Internal, OutOfRange
+from batchyard.wire.errors import Internal, OutOfRange, ResourceExhausted
 from batchyard.wire.signatures import TensorSpec
 
 SOURCE = """
@@ -177,5 +177,5 @@ def test_exceptions_are_internal_and_typed_errors_stay(file: Path) -> None:
     assert caught.value.message == "model 'm': ValueError: no such luck"
     with pytest.raises(OutOfRange, match="x is beyond 100"):
         run(f"{file}:typed")
-    with pytest.raises(MemoryError):
+    with pytest.raises(ResourceExhausted, match="model 'm': the worker has no memory left"):
         run(f"{file}:starved")

@@ -15,6 +15,7 @@ from support.waiting import DEADLINE_S
 from batchyard.pool import execution
 from batchyard.pool.answers import Answers
 from batchyard.pool.intake import Ended, Intake
+from batchyard.pool.turns import Turns
 from batchyard.wire import arena, dtypes, work
 from batchyard.wire.link import Link
 from batchyard.wire.signatures import SignatureSpec
@@ -33,6 +34,7 @@ class Model:
     signature_def = b""
     stateful = False
     bears_changing_inputs = any_thread = True
+    device_arrays = False
 
     def __init__(self, function: Function) -> None:
         self._function = function
@@ -177,7 +179,7 @@ class Broker(BrokersEnd):
             self.workers_link, self.arena.memory, self.answers, self._begin, self._unload
         )
         self._models: dict[tuple[str, int], Model] = {}
-        self._running = threading.Semaphore(0)
+        self._running = Turns(0)
         self._threads: list[threading.Thread] = []
 
     def serve(self, function: Function, threads: int = 1) -> None:

@@ -30,10 +30,10 @@ def build(name: str, precision: str) -> Callable[[Array], Array]:
     jax.eval_shape(lambda x: network(parameters, x), jnp.zeros(_EXAMPLES[name], dtype))
     weights = [jax.device_put(weight) for weight in parameters.made]
 
-    @jax.jit
-    def compiled(weights: list[Array], x: Array) -> Array:
+    def call(weights: list[Array], x: Array) -> Array:
         return network(_Taken(weights), x.astype(dtype)).astype(jnp.float32)
 
+    compiled = jax.jit(call)
     return lambda x: compiled(weights, x)
 
 

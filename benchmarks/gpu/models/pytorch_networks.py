@@ -47,7 +47,7 @@ def build(name: str, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
     return call
 
 
-class TorchLoop:
+class PytorchLoop:
     """See ``bare_loop.Loop``."""
 
     def __init__(self, name: str, precision: str, **_: Any) -> None:
@@ -81,7 +81,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-class _Block(nn.Module):
+class _Block(nn.Module):  # type: ignore[misc]
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
         out = channels * _EXPANSION

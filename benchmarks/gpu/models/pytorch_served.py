@@ -1,4 +1,4 @@
-"""PyTorch's networks as ``python`` models: ``batchyard.benchmarks.gpu.models.torch_served:NAME``.
+"""PyTorch's networks as ``python`` models: ``batchyard.benchmarks.gpu.models.pytorch_served:NAME``.
 
 With device_arrays they get arrays on the card and leave their answer there; else they copy both
 themselves, as any function would.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from batchyard.benchmarks.gpu.models.torch_networks import build, device
+from batchyard.benchmarks.gpu.models.pytorch_networks import build, device
 
 # A client's memory is read-only, and nothing here writes to it.
 warnings.filterwarnings("ignore", "The given NumPy array is not writable")

@@ -1,0 +1,92 @@
+"""Who uses how much of a card's memory, as NVML tells it from outside.
+
+NVML numbers processes as the driver's own system does. In a container they may be unknown there,
+or not be told at all. So a reading says how it came about:
+
+* by process: NVML has the workers' process ids;
+* by difference: it has others, but as many came as workers were started;
+* by card: only the card's memory as a whole is known, and what it was before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+MIB = 1 << 20
+
+
+class How(StrEnum):
+    """How a reading tells the workers' memory from that of others."""
+
+    PROCESS = "by process"
+    DIFFERENCE = "by difference: NVML has other process ids than this container"
+    CARD = "by the card's memory as a whole: NVML tells of no processes here"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Bytes that each of some processes uses, in no order when ``how`` is not PROCESS.
+
+    ``each`` is an even share of ``total`` when ``how`` is CARD: more is not known then.
+    """
+
+    each: tuple[int, ...]
+    total: int
+    how: How
+
+    @property
+    def most(self) -> int:
+        """Of the process that uses most."""
+        return max(self.each, default=0)
+
+    @property
+    def least(self) -> int:
+        """Of the process that uses least."""
+        return min(self.each, default=0)
+
+
+class CardMemory:
+    """A card, or a MIG instance, and what used it when this was made."""
+
+    def __init__(self, nvml: Any, uuid: str) -> None:
+        """``nvml`` is the module ``pynvml``, after ``nvmlInit``."""
+        self._nvml = nvml
+        self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        self.total = int(nvml.nvmlDeviceGetMemoryInfo(self._handle).total)
+        self.used_before = self.used
+        self._before = self.processes()
+
+    @property
+    def used(self) -> int:
+        """Bytes in use, by whomever."""
+        return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+
+    def processes(self) -> dict[int, int | None]:
+        """Bytes by NVML's process id, None where it does not tell; {} where it lists none."""
+        try:
+            found = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        except self._nvml.NVMLError:
+            return {}
+        return {process.pid: process.usedGpuMemory for process in found}
+
+    def read(self, pids: Sequence[int]) -> Reading:
+        """What these processes use, which all came after this was made."""
+        processes = self.processes()
+        if pids and all(processes.get(pid) is not None for pid in pids):
+            return _reading([processes[pid] or 0 for pid in pids], How.PROCESS)
+        came = [nbytes for pid, nbytes in processes.items() if pid not in self._before]
+        if len(came) == len(pids) and all(nbytes is not None for nbytes in came):
+            return _reading([nbytes or 0 for nbytes in came], How.DIFFERENCE)
+        total = max(0, self.used - self.used_before)
+        return Reading((total // max(1, len(pids)),) * len(pids), total, How.CARD)
+
+    def has(self, pid: int) -> bool:
+        """Whether NVML lists that process on this card."""
+        return pid in self.processes()
+
+
+def _reading(each: list[int], how: How) -> Reading:
+    return Reading(tuple(each), sum(each), how)

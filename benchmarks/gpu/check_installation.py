@@ -1,0 +1,111 @@
+"""What ``benchmarks/gpu/check`` asks of a Python: whether it can run Batchyard from a checkout.
+
+A script, with the standard library alone: Batchyard cannot be imported yet.
+
+``check_installation.py CHECKOUT``            says what is missing; 0 if it can run
+``check_installation.py CHECKOUT --quiet``    only exits
+``check_installation.py CHECKOUT --missing``  prints requirements, a line each, for pip
+``check_installation.py CHECKOUT --link``     makes the checkout importable in this environment
+"""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import re
+import shutil
+import sys
+import sysconfig
+from importlib import metadata, util
+from pathlib import Path
+
+# Without these no server with GPU workers runs.
+_NEEDED = ("numpy", "pyzmq", "msgpack", "pydantic", "click", "nvidia-ml-py")
+# Without these, parts are left out: transfers of our own, bfloat16; `batchyard bench`.
+_WANTED = ("cuda-bindings", "ml_dtypes", "rich", "orjson", "protobuf", "hdrhistogram", "tomlkit")
+_WANTED_FOR_PLOTS = ("matplotlib",)
+_PYTHON = (3, 11)
+
+
+def requirements(checkout: Path) -> dict[str, str]:
+    """Requirement by package, as setup.cfg has it for the client, a GPU server and benchmarks."""
+    parser = configparser.ConfigParser()
+    parser.read(checkout / "setup.cfg")
+    lines = [parser["options"]["install_requires"]]
+    extras = parser["options.extras_require"]
+    lines += [extras.get(extra, "") for extra in ("server", "gpu", "bench")]
+    words = [line.strip() for text in lines for line in text.splitlines() if line.strip()]
+    return {re.split(r"[<>=!~;\[ ]", word)[0]: word for word in words}
+
+
+def is_satisfied(requirement: str) -> bool:
+    """Whether it is installed in a version that is new enough."""
+    name, _, least = requirement.partition(">=")
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return not least or _numbers(version) >= _numbers(least)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """``2.1.0rc1`` is (2, 1, 0)."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def is_linked(checkout: Path) -> bool:
+    """Whether ``import batchyard`` gets this checkout."""
+    with contextlib.suppress(ImportError, ValueError):
+        found = util.find_spec("batchyard.wire")
+        return bool(found and found.origin and _is_inside(Path(found.origin), checkout))
+    return False
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def link(checkout: Path) -> None:
+    """Links the checkout's packages into this environment, as a strict editable install does."""
+    parser = configparser.ConfigParser()
+    parser.read(checkout / "setup.cfg")
+    target = Path(sysconfig.get_path("purelib")) / "batchyard"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    for line in parser["options"]["package_dir"].split("\n"):
+        name, _, folder = (word.strip() for word in line.partition("="))
+        # What lies deeper comes with its parent.
+        if name.count(".") == 1:
+            (target / name.partition(".")[2]).symlink_to(checkout / folder)
+
+
+def _tell(what: str, missing: list[str]) -> None:
+    if missing:
+        quoted = " ".join(f"'{requirement}'" for requirement in missing)
+        print(f"{what}: {quoted} (pip install them for {sys.executable})")
+
+
+def main(checkout: Path, what: str) -> int:
+    """The exit status."""
+    if sys.version_info < _PYTHON:
+        print(f"Python {sys.version.split()[0]} at {sys.executable}: Batchyard needs 3.11 or newer")
+        return 1
+    if what == "--link":
+        link(checkout)
+        return 0
+    known = requirements(checkout)
+    needed = [known[name] for name in _NEEDED if not is_satisfied(known[name])]
+    names = (*_WANTED, *_WANTED_FOR_PLOTS)
+    wanted = [known[n] for n in names if n in known and not is_satisfied(known[n])]
+    if what == "--missing":
+        print("\n".join([*needed, *wanted]))
+        return 0
+    if what != "--quiet":
+        _tell("it cannot run without", needed)
+        _tell("it leaves things out without", wanted)
+    return 0 if not needed and is_linked(checkout) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), (sys.argv[2:] or [""])[0]))

@@ -1,0 +1,1 @@
+"""A worker's card: batches go there and come back by transfers of our own."""

@@ -1,0 +1,104 @@
+"""Where a batch's outputs come from the card: straight to where the broker reads them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from batchyard.pool.intake import Assignment
+from batchyard.pool.outputs import Output, can_reply, describe, no_room, nowhere_else, reply
+from batchyard.pool.runtimes.base import Array
+from batchyard.wire import arena, dtypes, work
+
+# (name, dtype, shape, nbytes) of an output on the card.
+Wanted = tuple[str, str, tuple[int, ...], int]
+
+
+class Landing:
+    """The place of one batch's outputs: its block, or a memfd when they do not fit.
+
+    They are laid out as ``outputs.place`` does. What is in host memory is written at once: a
+    function may use the arrays that it returned again.
+    """
+
+    def __init__(self, outputs: Sequence[tuple[str, Any]], assignment: Assignment) -> None:
+        """``outputs`` are numpy arrays, and what lies on the card. Raises Internal."""
+        self._assignment = assignment
+        model = assignment.execute.model
+        # None for what the card brings.
+        self._in_host = [
+            describe(name, output, model) if isinstance(output, np.ndarray) else None
+            for name, output in outputs
+        ]
+        self._outputs: list[Output] = []
+        self._offsets: list[int] = []
+        self._fd: int | None = None
+        self._overflow: arena.Mapping | None = None
+
+    def room(self, wanted: Sequence[Wanted]) -> list[Array]:
+        """Bytes for what is on the card, in its order. Raises ResourceExhausted."""
+        coming = iter(wanted)
+        for output in self._in_host:
+            if output is None:
+                name, dtype, shape, nbytes = next(coming)
+                output = Output(name, dtype, shape, None, nbytes)
+            self._outputs.append(output)
+        memory, offset = self._memory()
+        given = []
+        for output in self._outputs:
+            self._offsets.append(offset)
+            if output.dtype == dtypes.STRING:
+                memory[offset : offset + output.nbytes] = output.data
+            else:
+                array = np.ndarray(output.shape, dtypes.to_numpy(output.dtype), memory, offset)
+                if output.data is None:
+                    given.append(np.ndarray(output.nbytes, np.uint8, memory, offset))
+                elif output.nbytes:
+                    array[...] = output.data
+                output.data = array
+            offset += arena.align(output.nbytes)
+        return given
+
+    def place(self) -> tuple[list[work.PlacedOutput], list[int], bool]:
+        """See ``outputs.place``. Called once all of them are there."""
+        execute = self._assignment.execute
+        if not self._outputs and self._in_host:
+            self.room([])
+        replied = bool(execute.replies) and can_reply(self._outputs, execute)
+        if replied and reply(self._outputs, self._assignment) == execute.rows:
+            self.close()
+            return nowhere_else(self._outputs), [], True
+        placed: list[work.PlacedOutput] = [
+            (o.name, o.dtype, o.shape, offset, o.nbytes)
+            for o, offset in zip(self._outputs, self._offsets, strict=True)
+        ]
+        fds = [] if self._fd is None else [self._fd]
+        self._fd = None
+        self.close()
+        return placed, fds, replied
+
+    def close(self) -> None:
+        """Gives back what only this has."""
+        for output in self._outputs:
+            output.data = None
+        if self._overflow is not None:
+            self._overflow.close()
+            self._overflow = None
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _memory(self) -> tuple[memoryview, int]:
+        execute = self._assignment.execute
+        total = sum(arena.align(output.nbytes) for output in self._outputs)
+        if total <= execute.output_nbytes:
+            return self._assignment.arena.data, execute.output_offset
+        try:
+            self._fd = arena.create_memfd(total, "batchyard-outputs")
+            self._overflow = arena.Mapping(self._fd)
+        except OSError as error:
+            raise no_room(total, error) from None
+        return self._overflow.memory, 0
