@@ -71,7 +71,8 @@ def _served_figures(
         ):
             title = f"{name}, {title}"
             yield Figure(key(what), title, "images/s", bare("resident"), goal)
-            yield Figure(key(what), title, "images/s", bare("host_to_host"))
+        title = f"{name}, requests of {options.batch}"
+        yield Figure(key("batches"), title, "images/s", bare("host_to_host"))
         beside = _same_on_host(group, variant)
         if beside is not None:
             title = f"{name}, requests of {options.batch}: transfers overlap"

@@ -81,7 +81,10 @@ def lags(recorder: Recorder, plan: LoadPlan) -> list[str]:
         return found
     lag_s = float(np.quantile(lag, 0.99))
     if plan.deadline_s is not None:
-        bound_s, of = plan.lag_share * plan.deadline_s, f"{plan.lag_share:.0%} of the deadline"
+        bound_s, of = (
+            plan.lag_share * plan.deadline_s,
+            f"{100 * plan.lag_share:g} % of the deadline",
+        )
     else:
         p99_s = recorder.quantile(0.99)
         bound_s, of = _LAG_SHARE_OF_P99 * (p99_s or math.inf), "10 % of the latency's p99"
