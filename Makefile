@@ -16,10 +16,12 @@ SITE_PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 # Inputs that `make fuzz` tries, of all targets together.
 RUNS ?= 100000
 
-# Test files that run at once; but those that drive whole servers, or measure, want the processors for
-# themselves.
+# Test files that run at once; but those that compare what they measure, or whose faults and load are
+# many, want the processors for themselves.
 JOBS ?= 2
-ALONE := tests/system tests/benchmarks
+ALONE := $(addprefix tests/benchmarks/,simulation/test_agreement.py load/test_run.py load/test_sending.py \
+	load/test_other_servers.py) $(addprefix tests/system/,test_batching.py test_chaos.py \
+	test_deadlines.py hostile/test_load.py)
 
 # How long `make chaos` runs; the same seed makes the same choices.
 SECONDS ?= 600
@@ -41,7 +43,7 @@ types: $(VENV)/installed
 	$(BIN)/mypy $(patsubst %,-p batchyard.%,$(PACKAGES))
 
 unit: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(ALONE))
 	$(BIN)/python -m pytest -q $(ALONE)
 
 # What decodes bytes from outside, under inputs that atheris makes, guided by coverage. What it

@@ -58,6 +58,7 @@ class Forming:
             if chosen is None:
                 return
             lane, worker = chosen
+            lane.bring_forward(now)
             start = self.scheduler.start_at(worker, now)
             size = policy.batch_size(lane, start, partial(lane.least, kind=worker.kind, now=now))
             dropped = list(self._drop(lane, size.drop_before, now))

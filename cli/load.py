@@ -62,7 +62,7 @@ def command(
     except BenchmarkFailed as error:
         _fail(str(error), EXIT_FAILURE)
     except KeyboardInterrupt:
-        _fail("stopped; of a run that was not over nothing is shown or written", INTERRUPTED_EXIT)
+        _fail("stopped before there was anything to show; nothing is written", INTERRUPTED_EXIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +96,13 @@ def _run(plan: LoadPlan, find_rate: bool, outputs: _Outputs) -> None:
 
     from batchyard.benchmarks.load import trials
     from batchyard.benchmarks.load.progress import LiveView
-    from batchyard.benchmarks.load.run import run_load
+    from batchyard.benchmarks.load.run import Stopped, run_load
     from batchyard.benchmarks.load.table import describe, describe_trial, search, table
 
     console = Console(highlight=False)
     compared = _compared(outputs.compare)
     found = None
+    stopped = None
     with LiveView(outputs.quiet) as view:
         if find_rate:
             view.title(f"{describe(plan)}: searching")
@@ -112,9 +113,19 @@ def _run(plan: LoadPlan, find_rate: bool, outputs: _Outputs) -> None:
         result = None
         if found is None or found.rate:
             view.title(describe(plan))
-            result = run_load(plan, view)
+            try:
+                result = run_load(plan, view)
+            except Stopped as error:
+                stopped = error.result
     if found is not None:
         console.print(search(found))
+    if stopped is not None:
+        console.print(table(stopped))
+        _fail(
+            f"stopped after {stopped.duration_s:g} of {plan.duration_s:g} s: these are shown, and "
+            "what had no answer yet counts as unanswered; nothing is written",
+            INTERRUPTED_EXIT,
+        )
     if result is not None:
         console.print(table(result))
     _write(outputs, compared, result, found)

@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from batchyard.cli.connecting import connected, endpoint_option
+from batchyard.cli.keyboard import keys
 from batchyard.cli.outputs import end_on_sigterm
 from batchyard.cli.top_devices import LocalDevices
 from batchyard.cli.top_view import TopView
@@ -25,7 +26,7 @@ from batchyard.clients import Client
 from batchyard.wire.control import EXIT_CONFIGURATION
 from batchyard.wire.errors import BatchyardError, InvalidArgument
 
-# How often the terminal's size is looked at.
+# How often the terminal's size and the keyboard are looked at.
 _LOOK_S = 0.2
 # Without an answer for so long, and for two intervals, the server is said to be silent.
 _SILENT_S = 2.0
@@ -45,7 +46,7 @@ _SILENT_S = 2.0
 def command(interval_s: float, once: bool, endpoints: tuple[str, ...]) -> None:
     """Show live how a running server fares: rates, latencies, queue, batches, workers, devices.
 
-    Ctrl-C ends it. When the server goes away it says so, and goes on when it is back.
+    q or Ctrl-C ends it. When the server goes away it says so, and goes on when it is back.
     """
     # Names are a model's own; a terminal that lacks their characters shows others.
     with contextlib.suppress(AttributeError):
@@ -87,9 +88,13 @@ class _Look:
 
 def _show(client: Client, view: TopView, interval_s: float, console: Console) -> None:
     size = None
-    with _looking(client, interval_s) as looks, Live(console=console, **_LIVE) as live:
+    with (
+        keys() as pressed,
+        _looking(client, interval_s) as looks,
+        Live(console=console, **_LIVE) as live,
+    ):
         last_heard = time.time()
-        while True:
+        while "q" not in pressed().lower():
             try:
                 look = looks.get(timeout=_LOOK_S)
             except queue.Empty:

@@ -21,6 +21,7 @@ from batchyard.pool.intake import Assignment
 from batchyard.pool.landing import Landing
 from batchyard.pool.runtimes.base import Array, LoadedModel
 from batchyard.pool.runtimes.out_of_memory import give_back_cached_memory
+from batchyard.pool.turns import Turns
 from batchyard.wire import work
 from batchyard.wire.errors import ResourceExhausted
 
@@ -45,16 +46,26 @@ class CardExecution:
         self,
         card: Card,
         answers: Answers,
+        running: Turns,
         before_failure: Callable[[work.Failed], None] = lambda failed: None,
     ) -> None:
-        """``before_failure`` is called before a batch is answered as failed."""
+        """``running`` bounds how many models are called at once.
+
+        ``before_failure`` is called before a batch is answered as failed.
+        """
         self._card = card
         self._answers = answers
+        self._running = running
         self._before_failure = before_failure
         self._under_way: queue.SimpleQueue[_Started | None] = queue.SimpleQueue()
 
     def start(self, assignment: Assignment, model: LoadedModel) -> None:
-        """Has the card do all of it, and returns. Called by one thread."""
+        """Has the card do all of it, and returns.
+
+        Called by one thread if a model is called by one only. Those that wait for their outputs,
+        as TensorFlow's functions do, are called by several: then the next batch is on its way
+        meanwhile.
+        """
         started = _Started(assignment, model)
         try:
             self._start(started)
@@ -69,9 +80,11 @@ class CardExecution:
         gather(started.assignment)
         started.gather_s = time.perf_counter() - began
         batch = started.batch = begin(self._card, views(started.assignment))
-        outputs = started.model.run(execute.signature, batch.arrays)
-        landing = started.landing = Landing(outputs, started.assignment)
-        batch.bring(outputs, landing.room)
+        with self._running:
+            outputs = started.model.run(execute.signature, batch.arrays)
+            landing = started.landing = Landing(outputs, started.assignment)
+            batch.bring(outputs, landing.room)
+            landing.settle()
 
     def finish_all(self) -> None:
         """Answers batches in the order in which they were started, until ``end``."""

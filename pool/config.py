@@ -20,14 +20,19 @@ from batchyard.wire import endpoints
 from batchyard.wire.errors import ConfigurationError
 from batchyard.wire.log import LogSettings
 
+_NO_MODEL = (
+    "no model to serve: write a [[models]] table with a name and a path into it; see "
+    "docs/configuration.md"
+)
+
 
 class WorkerGroup(Section):
     """``[[pool.workers]]``: workers of one kind."""
 
     device: str = Field(
         "auto",
-        description="cpu, gpu:N (N counts in CUDA_VISIBLE_DEVICES' order), a GPU or MIG UUID, or "
-        "auto: every visible GPU, else the CPU.",
+        description="cpu, gpu:N (N counts in CUDA_VISIBLE_DEVICES' order), a GPU's UUID or enough "
+        "of its beginning, a MIG UUID, or auto: every visible GPU, else the CPU.",
     )
     count: Positive | None = Field(
         None, description="Workers; with auto, for each GPU. Default: 1."
@@ -213,7 +218,7 @@ class Config(Gatewayed):
     broker: Broker = Field(default_factory=Broker, description="See [broker].")
     pool: Pool = Field(default=Pool(), description="See [pool].")
     log: Log = Field(default=Log(), description="See [log].")
-    models: list[Model] = Field(min_length=1, description="See [[models]].")
+    models: list[Model] = Field(description="See [[models]].")
 
     @field_validator("models")
     @classmethod
@@ -265,13 +270,17 @@ def served_instead(tables: Any, models: Sequence[dict[str, Any]]) -> list[dict[s
     return result
 
 
-def validate(tables: dict[str, Any], source: str) -> Config:
+def validate(tables: dict[str, Any], source: str, *, may_serve_none: bool = False) -> Config:
     """The configuration in ``tables``, which came from ``source``.
 
-    Raises ConfigurationError with a line for everything that is wrong.
+    Raises ConfigurationError with a line for everything that is wrong; without models, unless it
+    ``may_serve_none``.
     """
     try:
-        return Config.model_validate(tables)
+        config = Config.model_validate(tables)
+        if not (config.models or may_serve_none):
+            raise ConfigurationError(f"{source}: {_NO_MODEL}")
+        return config
     except ValidationError as error:
         lines = [f"{source}: {explain(detail)}" for detail in error.errors()]
         raise ConfigurationError("\n".join(lines)) from None
@@ -285,11 +294,8 @@ def explain(detail: Any) -> str:
             # Which of several types was tried: no place in the file.
             continue
         place += f"[{step}]" if isinstance(step, int) else f".{step}" if place else str(step)
-    if place == "models" and detail["type"] in ("missing", "too_short"):
-        return (
-            "no model to serve: write a [[models]] table with a name and a path into it; see "
-            "docs/configuration.md"
-        )
+    if place == "models" and detail["type"] == "missing":
+        return _NO_MODEL
     if detail["type"] == "extra_forbidden":
         return f"{place}: there is no such key; see docs/configuration.md"
     if detail["type"] == "missing":

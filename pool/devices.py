@@ -19,8 +19,8 @@ from batchyard.wire.errors import ConfigurationError
 _INDEX = re.compile(r"gpu:(0|[1-9][0-9]{0,8})")
 _UUID = re.compile(r"(GPU|MIG)-\S+")
 _DEVICE_FORMS = (
-    'write "auto" (every visible GPU, else the CPU), "cpu", "gpu:N", a GPU UUID ("GPU-…") or a '
-    'MIG UUID ("MIG-…")'
+    'write "auto" (every visible GPU, else the CPU), "cpu", "gpu:N", a GPU UUID ("GPU-…", or its '
+    'beginning) or a MIG UUID ("MIG-…")'
 )
 _SHARE_SLACK = 1e-9  # ten times 0.1 must fit; far below one MiB of any card
 
@@ -217,7 +217,10 @@ def _choose(group: WorkerGroup, visible: Visible) -> tuple[tuple[VisibleDevice, 
 
 
 def _find(name: str, visible: Visible) -> VisibleDevice:
-    """The visible device that a group names by index or by its whole UUID."""
+    """The visible device that a group names by index, or by UUID.
+
+    As in CUDA, the beginning of a card's UUID is enough where no other card's begins so.
+    """
     if name == "gpu":
         raise ConfigurationError(
             'device "gpu" does not say which: write "auto" for every visible GPU, or "gpu:N"'
@@ -226,8 +229,15 @@ def _find(name: str, visible: Visible) -> VisibleDevice:
     if match is None and not _UUID.fullmatch(name):
         raise ConfigurationError(f'device "{name}" is none that could be: {_DEVICE_FORMS}')
     for device in visible.devices:
-        if (match and int(match[1]) == device.index) or name == device.uuid:
+        if (match and int(match[1]) == device.index) or name in (device.uuid, device.old_name):
             return device
+    begun = [d for d in visible.devices if name.startswith("GPU-") and d.uuid.startswith(name)]
+    if len(begun) == 1:
+        return begun[0]
+    if begun:
+        raise ConfigurationError(
+            f'device "{name}" could be any of {_join(begun)}: write more of it'
+        )
     if not visible.devices:
         raise ConfigurationError(f'device "{name}" is not there: no GPU visible ({visible.note})')
     mig = any(device.card == name for device in visible.devices)
@@ -261,6 +271,7 @@ def _check_shared(device: VisibleDevice, workers: Sequence[_Worker]) -> None:
     A limit bounds TensorFlow's allocator only; each process's CUDA context comes on top, and how
     large that is depends on card and driver. So a sum of exactly 1 is let through.
     """
+    _check_access(device, workers)
     uncapped = [worker for worker in workers if not worker.group.gpu_settings]
     if uncapped and len(workers) > 1:
         raise ConfigurationError(
@@ -287,11 +298,33 @@ def _check_shared(device: VisibleDevice, workers: Sequence[_Worker]) -> None:
     )
 
 
+def _check_access(device: VisibleDevice, workers: Sequence[_Worker]) -> None:
+    """Whether CUDA lets as many processes use the device: else it would say so as they load."""
+    most = device.processes_max
+    if most is None or len(workers) <= most:
+        return
+    if not most:
+        raise ConfigurationError(
+            f"{_groups_of(workers)}: {device} is in compute mode PROHIBITED, in which CUDA lets no "
+            f"process use it; nvidia-smi -i {device.card} -c DEFAULT allows it"
+        )
+    raise ConfigurationError(
+        f"{_groups_of(workers)}: {len(workers)} workers on {device}, which is in compute mode "
+        "EXCLUSIVE_PROCESS, in which CUDA lets one process use it; "
+        f"nvidia-smi -i {device.card} -c DEFAULT allows more, as does NVIDIA's MPS "
+        "(nvidia-cuda-mps-control -d, before the server)"
+    )
+
+
 def _has_room_beside(worker: _Worker, workers: Sequence[_Worker]) -> bool:
     """Whether one process more with the worker's limit surely fits its device."""
     if worker.device is None:
         return True
-    shares = [other.share for other in workers if other.device == worker.device]
+    beside = [other for other in workers if other.device == worker.device]
+    most = worker.device.processes_max
+    if most is not None and len(beside) >= most:
+        return False
+    shares = [other.share for other in beside]
     # Without a limit nobody knows.
     return all(shares) and math.fsum([*shares, worker.share]) <= 1 + _SHARE_SLACK
 

@@ -6,20 +6,37 @@ NVML is asked, not CUDA: it creates no context, so the supervisor takes no memor
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any
+
+from batchyard.pool.mps import read_mps
 
 _MIB = 1024 * 1024
 
 
+class ComputeMode(IntEnum):
+    """Who may use a card, by NVML's numbers. CUDA says what it refuses when a worker loads."""
+
+    DEFAULT = 0
+    EXCLUSIVE_THREAD = 1
+    PROHIBITED = 2
+    EXCLUSIVE_PROCESS = 3
+
+
 @dataclass(frozen=True)
 class MigDevice:
-    """One MIG instance of a card: its ``MIG-…`` UUID and its own memory in MiB."""
+    """One MIG instance of a card: its ``MIG-…`` UUID and its own memory in MiB.
+
+    ``ids`` are those of its GPU instance and its compute instance, if they are known.
+    """
 
     uuid: str
     memory_mb: int
+    ids: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,17 +51,20 @@ class Gpu:
     name: str
     memory_mb: int
     mig: tuple[MigDevice, ...] = ()
+    compute_mode: int = ComputeMode.DEFAULT
 
 
 @dataclass(frozen=True)
 class Inventory:
     """The usable cards in PCI bus order; ``note`` says why there are none, or which were left out.
 
-    A card that was left out keeps its index: the others are not renumbered.
+    A card that was left out keeps its index: the others are not renumbered. ``has_mps`` says
+    whether workers will find NVIDIA's Multi-Process Service.
     """
 
     gpus: tuple[Gpu, ...] = ()
     note: str = ""
+    has_mps: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +72,9 @@ class VisibleDevice:
     """A GPU or MIG instance that CUDA may use.
 
     ``index`` is its place among them, from 0; ``card`` the UUID of the card that it is or is a
-    part of; ``memory_mb`` its own memory in MiB.
+    part of; ``memory_mb`` its own memory in MiB. ``processes_max`` is how many processes may use
+    it, None for any number. ``old_name`` is how drivers before 470 name a MIG instance: by its
+    card, its GPU instance and its compute instance.
     """
 
     index: int
@@ -60,6 +82,8 @@ class VisibleDevice:
     name: str
     memory_mb: int
     card: str
+    processes_max: int | None = None
+    old_name: str = ""
 
     @property
     def label(self) -> str:
@@ -82,7 +106,8 @@ def visible_devices(inventory: Inventory, environ: Mapping[str, str]) -> Visible
 
     Unset, that is all, in PCI order. As in CUDA, an index or a UUID (or a card's UUID's
     unambiguous beginning) names a device and the list ends at its first invalid entry; a device
-    named twice voids the list. A card with MIG enabled stands for all its instances. Indices
+    named twice voids the list. A MIG instance may also be named as before driver 470,
+    ``MIG-GPU-…/1/0``. A card with MIG enabled stands for all its instances. Indices
     count in PCI order, also where CUDA_DEVICE_ORDER is not set to it: which card CUDA holds for
     the fastest, its own default, cannot be known here.
 
@@ -99,16 +124,36 @@ def visible_devices(inventory: Inventory, environ: Mapping[str, str]) -> Visible
         notes.append(f"by {setting}" if chosen else hidden)
     if inventory.note or not everything:
         notes.append(inventory.note or "this machine has none")
-    devices = (replace(device, index=index) for index, device in enumerate(chosen))
+    most = {gpu.uuid: _processes_max(gpu, inventory.has_mps) for gpu in inventory.gpus}
+    devices = (
+        replace(device, index=index, processes_max=most[device.card])
+        for index, device in enumerate(chosen)
+    )
     return Visible(tuple(devices), "; ".join(notes))
+
+
+def _processes_max(gpu: Gpu, has_mps: bool) -> int | None:
+    """How many processes may use a card. One that is exclusive, MPS alone uses, for all of them."""
+    if gpu.compute_mode == ComputeMode.PROHIBITED:
+        return 0
+    return None if gpu.compute_mode == ComputeMode.DEFAULT or has_mps else 1
 
 
 def _expose(gpu: Gpu) -> list[VisibleDevice]:
     """What CUDA can use of a card, not yet numbered."""
     if gpu.mig:
         name = f"{gpu.name} MIG"
-        return [VisibleDevice(0, mig.uuid, name, mig.memory_mb, gpu.uuid) for mig in gpu.mig]
+        return [
+            VisibleDevice(
+                0, mig.uuid, name, mig.memory_mb, gpu.uuid, old_name=_old_name(gpu.uuid, mig.ids)
+            )
+            for mig in gpu.mig
+        ]
     return [VisibleDevice(0, gpu.uuid, gpu.name, gpu.memory_mb, gpu.uuid)]
+
+
+def _old_name(card: str, ids: tuple[int, int] | None) -> str:
+    return f"MIG-{card}/{ids[0]}/{ids[1]}" if ids else ""
 
 
 def _named(value: str, inventory: Inventory) -> list[VisibleDevice]:
@@ -127,7 +172,7 @@ def _resolve(entry: str, inventory: Inventory) -> list[VisibleDevice]:
     """What one entry of ``CUDA_VISIBLE_DEVICES`` names; nothing when it is invalid."""
     if entry.startswith("MIG-"):
         everything = [device for gpu in inventory.gpus for device in _expose(gpu)]
-        return [device for device in everything if device.uuid == entry]
+        return [device for device in everything if entry in (device.uuid, device.old_name)]
     if entry.startswith("GPU-"):
         cards = [gpu for gpu in inventory.gpus if gpu.uuid.startswith(entry)]
     elif re.fullmatch(r"[0-9]{1,9}", entry):
@@ -176,7 +221,7 @@ def _read_cards(nvml: Any) -> Inventory:
             gpus.append(gpu)
     if count == 0:
         notes.append("NVML reports no GPU")
-    return Inventory(tuple(gpus), "; ".join(notes))
+    return Inventory(tuple(gpus), "; ".join(notes), read_mps(os.environ).is_there)
 
 
 def _read_card(nvml: Any, index: int) -> tuple[Gpu | None, str]:
@@ -184,12 +229,20 @@ def _read_card(nvml: Any, index: int) -> tuple[Gpu | None, str]:
     uuid = _text(nvml.nvmlDeviceGetUUID(handle))
     name = _text(nvml.nvmlDeviceGetName(handle))
     memory_mb = _memory_mb(nvml, handle)
+    mode = _compute_mode(nvml, handle)
     if not _mig_enabled(nvml, handle):
-        return Gpu(index, uuid, name, memory_mb), ""
+        return Gpu(index, uuid, name, memory_mb, compute_mode=mode), ""
     mig = _read_mig(nvml, handle)
     if not mig:
         return None, f"GPU {index} left out: MIG is enabled on it ({uuid}), but it has no instance"
-    return Gpu(index, uuid, name, memory_mb, mig), ""
+    return Gpu(index, uuid, name, memory_mb, mig, mode), ""
+
+
+def _compute_mode(nvml: Any, handle: Any) -> int:
+    try:
+        return int(nvml.nvmlDeviceGetComputeMode(handle))
+    except Exception:  # what a driver or its binding does not know, it does not enforce
+        return ComputeMode.DEFAULT
 
 
 def _mig_enabled(nvml: Any, handle: Any) -> bool:
@@ -207,8 +260,17 @@ def _read_mig(nvml: Any, handle: Any) -> tuple[MigDevice, ...]:
             mig = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot)
         except nvml.NVMLError:  # the count is that of possible instances; this slot has none
             continue
-        devices.append(MigDevice(_text(nvml.nvmlDeviceGetUUID(mig)), _memory_mb(nvml, mig)))
+        uuid = _text(nvml.nvmlDeviceGetUUID(mig))
+        devices.append(MigDevice(uuid, _memory_mb(nvml, mig), _mig_ids(nvml, mig)))
     return tuple(devices)
+
+
+def _mig_ids(nvml: Any, mig: Any) -> tuple[int, int] | None:
+    try:
+        gpu_instance = int(nvml.nvmlDeviceGetGpuInstanceId(mig))
+        return gpu_instance, int(nvml.nvmlDeviceGetComputeInstanceId(mig))
+    except Exception:  # they only matter to who names an instance by them
+        return None
 
 
 def _memory_mb(nvml: Any, handle: Any) -> int:

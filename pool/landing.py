@@ -62,11 +62,17 @@ class Landing:
             offset += arena.align(output.nbytes)
         return given
 
+    def settle(self) -> None:
+        """Writes what is in host memory, where nothing is on the card and so nobody asked for room.
+
+        Called before the model may be called again.
+        """
+        if self._in_host and not self._outputs:
+            self.room([])
+
     def place(self) -> tuple[list[work.PlacedOutput], list[int], bool]:
         """See ``outputs.place``. Called once all of them are there."""
         execute = self._assignment.execute
-        if not self._outputs and self._in_host:
-            self.room([])
         replied = bool(execute.replies) and can_reply(self._outputs, execute)
         if replied and reply(self._outputs, self._assignment) == execute.rows:
             self.close()

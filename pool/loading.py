@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from batchyard.pool.runtimes.base import LoadedModel, ModelLoadError
+from batchyard.pool.runtimes.base import DeviceError, LoadedModel, ModelLoadError
 from batchyard.pool.trial_runs import TrialRun, trial_run_of
 from batchyard.pool.warmup import warm_up
 from batchyard.pool.worker_card import NO_CARD, WorkerCard
@@ -74,6 +74,7 @@ def load(
         device=settings.device,
         load_s=report.load_s,
         warmup_s=report.warmup_s,
+        compiled=source.jit_compile,
     )
     return model, report
 
@@ -136,19 +137,9 @@ def _check_card(source: ModelSource, settings: WorkerSettings, card: WorkerCard)
 
 def _open(source: ModelSource, settings: WorkerSettings) -> LoadedModel:
     if source.runtime == "python":
-        from batchyard.pool.runtimes.memory_caps import cap_memory
-        from batchyard.pool.runtimes.python import PythonModel
-
-        cap_memory(settings)
-        return PythonModel(
-            source.name,
-            source.path,
-            source.signature,
-            source.read_in_place,
-            source.device_arrays and settings.device != "cpu",
-        )
+        return _open_function(source, settings)
     try:
-        from batchyard.pool.runtimes import savedmodel
+        from batchyard.pool.runtimes.savedmodel import load_savedmodel
     except ImportError as error:
         message = (
             f"TensorFlow cannot be imported ({error}): pip install 'batchyard[cpu]' or "
@@ -156,7 +147,23 @@ def _open(source: ModelSource, settings: WorkerSettings) -> LoadedModel:
         )
         raise CannotServe(control.EXIT_DEVICE, message) from error
     try:
-        savedmodel.check_device(settings)
-    except savedmodel.DeviceError as error:
+        return load_savedmodel(source, settings)
+    except DeviceError as error:
         raise CannotServe(control.EXIT_DEVICE, str(error)) from error
-    return savedmodel.SavedModel(source.name, source.path, settings)
+
+
+def _open_function(source: ModelSource, settings: WorkerSettings) -> LoadedModel:
+    from batchyard.pool.runtimes.memory_caps import cap_memory
+    from batchyard.pool.runtimes.out_of_memory import is_out_of_memory, too_large
+    from batchyard.pool.runtimes.python import PythonModel
+
+    cap_memory(settings)
+    on_card = source.device_arrays and settings.device != "cpu"
+    try:
+        return PythonModel(
+            source.name, source.path, source.signature, source.read_in_place, on_card
+        )
+    except ModelLoadError as error:
+        if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+            raise ModelLoadError(f"{error}: {too_large(settings)}") from error
+        raise

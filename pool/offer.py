@@ -28,6 +28,8 @@ class Offer:
         self._gone: set[Key] = set()
         self.served = wanted_models(config, found, {}, ModelSet())
         self.target = self.served
+        # What there was when the target was chosen.
+        self._chosen_of = found
 
     @property
     def load_timeout_s(self) -> float:
@@ -35,14 +37,29 @@ class Offer:
         return self._config.pool.load_timeout
 
     def find(self, found: Found, config: Config | None = None) -> None:
-        """Other versions are there. With a configuration, which is new, all get another try."""
+        """Other versions are there. With a configuration, which is new, all get another try.
+
+        Without, what is being loaded goes on, unless it is gone: versions that come faster than
+        they load would give up each other for ever.
+        """
         self.found = found
         if config is not None:
             self._config = config
             self._failures.clear()
+        elif self.needs_loading and self._has_unchanged(self.missing):
+            return
         self._choose()
 
+    def _has_unchanged(self, keys: Iterable[Key]) -> bool:
+        """Whether versions are there as they were when they were chosen."""
+        now, then = (
+            [found.get(name, {}).get(version) for name, version in keys]
+            for found in (self.found, self._chosen_of)
+        )
+        return now == then
+
     def _choose(self) -> None:
+        self._chosen_of = self.found
         self.target = wanted_models(self._config, self.found, self._failures, self.served)
         self._gone -= self.target.served.keys()
 
@@ -62,7 +79,7 @@ class Offer:
         return lacking(self.served.sources, self.target.sources)
 
     def switch(self) -> None:
-        """From now on the target is what is served."""
+        """From now on the target is what is served, and there may be another."""
         old = self.served.sources
         self.served = self.target
         self._lingering = {
@@ -71,6 +88,8 @@ class Offer:
             if key not in self.served.served and key not in self._gone
         }
         self._gone.clear()
+        # What came meanwhile is next.
+        self._choose()
 
     def unloaded(self, key: Key) -> None:
         """No process has a version any more that was served once.

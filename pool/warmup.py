@@ -75,7 +75,7 @@ def _warm_up_signature(
     sizes = batch_sizes if spec.batched else [1]
     for i, rows in enumerate(sizes):
         tell(i / len(sizes), rows)
-        inputs = {i.name: _made_up(i, rows, spec.batched) for i in spec.inputs}
+        inputs = {i.name: made_up(i, rows, spec.batched) for i in spec.inputs}
         outputs = run(spec.name, inputs).outputs
         row_nbytes = max(row_nbytes, -(-sum(map(output_nbytes, outputs)) // rows))
         by_rows = by_rows and all(o.ndim > 0 and o.shape[0] == rows for o in outputs)
@@ -99,7 +99,8 @@ def _timed(run: TrialRun, spec: SignatureSpec, inputs: dict[str, Array]) -> list
     return seconds
 
 
-def _made_up(spec: TensorSpec, rows: int, batched: bool) -> Array:
+def made_up(spec: TensorSpec, rows: int, batched: bool) -> Array:
+    """An input of zeros or empty strings, of so many rows where ``batched``."""
     declared = (None,) if spec.shape is None else spec.shape
     shape = [1 if dim is None else dim for dim in declared]
     if batched:

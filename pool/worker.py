@@ -28,6 +28,7 @@ from batchyard.pool.intake import Ended, Intake
 from batchyard.pool.loading import CannotServe, load
 from batchyard.pool.quiet import quietly
 from batchyard.pool.runtimes.base import LoadedModel
+from batchyard.pool.runtimes.out_of_memory import give_back_cached_memory
 from batchyard.pool.turns import Turns, TurnsOnCard
 from batchyard.pool.worker_card import NO_CARD, WorkerCard
 from batchyard.wire import control, log, work
@@ -128,15 +129,19 @@ class Worker:
         """Serves on this thread and on as many more as batches may run at once. Raises Ended."""
         threads = self._settings.concurrent_batches
         models = self._models.values()
-        if self._card.card is not None and any(model.device_arrays for model in models):
-            # This one starts all batches, one after the other: on the card they overlap anyway,
-            # and frameworks keep settings, such as PyTorch's inference_mode, by thread.
-            threads = 1
-            self._on_card = CardExecution(self._card.card, self._answers, self._look_at_card)
-            self._threads.append(self.start(self._on_card.finish_all))
-        elif self._settings.device != "cpu" and all(model.any_thread for model in models):
+        is_any_thread = all(model.any_thread for model in models)
+        if self._settings.device != "cpu" and is_any_thread:
             self._running = TurnsOnCard(threads)
             threads += 1
+        if self._card.card is not None and any(model.device_arrays for model in models):
+            self._on_card = CardExecution(
+                self._card.card, self._answers, self._running, self._look_at_card
+            )
+            self._threads.append(self.start(self._on_card.finish_all))
+            if not is_any_thread:
+                # This one starts all batches: on the card they overlap anyway, and frameworks keep
+                # settings, such as PyTorch's inference_mode, by thread.
+                threads = 1
         for _ in range(threads - 1):
             self._threads.append(self.start(self._serve))
         self._serve()
@@ -231,6 +236,7 @@ class Worker:
             # The last to have it frees it: this thread, or the one that runs it still.
             left.clear()
             _give_memory_back()
+            give_back_cached_memory()
             seconds = time.perf_counter() - started
             log.info("model_unloaded", model=name, version=version, unload_s=seconds)
 

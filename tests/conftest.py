@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.exported import exported
 from support.server import Server, callable_path, model_table
 
 from batchyard.clients import Client
@@ -49,11 +48,9 @@ def slow_model(tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def savedmodels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with every kind of SavedModel of ``support/savedmodels.py``."""
-    folder = tmp_path_factory.mktemp("savedmodels")
-    subprocess.run([sys.executable, SUPPORT / "savedmodels.py", folder], check=True, timeout=100)
-    return folder
+def savedmodels(request: pytest.FixtureRequest) -> Path:
+    """The folder with every kind of SavedModel of ``support/savedmodels.py``; nobody changes it."""
+    return exported(request.config, "savedmodels")
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +70,13 @@ def tensorflow_server(savedmodels: Path) -> Iterator[Server]:
         model_table("padded", lengths, pad_variable_length_inputs=True, **PAIRS),
         model_table(
             "bucketed", lengths, pad_variable_length_inputs=True, length_buckets=[4, 8], **PAIRS
+        ),
+        model_table(
+            "compiled",
+            savedmodels / "keras_mixed",
+            jit_compile=True,
+            allowed_batch_sizes=[1, 2],
+            max_batch_size=2,
         ),
         model_table("tensorflow_alias", callable_path("tensorflow_alias")),
     ]

@@ -1,29 +1,43 @@
 """Who uses how much of a card's memory, as NVML tells it from outside.
 
-NVML numbers processes as the driver's own system does. In a container they may be unknown there,
-or not be told at all. So a reading says how it came about:
+NVML numbers processes as the driver's own system does. In a container they have other numbers, or
+are listed without their memory (NVIDIA's open kernel module), or not listed at all. So a reading
+says how it came about:
 
-* by process: NVML has the workers' process ids;
+* by process: NVML has the workers' process ids, and what each uses;
 * by difference: it has others, but as many came as workers were started;
-* by card: only the card's memory as a whole is known, and what it was before.
+* of the whole card: only the card's memory is known, and what it was before.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 MIB = 1 << 20
+# Under MPS, processes are listed as its clients. The second is for drivers before 510.
+_LISTS = (
+    "nvmlDeviceGetMPSComputeRunningProcesses",
+    "nvmlDeviceGetComputeRunningProcesses_v2",
+    "nvmlDeviceGetComputeRunningProcesses",
+)
 
 
 class How(StrEnum):
     """How a reading tells the workers' memory from that of others."""
 
     PROCESS = "by process"
-    DIFFERENCE = "by difference: NVML has other process ids than this container"
-    CARD = "by the card's memory as a whole: NVML tells of no processes here"
+    DIFFERENCE = "by difference"
+    CARD = "of the whole card"
+
+
+EXPLANATIONS = {
+    How.DIFFERENCE: "NVML has other process ids than this container: the processes that came count",
+    How.CARD: "NVML tells of no process's memory: what the card has more in use than before counts",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +78,34 @@ class CardMemory:
         """Bytes in use, by whomever."""
         return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
 
-    def processes(self) -> dict[int, int | None]:
-        """Bytes by NVML's process id, None where it does not tell; {} where it lists none."""
-        try:
-            found = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        except self._nvml.NVMLError:
-            return {}
-        return {process.pid: process.usedGpuMemory for process in found}
+    def processes(self) -> dict[int, int]:
+        """Bytes by NVML's process id, 0 where it does not tell; {} where it lists none."""
+        found: dict[int, int] = {}
+        for ask in _LISTS:
+            # Drivers older than the binding lack some, which it tells by errors of several kinds.
+            with contextlib.suppress(Exception):
+                listed = getattr(self._nvml, ask)(self._handle)
+                found.update((process.pid, process.usedGpuMemory or 0) for process in listed)
+        return found
 
     def read(self, pids: Sequence[int]) -> Reading:
         """What these processes use, which all came after this was made."""
         processes = self.processes()
-        if pids and all(processes.get(pid) is not None for pid in pids):
-            return _reading([processes[pid] or 0 for pid in pids], How.PROCESS)
+        if all(processes.get(pid) for pid in pids):
+            return _reading([processes[pid] for pid in pids], How.PROCESS)
         came = [nbytes for pid, nbytes in processes.items() if pid not in self._before]
-        if len(came) == len(pids) and all(nbytes is not None for nbytes in came):
-            return _reading([nbytes or 0 for nbytes in came], How.DIFFERENCE)
+        if len(came) == len(pids) and all(came):
+            return _reading(came, How.DIFFERENCE)
         total = max(0, self.used - self.used_before)
         return Reading((total // max(1, len(pids)),) * len(pids), total, How.CARD)
 
     def has(self, pid: int) -> bool:
         """Whether NVML lists that process on this card."""
         return pid in self.processes()
+
+    def came(self) -> set[int]:
+        """Processes, by NVML's ids, that it lists now and did not when this was made."""
+        return self.processes().keys() - self._before.keys()
 
 
 def _reading(each: list[int], how: How) -> Reading:

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from batchyard.benchmarks.gpu.card_memory import CardMemory
 from batchyard.benchmarks.gpu.check_subject import Subject
-from batchyard.benchmarks.gpu.pools import Pool, running, wait
+from batchyard.benchmarks.gpu.pools import Pool, has_binding, running, wait
 from batchyard.benchmarks.gpu.verdicts import Verdict, held, skipped
 
+_NO_BINDING = "cuda-bindings, which would show what CUDA shows it, is not installed"
 _LOCKED = "arena_page_locked"
 _NOT_LOCKED = "arena_not_page_locked"
 
 
-def check_one(subject: Subject, pool: Pool, memory: CardMemory) -> Iterator[Verdict]:
-    """Of a pool with one worker: what it was told, what CUDA shows it, and where NVML sees it."""
-    framework, card = subject.framework, subject.card
-    pid, devices, uuid = pool.sight()
-    told_uuid = _environment(pid).get("CUDA_VISIBLE_DEVICES", "")
-    holds = told_uuid == card.uuid and devices == 1 and _is_same(uuid, card.uuid)
+def check_one(subject: Subject, pool: Pool, cards: Mapping[str, CardMemory]) -> Iterator[Verdict]:
+    """Of a pool with one worker: what it was told, what CUDA shows it, and where NVML sees it.
+
+    ``cards`` are all, by their labels, as they were before it started.
+    """
+    (pid,) = pool.pids
+    yield _check_sight(subject, pool, pid)
+    yield _check_place(subject, pid, cards)
+
+
+def _check_sight(subject: Subject, pool: Pool, pid: int) -> Verdict:
+    framework, check, card = subject.framework, "sees only its card", subject.card
+    told = _environment(pid).get("CUDA_VISIBLE_DEVICES", "")
+    if not has_binding():
+        return held(framework, check, told == card.uuid, f"told {told}; {_NO_BINDING}", card.uuid)
+    ((_, devices, uuid),) = pool.sights(1)
+    holds = told == card.uuid and devices == 1 and _is_same(uuid, card.uuid)
     shown = f"CUDA shows {devices} device{'s' * (devices != 1)}, {uuid}"
-    yield held(framework, "sees only its card", holds, shown, f"1, {card.uuid}")
-    yield _check_place(subject, [pid], memory)
+    return held(framework, check, holds, shown, f"1, {card.uuid}")
 
 
 def check_each(subject: Subject) -> Iterator[Verdict]:
@@ -31,21 +42,17 @@ def check_each(subject: Subject) -> Iterator[Verdict]:
     if len(subject.cards) == 1:
         yield skipped(framework, check, "one card is visible here")
         return
+    cards = subject.memories()
     settings = {"device": "auto", "gpu_memory_growth": True}
     with running(subject.allocation, settings) as pool:
         wait(lambda: len(pool.pids) == len(subject.cards), "a worker on each card")
-        pids = set(pool.pids)
-        pool.allocate_everywhere(1, lambda: _seen(pool, pids), "each worker has answered")
-        places = {
-            pid: [card.label for card in subject.cards if _is_listed(subject, card.uuid, pid)]
-            for pid in pids
-        }
-        if not any(places.values()):
-            yield skipped(framework, check, "NVML does not list these processes (PID namespace)")
+        pids = pool.pids
+        seen = pool.sights(len(pids)) if has_binding() else set()
+        wrong = [f"process {pid} sees {n} devices" for pid, n, _ in seen if n != 1]
+        if wrong or len({uuid for _, _, uuid in seen}) != len(seen):
+            yield held(framework, check, False, ", ".join(wrong) or "two see the same card")
             return
-        holds = sorted(places.values()) == sorted([card.label] for card in subject.cards)
-        found = ", ".join(f"process {pid}: {'+'.join(on)}" for pid, on in places.items())
-        yield held(framework, check, holds, found, "one card for each")
+        yield _check_places(subject, pids, cards)
 
 
 def check_page_lock(subject: Subject, pool: Pool) -> Verdict:
@@ -58,27 +65,36 @@ def check_page_lock(subject: Subject, pool: Pool) -> Verdict:
     return held(subject.framework, check, False, str(reason))
 
 
-def _check_place(subject: Subject, pids: list[int], memory: CardMemory) -> Verdict:
+def _check_place(subject: Subject, pid: int, cards: Mapping[str, CardMemory]) -> Verdict:
+    """On which cards NVML lists a process; where it has other ids, on which any came."""
     framework, check = subject.framework, "uses only its card"
-    here = all(memory.has(pid) for pid in pids)
-    others = [card for card in subject.cards if card.uuid != subject.card.uuid]
-    elsewhere = [
-        card.label for card in others if any(_is_listed(subject, card.uuid, pid) for pid in pids)
-    ]
-    if not here and not elsewhere:
-        return skipped(framework, check, "NVML does not list this process (PID namespace)")
-    found = f"NVML lists it on {', '.join([subject.card.label] * here + elsewhere)}"
-    bound = f"{subject.card.label} alone of {len(subject.cards)}"
-    return held(framework, check, here and not elsewhere, found, bound)
+    on = [label for label, memory in cards.items() if memory.has(pid)]
+    how = ""
+    if not on:
+        on = [label for label, memory in cards.items() if memory.came()]
+        how = f", by what came: to NVML it is not process {pid}"
+    if not on:
+        return skipped(framework, check, "NVML lists no processes here")
+    found = f"NVML lists it on {', '.join(on)}{how}"
+    bound = f"{subject.card.label}, of {len(cards)} visible"
+    return held(framework, check, on == [subject.card.label], found, bound)
 
 
-def _is_listed(subject: Subject, uuid: str, pid: int) -> bool:
-    return CardMemory(subject.nvml, uuid).has(pid)
-
-
-def _seen(pool: Pool, pids: set[int]) -> bool:
-    """Asks for a worker's sight as often as there are workers; whether that reached each."""
-    return {pool.sight()[0] for _ in range(4 * len(pids))} >= pids
+def _check_places(
+    subject: Subject, pids: Sequence[int], cards: Mapping[str, CardMemory]
+) -> Verdict:
+    """Whether each process is on a card of its own; or, by what came, whether each card has one."""
+    framework, check = subject.framework, "each on its own card"
+    places = {pid: [label for label, card in cards.items() if card.has(pid)] for pid in pids}
+    if any(places.values()):
+        holds = sorted(places.values()) == sorted([label] for label in cards)
+        found = ", ".join(f"process {pid}: {'+'.join(on) or '-'}" for pid, on in places.items())
+        return held(framework, check, holds, found, "one card for each")
+    came = {label: len(card.came()) for label, card in cards.items()}
+    if not any(came.values()):
+        return skipped(framework, check, "NVML lists no processes here")
+    found = ", ".join(f"{label}: {number} came" for label, number in came.items())
+    return held(framework, check, set(came.values()) == {1}, found, "one on each")
 
 
 def _is_same(digits: str, uuid: str) -> bool:

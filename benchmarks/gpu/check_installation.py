@@ -4,8 +4,11 @@ A script, with the standard library alone: Batchyard cannot be imported yet.
 
 ``check_installation.py CHECKOUT``            says what is missing; 0 if it can run
 ``check_installation.py CHECKOUT --quiet``    only exits
-``check_installation.py CHECKOUT --missing``  prints requirements, a line each, for pip
-``check_installation.py CHECKOUT --link``     makes the checkout importable in this environment
+``check_installation.py CHECKOUT --needed``   prints what is missing of that, for pip
+``check_installation.py CHECKOUT --wanted``   prints what else is missing
+``check_installation.py CHECKOUT --sites``    prints where this Python's packages are
+``check_installation.py CHECKOUT --link SITE ...``
+    makes the checkout importable in this environment, and what is in these folders
 """
 
 from __future__ import annotations
@@ -66,11 +69,19 @@ def _is_inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def link(checkout: Path) -> None:
+def sites() -> list[str]:
+    """The folders of packages that a virtual environment of this Python's would not see."""
+    # Made from a virtual environment, one sees what is below that one only.
+    return [path for path in dict.fromkeys(sys.path) if path.endswith("-packages")]
+
+
+def link(checkout: Path, others: list[str]) -> None:
     """Links the checkout's packages into this environment, as a strict editable install does."""
+    packages = Path(sysconfig.get_path("purelib"))
+    (packages / "batchyard_sites.pth").write_text("".join(f"{site}\n" for site in others))
     parser = configparser.ConfigParser()
     parser.read(checkout / "setup.cfg")
-    target = Path(sysconfig.get_path("purelib")) / "batchyard"
+    target = packages / "batchyard"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     for line in parser["options"]["package_dir"].split("\n"):
@@ -86,20 +97,24 @@ def _tell(what: str, missing: list[str]) -> None:
         print(f"{what}: {quoted} (pip install them for {sys.executable})")
 
 
-def main(checkout: Path, what: str) -> int:
+def main(checkout: Path, what: str = "", *rest: str) -> int:
     """The exit status."""
     if sys.version_info < _PYTHON:
         print(f"Python {sys.version.split()[0]} at {sys.executable}: Batchyard needs 3.11 or newer")
         return 1
     if what == "--link":
-        link(checkout)
+        link(checkout, list(rest))
+        return 0
+    if what == "--sites":
+        print("\n".join(sites()))
         return 0
     known = requirements(checkout)
     needed = [known[name] for name in _NEEDED if not is_satisfied(known[name])]
     names = (*_WANTED, *_WANTED_FOR_PLOTS)
     wanted = [known[n] for n in names if n in known and not is_satisfied(known[n])]
-    if what == "--missing":
-        print("\n".join([*needed, *wanted]))
+    if what in ("--needed", "--wanted"):
+        for requirement in needed if what == "--needed" else wanted:
+            print(requirement)
         return 0
     if what != "--quiet":
         _tell("it cannot run without", needed)
@@ -108,4 +123,4 @@ def main(checkout: Path, what: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), (sys.argv[2:] or [""])[0]))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchyard.benchmarks.failures import BenchmarkFailed
-from batchyard.benchmarks.gpu.card_memory import MIB, CardMemory, Reading
+from batchyard.benchmarks.gpu.card_memory import MIB, CardMemory, How, Reading
 from batchyard.benchmarks.gpu.verdicts import Outcome, Verdict
 from batchyard.benchmarks.served import Model
 from batchyard.cli.local_server import ServerDidNotStart
@@ -37,6 +37,10 @@ class Subject:
     def memory(self) -> CardMemory:
         """The card's memory; what uses it now does not belong to the check."""
         return CardMemory(self.nvml, self.card.uuid)
+
+    def memories(self) -> dict[str, CardMemory]:
+        """The same of all visible cards, by their labels."""
+        return {card.label: CardMemory(self.nvml, card.uuid) for card in self.cards}
 
     def most(self, cap: int) -> int:
         """The most bytes that a worker with that cap may use."""
@@ -69,4 +73,4 @@ def mib(nbytes: float) -> str:
 
 def told(reading: Reading) -> str:
     """How the figure came about, where it is not the plain way."""
-    return "" if reading.how.name == "PROCESS" else f"; {reading.how}"
+    return "" if reading.how is How.PROCESS else f", {reading.how}"

@@ -9,6 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,10 +60,25 @@ class Pool:
             for request in requests:
                 request.result()
 
-    def sight(self) -> tuple[int, int, str]:
-        """Process id, number of CUDA devices, and the first one's UUID in hexadecimal digits."""
-        seen = self._client.predict(SIGHT, _no_input(), timeout=_ANSWER_S)
-        return seen["pid"].item(), seen["devices"].item(), seen["uuid"].item().decode()
+    def sights(self, workers: int) -> set[tuple[int, int, str]]:
+        """What as many workers see: process id, number of CUDA devices, the first one's UUID.
+
+        The UUID is in hexadecimal digits.
+        """
+        seen: dict[int, tuple[int, str]] = {}
+        deadline = time.monotonic() + _ANSWER_S
+        while len(seen) < workers:
+            if time.monotonic() > deadline:
+                raise BenchmarkFailed(f"{len(seen)} of {workers} workers said what they see")
+            # At once: one after the other would all go to the same.
+            for request in [
+                self._client.submit(SIGHT, _no_input(), timeout=_ANSWER_S)
+                for _ in range(2 * workers)
+            ]:
+                answer = request.result()
+                uuid = answer["uuid"].item().decode()
+                seen[answer["pid"].item()] = answer["devices"].item(), uuid
+        return {(pid, *what) for pid, what in seen.items()}
 
     def break_context(self) -> None:
         """Has a worker break its context. Raises a BatchyardError, as it should."""
@@ -101,7 +117,9 @@ def running(
 
     ``worker`` has keys of ``[[pool.workers]]``. Raises ServerDidNotStart.
     """
-    models = [allocation, _sight(), *([_fault()] if may_break else [])]
+    models = [allocation]
+    if has_binding():
+        models += [_sight(), *([_fault()] if may_break else [])]
     with tempfile.TemporaryDirectory(prefix="batchyard-") as name:
         folder = Path(name)
         config = folder / "config.toml"
@@ -135,6 +153,14 @@ def wait(condition: Callable[[], T], what: str, timeout_s: float = 60.0) -> T:
             raise BenchmarkFailed(f"not within {timeout_s:g} s: {what}")
         time.sleep(_STEP_S)
     return value
+
+
+def has_binding() -> bool:
+    """Whether NVIDIA's binding to CUDA's driver is here: without it there is no ``sights``."""
+    try:
+        return find_spec("cuda.bindings") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def models_folder() -> Path:

@@ -134,3 +134,8 @@ def interval_starts(duration_s: float, interval_s: float) -> list[float]:
     """Where the intervals of a run begin; the last may be shorter."""
     count = int(np.ceil(round(duration_s / interval_s, 9)))
     return [i * interval_s for i in range(count)]
+
+
+def interval_end(start: float, interval_s: float) -> float:
+    """Where the next interval begins, to the last bit: no request is in two."""
+    return (round(start / interval_s) + 1) * interval_s

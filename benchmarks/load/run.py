@@ -7,13 +7,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 
 from batchyard.benchmarks.load.fleet import Fleet
 from batchyard.benchmarks.load.histogram import Histogram
 from batchyard.benchmarks.load.plan import LoadPlan, MixEntry
-from batchyard.benchmarks.load.recorder import Recorder, interval_starts
+from batchyard.benchmarks.load.recorder import Recorder, interval_end, interval_starts
 from batchyard.benchmarks.load.records import Outcomes, SharedRecords
 from batchyard.benchmarks.load.result import Interval, LoadResult, Progress
 from batchyard.benchmarks.load.schedule import make_schedule
@@ -31,11 +32,22 @@ _PROGRESS_S = 0.5
 _PROGRESS_COST_MAX = 0.05
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C came before the end; ``result`` is of the part of the run that was planned until then.
+
+    What had no answer yet counts as unanswered.
+    """
+
+    def __init__(self, result: LoadResult) -> None:
+        super().__init__()
+        self.result = result
+
+
 def run_load(plan: LoadPlan, progress: Callable[[Progress], None] | None = None) -> LoadResult:
     """Carries out a plan; ``progress`` is told now and then how it fares.
 
     Raises ConfigurationError for a target or a trace that is none, a BatchyardError when the
-    server cannot be reached or does not take such requests, and GeneratorFailed.
+    server cannot be reached or does not take such requests, GeneratorFailed, and Stopped.
     """
     schedule = make_schedule(plan)
     machine = describe()
@@ -58,14 +70,29 @@ def run_load(plan: LoadPlan, progress: Callable[[Progress], None] | None = None)
         if watch is not None:
             watch.start(start_at, plan.interval_s, len(starts))
         view = _View(plan, schedule.mix, list(zip(records, counts, strict=True)), watch, start_at)
-        pause_s = _PROGRESS_S
-        while not fleet.wait(pause_s):
-            if progress is not None:
-                asked_at = time.monotonic()
-                progress(view.progress(asked_at - start_at))
-                taken_s = time.monotonic() - asked_at
-                pause_s = max(_PROGRESS_S, taken_s / _PROGRESS_COST_MAX)
+        try:
+            _follow(fleet, view, progress, start_at)
+        except KeyboardInterrupt:
+            ran_s = min(math.floor((time.monotonic() - start_at) * 100) / 100, plan.duration_s)
+            if ran_s <= 0:
+                # Of the warm-up nothing counts.
+                raise
+            part = view.of_first(ran_s)
+            raise Stopped(part.result(started_at, machine, fleet.messages)) from None
         return view.result(started_at, machine, fleet.messages)
+
+
+def _follow(
+    fleet: Fleet, view: _View, progress: Callable[[Progress], None] | None, start_at: float
+) -> None:
+    """Until all generators have ended."""
+    pause_s = _PROGRESS_S
+    while not fleet.wait(pause_s):
+        if progress is not None:
+            asked_at = time.monotonic()
+            progress(view.progress(asked_at - start_at))
+            taken_s = time.monotonic() - asked_at
+            pause_s = max(_PROGRESS_S, taken_s / _PROGRESS_COST_MAX)
 
 
 def _counts(plan: LoadPlan, total: int) -> list[int | None]:
@@ -95,14 +122,24 @@ class _View:
         self._records = records
         self._watch = watch
         self._start_at = start_at
+        # Whether more was planned than is told of.
+        self._is_part = False
+
+    def of_first(self, seconds: float) -> _View:
+        """The same of a run that was to end then, and nothing waited for."""
+        plan = replace(self._plan, duration_s=seconds, grace_s=0.0)
+        part = _View(plan, self._mix, self._records, self._watch, self._start_at)
+        part._is_part = True
+        return part
 
     def _outcomes(self) -> Outcomes:
-        return Outcomes.joined(
+        outcomes = Outcomes.joined(
             [records.outcomes(self._start_at, count) for records, count in self._records]
         )
+        return outcomes.up_to(self._plan.duration_s) if self._is_part else outcomes
 
     def _interval(self, recorder: Recorder, start: float) -> Interval:
-        end = min(start + self._plan.interval_s, self._plan.duration_s)
+        end = min(interval_end(start, self._plan.interval_s), self._plan.duration_s)
         queue = None
         if self._watch is not None:
             # Its samples lie on the grid, also the one after the end of the last interval.

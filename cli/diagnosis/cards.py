@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from batchyard.cli.diagnosis.finding import Finding, failure, mebibytes, ok, warning
-from batchyard.pool.inventory import Inventory, Visible, visible_devices
+from batchyard.pool.inventory import ComputeMode, Inventory, Visible, visible_devices
 
 _CONTAINER = "in a container it takes the NVIDIA container toolkit and --gpus all"
 
@@ -65,7 +65,7 @@ def check_cards(
         _check_files(files, wants_gpu),
     ]
     for card in driver.cards:
-        findings += _check_health(card)
+        findings += _check_health(card, inventory.has_mps)
     return [finding for finding in findings if finding is not None]
 
 
@@ -117,11 +117,15 @@ def _check_files(files: DeviceFiles, wants_gpu: bool) -> Finding:
     return ok(check, ", ".join(files.there))
 
 
-def _check_health(card: Card) -> list[Finding]:
+def _check_health(card: Card, has_mps: bool) -> list[Finding]:
     check = f"gpu {card.index}"
     findings = []
-    if card.compute_mode not in (None, 0):
-        remedy = f"nvidia-smi -i {card.index} -c DEFAULT, or one worker on it and nobody else."
+    default = f"nvidia-smi -i {card.index} -c DEFAULT"
+    if card.compute_mode == ComputeMode.PROHIBITED:
+        found = "prohibited: CUDA lets no process use the card"
+        findings.append(warning(check, found, f"{default}."))
+    elif card.compute_mode not in (None, ComputeMode.DEFAULT) and not has_mps:
+        remedy = f"{default}, or MPS (docs/gpu.md), or one worker on it and nobody else."
         findings.append(warning(check, "exclusive: only one process may use the card", remedy))
     if card.uncorrected_errors:
         remedy = "Drain it and reset it (nvidia-smi -r); replace the card if they come back."

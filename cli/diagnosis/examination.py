@@ -13,6 +13,7 @@ from batchyard.cli.diagnosis import (
     limits,
     memory,
     models,
+    mps,
     nvml,
     places,
     processors,
@@ -26,6 +27,7 @@ from batchyard.cli.diagnosis.finding import Finding, failure, ok, warning
 from batchyard.cli.serving import plan
 from batchyard.pool.config import Broker, Config, Pool, read_toml, validate
 from batchyard.pool.inventory import read_inventory, visible_devices
+from batchyard.pool.mps import read_mps
 from batchyard.pool.plan import ServerPlan
 from batchyard.wire.endpoints import default_endpoints
 from batchyard.wire.errors import ConfigurationError, Unauthenticated
@@ -121,6 +123,8 @@ def _gpus(subject: Subject, looking: tensorflow.Looking | None, patience_s: floa
     inventory, driver = read_inventory(), nvml.read_driver()
     wants = subject.wants_gpu
     findings = cards.check_cards(inventory, driver, nvml.read_device_files(), os.environ, wants)
+    if inventory.gpus:
+        findings += mps.check_mps(read_mps(os.environ), os.environ, os.geteuid())
     findings += cards.check_xids(nvml.read_xids())
     if looking is None:
         return findings

@@ -65,7 +65,7 @@ def load_config(
         "models": [{**shared, **model} for model in named],
     }
     try:
-        return validate(tables, "flags")
+        return validate(tables, "flags", may_serve_none=True)
     except ConfigurationError as error:
         raise ConfigurationError("\n".join(map(_by_flags, str(error).splitlines()))) from None
 

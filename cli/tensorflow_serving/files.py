@@ -24,10 +24,10 @@ _GPU_FIELDS = {"per_process_gpu_memory_fraction", "allow_growth"}
 
 
 def models(path: str) -> list[dict[str, Any]]:
-    """The tables of ``[[models]]`` of a --model_config_file."""
+    """The tables of ``[[models]]`` of a --model_config_file: none of an empty list."""
     config = file_messages.parse(path, messages.ModelServerConfig)
     try:
-        return model_tables(config)
+        return model_tables(config, may_be_empty=True)
     except InvalidArgument as error:
         raise ConfigurationError(f"{path}: {error.message}") from None
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import resource
 import socket
 from collections.abc import Awaitable, Callable
@@ -61,8 +62,13 @@ class GatewayProcess:
 Serve = Callable[[GatewayProcess], AbstractAsyncContextManager[None]]
 
 
-def run(name: str, serve: Serve, control_fd: int, parent_pid: int) -> int:
-    """Serves until the supervisor is gone or has had enough; the exit code."""
+def run(
+    name: str, serve: Serve, control_fd: int, parent_pid: int, *, ends_at_once: bool = False
+) -> int:
+    """Serves until the supervisor is gone or has had enough; the exit code.
+
+    ``ends_at_once``: what ``serve`` leaves when it comes back, as tasks, ends with the process.
+    """
     control.die_with_parent(parent_pid)
     control.leave_signals_to_parent()
     log.configure(name)
@@ -77,7 +83,14 @@ def run(name: str, serve: Serve, control_fd: int, parent_pid: int) -> int:
         return control.EXIT_FAILURE
     settings = GatewaySettings.from_wire(body)
     sockets = [socket.socket(fileno=fd) for fd in fds]
-    return asyncio.run(_serve(name, serve, settings, sockets, _Supervisor(name, supervisor)))
+
+    async def main() -> int:
+        code = await _serve(name, serve, settings, sockets, _Supervisor(name, supervisor))
+        if ends_at_once:
+            os._exit(code)
+        return code
+
+    return asyncio.run(main())
 
 
 async def _serve(

@@ -14,8 +14,8 @@ from typing import Any
 from batchyard.pool.gpu.driver import OUT_OF_MEMORY, CudaError, Driver
 from batchyard.wire.errors import ResourceExhausted
 
-# Of two batches under way, and one whose inputs a model kept. More are freed when they come back.
-_SPARE_MAX = 3
+# So many are kept beyond as many as there were batches under way at once: models keep inputs.
+_SPARE_BEYOND = 1
 # What the card's allocator gives out, at least.
 _GRANULE = 2 << 20
 
@@ -58,13 +58,15 @@ class Buffers:
         self._returned: deque[_Returned] = deque()
         self._spare: list[_Returned] = []
         self._largest = _GRANULE
+        self._under_way = self._under_way_max = 0
         # All that was allocated and not freed.
         self.nbytes = 0
 
     def take(self, nbytes: int, stream: Any) -> Lease:
         """A buffer that may be written to by what is enqueued on ``stream`` from now on.
 
-        Raises ResourceExhausted when the card has no memory for it.
+        ``end`` is called when its batch is over. Raises ResourceExhausted when the card has no
+        memory for it.
         """
         with self._lock:
             self._collect()
@@ -75,10 +77,21 @@ class Buffers:
                     break
             else:
                 spare = self._allocate(nbytes)
+            self._under_way += 1
+            self._under_way_max = max(self._under_way_max, self._under_way)
         pointer, size, readers = spare
         lease = Lease(pointer, size, self._returned)
-        self._await(readers, stream)
+        try:
+            self._await(readers, stream)
+        except BaseException:
+            self.end()
+            raise
         return lease
+
+    def end(self) -> None:
+        """A batch that took a buffer is over. The buffer may be in use still."""
+        with self._lock:
+            self._under_way -= 1
 
     def close(self) -> None:
         """Frees what is not in use."""
@@ -92,7 +105,7 @@ class Buffers:
             self._spare.append(self._returned.popleft())
         # The largest are kept: smaller ones are from before batches grew.
         self._spare.sort(key=lambda spare: -spare[1])
-        while len(self._spare) > _SPARE_MAX:
+        while len(self._spare) > self._under_way_max + _SPARE_BEYOND:
             self._free(self._spare.pop())
 
     def _allocate(self, nbytes: int) -> _Returned:
@@ -117,6 +130,8 @@ class Buffers:
         )
 
     def _free(self, spare: _Returned) -> None:
+        if spare[2]:
+            self._driver.synchronize()
         self.nbytes -= spare[1]
         self._driver.free(spare[0])
 

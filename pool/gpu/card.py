@@ -27,7 +27,7 @@ import numpy.typing as npt
 from batchyard.pool.gpu import dlpack
 from batchyard.pool.gpu.buffers import Buffers, Event, Events, Hold, Lease, Streams
 from batchyard.pool.gpu.device_array import DeviceArray
-from batchyard.pool.gpu.driver import DEFAULT_STREAM, OUT_OF_MEMORY, CudaError, Driver
+from batchyard.pool.gpu.driver import DEFAULT_STREAM, OUT_OF_MEMORY, CudaError, Driver, NoCuda
 from batchyard.pool.gpu.layout import Layout, lay_out
 from batchyard.wire import dtypes
 from batchyard.wire.errors import Internal, ResourceExhausted
@@ -70,7 +70,11 @@ class Card:
         ``why_not_page_locked`` says why that was refused; None where it was not. All of the arena
         is taken from the system then. Raises NoCuda.
         """
-        return cls(Driver.open(), arena)
+        driver = Driver.open()
+        try:
+            return cls(driver, arena)
+        except CudaError as error:
+            raise NoCuda(f"{driver.name} cannot be used: {error}") from None
 
     @property
     def is_lost(self) -> bool:
@@ -82,7 +86,8 @@ class Card:
             self.driver.make_current()
             self.driver.synchronize()
         except CudaError as error:
-            return error.is_sticky
+            # The latter: somebody has ended the primary context.
+            return error.is_sticky or error.name == "CUDA_ERROR_INVALID_CONTEXT"
         return False
 
     @property
@@ -157,7 +162,11 @@ class CardBatch:
         self._hold: weakref.ref[Hold] | None = None
         if numbers:
             self._lease = card.buffers.take(max(layout.nbytes, 1), card.copy_in)
-        self._arrived = self._send(layout)
+        try:
+            self._arrived = self._send(layout)
+        except BaseException:
+            self._end()
+            raise
         if self._lease is not None:
             self._show(numbers, layout, self._lease)
 
@@ -173,13 +182,11 @@ class CardBatch:
         # Who else holds them has kept them.
         self.arrays = {}
         self._copy_out = stream = self._card.copy_out.take()
-        readers = self._readers()
         on_card = [(name, self._take(name, output)) for name, output in outputs]
         specs = [(name, o.dtype, o.shape, o.nbytes) for name, o in on_card if o is not None]
         rooms = iter(room(specs) if specs else ())
         self._driver.wait_for(stream, self._arrived.handle)
-        for reader in readers:
-            self._driver.wait_for(stream, self._card.untimed.record(reader).handle)
+        readers = [reader for reader in self._readers() if self._follow(reader)]
         for (name, output), (_, foreign) in zip(outputs, on_card, strict=True):
             self._outputs.append((name, output if foreign is None else self._fetch(foreign, rooms)))
         self._before, self._left = self._card.last_left, self._card.timed.record(stream)
@@ -214,7 +221,15 @@ class CardBatch:
         """
         try:
             self._driver.make_current()
-            self._driver.synchronize()
+            try:
+                self._driver.synchronize()
+            except CudaError as error:
+                if error.is_sticky:
+                    raise
+                # Refused while a stream is captured. At least nothing may touch the block.
+                for stream in (self._card.copy_in, self._copy_out):
+                    if stream is not None:
+                        self._driver.synchronize_stream(stream)
         finally:
             self._end()
 
@@ -246,6 +261,21 @@ class CardBatch:
         """The streams that the model works on, as far as it said."""
         said = tuple(self._lease.streams) if self._lease is not None else ()
         return [self._driver.foreign_stream(address) for address in said or (DEFAULT_STREAM,)]
+
+    def _follow(self, reader: Any) -> bool:
+        """Has the copy-out stream wait for what is enqueued on one of the model's.
+
+        Not if that stream is no more; then this thread has waited.
+        """
+        try:
+            event = self._card.untimed.record(reader)
+        except CudaError as error:
+            if error.is_sticky:
+                raise
+            self._driver.synchronize()
+            return False
+        self._driver.wait_for(self._copy_out, event.handle)
+        return True
 
     def _take(self, name: str, output: Any) -> dlpack.Foreign | None:
         """An output that is on the card; the copy-out stream waits for it. None for others."""
@@ -297,9 +327,11 @@ class CardBatch:
         # Their frameworks may use the memory again.
         self._foreign = []
         lease, self._lease = self._lease, None
-        if lease is not None and (self._hold is None or self._hold() is None):
-            # Nobody can enqueue more on them that reads it; and what was is done.
-            lease.streams.clear()
+        if lease is not None:
+            self._card.buffers.end()
+            if self._hold is None or self._hold() is None:
+                # Nobody can enqueue more on them that reads it; and what was is done.
+                lease.streams.clear()
         stream, self._copy_out = self._copy_out, None
         if stream is not None:
             self._card.copy_out.give_back(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import numpy as np
@@ -39,7 +40,7 @@ class DeviceArray:
         self.pointer = pointer
         self.shape = shape
         self.dtype = dtype
-        self.nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        self.nbytes = math.prod(shape) * dtype.itemsize
 
     def __repr__(self) -> str:
         return f"DeviceArray({self.dtype}, {self.shape})"

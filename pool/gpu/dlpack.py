@@ -15,6 +15,7 @@ do with it, as read in PyTorch 2.13, JAX 0.10, CuPy 14 and TensorFlow 2.21:
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -136,7 +137,7 @@ def is_on_card(output: object) -> bool:
         return False
     try:
         type_, id_ = device_of()
-    except (RuntimeError, BufferError, ValueError, TypeError) as error:
+    except Exception as error:
         raise NotExported(str(error)) from error
     if int(type_) in _ON_HOST:
         return False
@@ -152,7 +153,7 @@ def take(output: Any, stream: int) -> tuple[Foreign, bool]:
     """An output, and whether what is enqueued on ``stream`` waits until it is computed.
 
     Not every producer takes a stream; what comes without one is ready for the default stream.
-    Raises NotExported.
+    Raises NotExported, and what the framework raises of its computation.
     """
     ordered = True
     try:
@@ -161,7 +162,8 @@ def take(output: Any, stream: int) -> tuple[Foreign, bool]:
         except (TypeError, RuntimeError):
             ordered = False
             capsule = output.__dlpack__()
-    except Exception as error:
+    # Not RuntimeError: what it was computed by may have failed, and that is how one learns of it.
+    except (BufferError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
         raise NotExported(str(error)) from error
     return _read(capsule), ordered
 
@@ -170,7 +172,9 @@ def describe(output: Any) -> tuple[str, tuple[int, ...]]:
     """The dtype's name on the wire, and the shape, of an object with ``__dlpack__``."""
     try:
         foreign = _read(output.__dlpack__())
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+    except NotExported:
+        raise
+    except Exception as error:
         raise NotExported(str(error)) from error
     return foreign.dtype, foreign.shape
 
@@ -189,15 +193,12 @@ def _read(capsule: object) -> Foreign:
             f"lanes: needs one of {', '.join(_TYPES)}"
         )
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.ndim and tensor.strides else None
-    count = 1
-    for length in shape:
-        count *= length
     return Foreign(
         capsule,
         (tensor.data or 0) + tensor.byte_offset,
         _NAMES[type_],
         shape,
-        count * type_[1] // 8,
+        math.prod(shape) * type_[1] // 8,
         strides is None or _is_dense(shape, strides),
     )
 

@@ -59,5 +59,9 @@ class LoadedModel(Protocol):
         """Frees what is held of inputs only until something runs again."""
 
 
+class DeviceError(Exception):
+    """The worker's device is not there."""
+
+
 class ModelLoadError(Exception):
     """The model cannot be loaded; says why. Not tried again."""

@@ -21,6 +21,9 @@ from batchyard.wire import log
 from batchyard.wire.control import WorkerSettings
 
 _MIB = 1 << 20
+# PyTorch reads these when it first allocates; the second is the first's newer name.
+_TORCH_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+_TORCH_FRACTION = "per_process_memory_fraction"
 # CuPy reads this when it first allocates, of bytes or of per cent.
 _CUPY_LIMIT = "CUPY_GPU_MEMORY_LIMIT"
 # jaxlib reads these when JAX first looks for devices. The second is the first's newer name; to have
@@ -76,6 +79,9 @@ def _cap_torch(torch: Any, settings: WorkerSettings) -> None:
         return
     if not torch.cuda.is_available():
         raise NotCapped("this PyTorch sees no card")
+    for variable in _TORCH_ALLOCATOR:
+        if _TORCH_FRACTION in os.environ.get(variable, ""):
+            _yield_to_user(variable)
     # As PyTorch's allocator counts: https://pytorch.org/docs/stable/cuda.html
     _, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(min(settings.memory_limit_mb * _MIB / total, 1.0))
@@ -105,7 +111,7 @@ def _cap_cupy(cupy: Any, settings: WorkerSettings) -> None:
 
 
 def _cap_tensorflow(tensorflow: Any, settings: WorkerSettings) -> None:
-    from batchyard.pool.runtimes.object_graph import bind_eager_runtime
+    from batchyard.pool.runtimes.device_share import bind_eager_runtime
 
     bind_eager_runtime(settings)
 

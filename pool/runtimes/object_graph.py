@@ -9,13 +9,12 @@ docs/decisions/0002.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import tensorflow as tf
 
-from batchyard.wire.control import WorkerSettings
+from batchyard.pool.runtimes.compilation import compiled
 
 
 def first_unrestored(session: Any, fetches: Iterable[str]) -> str | None:
@@ -44,58 +43,39 @@ def _handles(graph: Any, fetches: Iterable[str]) -> list[Any]:
     return [operation for operation in seen if operation.type == "VarHandleOp"]
 
 
-def load_by_objects(
-    path: str, tag: str, signature_defs: Mapping[str, Any], config: Any
-) -> tuple[Any, dict[str, Any]]:
-    """A session with the model restored, and its signatures with the tensors' names there.
+class ObjectGraph:
+    """A session with a model restored object by object, whose signatures are bound as asked."""
 
-    Raises whatever ``tf.saved_model.load`` raises.
-    """
-    graph = tf.Graph()
-    with graph.as_default():
-        # Not eagerly, where each call would take many times as long: in a graph, the loader makes
-        # initialisers that restore the objects.
-        loaded = tf.saved_model.load(path, tags=[tag])
-        bound = {
-            key: _bind(loaded.signatures[key], signature_def)
-            for key, signature_def in signature_defs.items()
-        }
-        session = tf.compat.v1.Session(graph=graph, config=config)
-        session.run(tf.compat.v1.global_variables_initializer())
-        session.run(tf.compat.v1.tables_initializer())
-    return session, bound
+    def __init__(self, path: str, tag: str, config: Any) -> None:
+        """Raises whatever ``tf.saved_model.load`` raises."""
+        self._graph = tf.Graph()
+        with self._graph.as_default():
+            # Not eagerly, where each call would take many times as long: in a graph, the loader
+            # makes initialisers that restore the objects.
+            self._functions = tf.saved_model.load(path, tags=[tag]).signatures
+            self.session = tf.compat.v1.Session(graph=self._graph, config=config)
+            self.session.run(tf.compat.v1.global_variables_initializer())
+            self.session.run(tf.compat.v1.tables_initializer())
+            # What restores a model of TensorFlow 1, which has no objects.
+            self.session.run(tf.compat.v1.get_collection("saved_model_initializers"))
 
+    def bind(self, key: str, signature_def: Any, jit_compile: bool = False) -> Any:
+        """Has the session call it; the signature with the names of what goes in and comes out.
 
-def _bind(function: Any, signature_def: Any) -> Any:
-    """Calls it in the default graph; the signature with the names of what went in and came out."""
-    bound = type(signature_def)()
-    bound.CopyFrom(signature_def)
-    feeds = {
-        name: tf.compat.v1.placeholder(info.dtype, tf.TensorShape(info.tensor_shape))
-        for name, info in bound.inputs.items()
-    }
-    fetches = function(**feeds)
-    for infos, tensors in ((bound.inputs, feeds), (bound.outputs, fetches)):
-        for name, info in infos.items():
-            info.name = tensors[name].name
-    return bound
-
-
-def bind_eager_runtime(settings: WorkerSettings) -> None:
-    """Gives TensorFlow's eager runtime the worker's share of the device.
-
-    Nothing runs there, but the loader starts it, to keep functions in it. Where a callable in
-    this worker has started it or divided the device already, it is left as it is.
-    """
-    with contextlib.suppress(RuntimeError, ValueError):
-        tf.config.threading.set_intra_op_parallelism_threads(settings.intra_op_parallelism)
-        tf.config.threading.set_inter_op_parallelism_threads(settings.inter_op_parallelism)
-        if settings.device == "cpu":
-            tf.config.set_visible_devices([], "GPU")
-            return
-        for device in tf.config.list_physical_devices("GPU"):
-            if settings.memory_limit_mb is not None:
-                limit = tf.config.LogicalDeviceConfiguration(memory_limit=settings.memory_limit_mb)
-                tf.config.set_logical_device_configuration(device, [limit])
-            elif settings.memory_growth:
-                tf.config.experimental.set_memory_growth(device, True)
+        ``jit_compile``: XLA compiles it, once for each shape of its inputs that occurs.
+        """
+        function = self._functions[key]
+        if jit_compile:
+            function = compiled(function)
+        bound = type(signature_def)()
+        bound.CopyFrom(signature_def)
+        with self._graph.as_default():
+            feeds = {
+                name: tf.compat.v1.placeholder(info.dtype, tf.TensorShape(info.tensor_shape))
+                for name, info in bound.inputs.items()
+            }
+            fetches = function(**feeds)
+        for infos, tensors in ((bound.inputs, feeds), (bound.outputs, fetches)):
+            for name, info in infos.items():
+                info.name = tensors[name].name
+        return bound

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 
+from batchyard.wire.control import WorkerSettings
+
 # By the module that they come from, as far as its first dot, and their name. Of PyTorch before 2.5
 # the module is torch.cuda; CuPy's is a MemoryError besides.
 _CLASSES = {
@@ -36,6 +38,22 @@ def is_out_of_memory(error: BaseException) -> bool:
         if any(package == where and said.startswith(words) for where, words in _MESSAGES):
             return True
     return False
+
+
+def too_large(settings: WorkerSettings) -> str:
+    """Why a model is not loaded for which there is no memory, and what would be right."""
+    if settings.device == "cpu":
+        return "the worker has no memory left for it"
+    if settings.memory_limit_mb is None:
+        return (
+            f"{settings.device} has no memory left for it; this worker has no cap, others on the "
+            "card take theirs"
+        )
+    return (
+        f"it needs more than the {settings.memory_limit_mb} MiB of {settings.device} that this "
+        "worker may take, less what its other models take: raise gpu_memory_limit_mb or "
+        "per_process_gpu_memory_fraction"
+    )
 
 
 def give_back_cached_memory() -> None:

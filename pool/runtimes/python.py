@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from batchyard.wire.signatures import (
 )
 
 SIGNATURE = "serving_default"
+# numpy's words for writing to such an array, and for giving it to who may.
+_READ_ONLY = re.compile(r"read-?only")
 
 
 class PythonModel:
@@ -83,8 +86,8 @@ class PythonModel:
 
     def _has_written_to_inputs(self, error: Exception, inputs: Mapping[str, Any]) -> bool:
         return (
-            isinstance(error, ValueError)
-            and "read-only" in str(error)
+            isinstance(error, ValueError | BufferError)
+            and _READ_ONLY.search(str(error)) is not None
             and not self.device_arrays
             and not all(array.flags.writeable for array in inputs.values())
         )

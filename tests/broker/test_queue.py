@@ -181,18 +181,19 @@ def test_requests_past_their_deadline_are_taken_out_one_by_one() -> None:
 
 def test_the_earliest_deadline_goes_first_and_what_has_none_takes_the_room_that_is_left() -> None:
     lane = make_lane(max_rows=4)
-    never, late = make_group(lane, 1, 1, 1), make_group(lane, 1, 1, deadline=9.0)
-    early, same = make_group(lane, 1, deadline=5.0), make_group(lane, 1, deadline=9.0)
+    never, late = make_group(lane, 1, 1, 1), make_group(lane, 1, 1, deadline=0.9)
+    early, same = make_group(lane, 1, deadline=0.5), make_group(lane, 1, deadline=0.9)
     filled(lane, never, late, early, same)
-    assert lane.earliest_deadline == 5.0
+    assert lane.earliest_deadline == 0.5
     assert [part.group for part in lane.take(3)] == [early, late]
     assert [(part.group, part.rows) for part in lane.take(3)] == [(same, 1), (never, 2)]
 
 
 def test_what_has_no_deadline_gets_a_quarter_of_each_batch_when_it_has_waited() -> None:
     lane = make_lane(max_rows=8)
-    filled(lane, make_group(lane, *[1] * 8), make_group(lane, *[1] * 20, deadline=9.0))
-    assert [part.rows for part in lane.take(8, 0.5)] == [8]
+    timed = make_group(lane, *[1] * 20, deadline=2.0, arrived_at=1.0)
+    filled(lane, make_group(lane, *[1] * 8, arrived_at=0.2), timed)
+    assert [part.rows for part in lane.take(8, 1.1)] == [8]
     assert [part.rows for part in lane.take(8, 1.5)] == [6, 2]
     assert [part.rows for part in lane.take(8, 1.5)] == [6, 2]
     assert [part.rows for part in lane.take(8, 1.5)] == [4]
@@ -200,25 +201,25 @@ def test_what_has_no_deadline_gets_a_quarter_of_each_batch_when_it_has_waited() 
 
 def test_how_much_goes_before_a_deadline() -> None:
     lane = make_lane(max_rows=8)
-    filled(lane, *(make_group(lane, 1, 1, deadline=float(i)) for i in (2, 4, 6, 8)))
-    assert [lane.rows_before(deadline) for deadline in (1.0, 2.0, 5.0, 8.0, 9.0)] == [0, 2, 4, 8, 8]
-    assert [lane.rows_due_after(when, 100) for when in (1.0, 2.0, 2.5, 9.0)] == [8, 8, 6, 0]
-    assert lane.rows_due_after(1.0, 3) in (3, 4)
+    filled(lane, *(make_group(lane, 1, 1, deadline=i / 10) for i in (2, 4, 6, 8)))
+    assert [lane.rows_before(deadline) for deadline in (0.1, 0.2, 0.5, 0.8, 0.9)] == [0, 2, 4, 8, 8]
+    assert [lane.rows_due_after(when, 100) for when in (0.1, 0.2, 0.25, 0.9)] == [8, 8, 6, 0]
+    assert lane.rows_due_after(0.1, 3) in (3, 4)
 
 
 def test_the_oldest_arrival_is_known_whatever_goes_first() -> None:
     lane = make_lane(max_rows=8)
-    lax = make_group(lane, 1, deadline=9.0, arrived_at=1.0)
-    tight = make_group(lane, 1, deadline=5.0, arrived_at=2.0)
-    never = make_group(lane, 1, arrived_at=3.0)
+    lax = make_group(lane, 1, deadline=1.0, arrived_at=0.1)
+    tight = make_group(lane, 1, deadline=0.5, arrived_at=0.2)
+    never = make_group(lane, 1, arrived_at=0.3)
     filled(lane, lax, tight, never)
-    assert lane.oldest_arrival == 1.0
+    assert lane.oldest_arrival == 0.1
     taken = lane.take(1)
-    assert lane.oldest_arrival == 1.0
+    assert lane.oldest_arrival == 0.1
     lane.take(1)
-    assert lane.oldest_arrival == 3.0
+    assert lane.oldest_arrival == 0.3
     lane.give_back(taken)
-    assert lane.oldest_arrival == 2.0
+    assert lane.oldest_arrival == 0.2
 
 
 def test_a_lane_that_was_emptied_has_no_deadline() -> None:
@@ -318,6 +319,10 @@ def test_what_is_left_of_a_part_without_its_deadline_is_not_lost() -> None:
 # What has no deadline, once it has waited for long
 
 
+def urgent(lane: Lane, *rows: int) -> RequestGroup:
+    return make_group(lane, *rows, deadline=3.0, arrived_at=2.0)
+
+
 def taken_rows(lane: Lane, without: RequestGroup, batches: int, size: int = 8) -> list[int]:
     """Rows of a group in each of so many batches."""
     taken = (lane.take(size, now=2.0) for _ in range(batches))
@@ -327,14 +332,14 @@ def taken_rows(lane: Lane, without: RequestGroup, batches: int, size: int = 8) -
 def test_it_gets_a_quarter_of_each_batch() -> None:
     lane = make_lane(max_rows=8)
     patient = make_group(lane, *[1] * 99)
-    filled(lane, patient, make_group(lane, *[1] * 99, deadline=9.0))
+    filled(lane, patient, urgent(lane, *[1] * 99))
     assert taken_rows(lane, patient, 4) == [2, 2, 2, 2]
 
 
 def test_requests_that_do_not_fit_into_a_quarter_get_it_later() -> None:
     lane = make_lane(max_rows=8)
     patient = make_group(lane, *[5] * 9)
-    filled(lane, patient, make_group(lane, *[1] * 99, deadline=9.0))
+    filled(lane, patient, urgent(lane, *[1] * 99))
     assert taken_rows(lane, patient, 8) == [0, 0, 5, 0, 5, 0, 0, 5]
     # Also where batches are smaller than they are.
     assert sum(taken_rows(lane, patient, 10, size=4)) == 10
@@ -343,5 +348,5 @@ def test_requests_that_do_not_fit_into_a_quarter_get_it_later() -> None:
 def test_it_does_not_keep_out_a_request_that_needs_the_whole_batch() -> None:
     lane = make_lane(max_rows=8)
     patient = make_group(lane, *[1] * 99)
-    filled(lane, patient, make_group(lane, *[8] * 9, deadline=9.0))
+    filled(lane, patient, urgent(lane, *[8] * 9))
     assert taken_rows(lane, patient, 8) == [0, 0, 0, 8, 0, 0, 0, 8]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,25 @@ def test_gpus_of_a_server_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> No
     assert "gpu:0            GPU      ░░░░░░░░░░░░░░░░░░░░     –  1.0 of 80.0 GiB" in text
 
 
+def test_a_driver_that_hangs_hides_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+
+    def hang(used: set[str], pid: int) -> list[tuple[str, str]]:
+        answers.wait()
+        return []
+
+    monkeypatch.setattr(top_devices, "_ANSWER_S", 0.01)
+    monkeypatch.setattr(top_devices, "_named", hang)
+    devices = LocalDevices()
+    asked = sample(1.0, workers=[worker(device="gpu:0")])
+    for _ in range(3):
+        assert devices.beside(asked) is asked
+    # One thread waits for it, not one for each look.
+    assert [thread.name for thread in threading.enumerate()].count("nvml") == 1
+    answers.set()
+    wait_until(lambda: "devices" in devices.beside(asked), "it answers")
+
+
 def test_gpus_are_numbered_as_the_server_was_told(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +200,19 @@ def test_without_a_terminal_it_says_what_to_do(server: Server) -> None:
     result = CliRunner().invoke(command, ["--endpoint", server.endpoint])
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--once" in result.stderr
+
+
+def test_q_ends_it_and_leaves_the_terminal_as_it_was(server: Server) -> None:
+    with Terminal(["top", "--interval", "0.1", "--endpoint", server.endpoint]) as terminal:
+        before = terminal.modes()
+        terminal.wait_for("ready", "echo 1")
+        assert terminal.modes() != before
+        terminal.press("x")
+        terminal.press("q")
+        # Its end is the terminal's: looked at while it is there.
+        wait_until(lambda: terminal.read() and terminal.modes() == before, "the modes are back")
+        assert terminal.wait_for_exit() == 0
+    assert "Traceback" not in terminal.output
 
 
 def test_in_a_terminal(tmp_path: Path) -> None:

@@ -46,13 +46,16 @@ MODELS = [
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    cards = simulated_card(tmp_path_factory.mktemp("card"))
-    return {**cards.environment, "TOY_KERNEL_S": "0.005"}
+    folder = tmp_path_factory.mktemp("card")
+    cards = simulated_card(folder)
+    return {**cards.environment, "TOY_KERNEL_S": "0.005", "TOY_DONE": str(folder / "done")}
 
 
 @pytest.fixture(scope="module")
 def reports(environment: Mapping[str, str]) -> Iterator[tuple[WorkerProcess, work.Ready]]:
-    with worker_process(*MODELS, environment=environment, device="gpu:0") as worker:
+    with worker_process(
+        *MODELS, environment=environment, device="gpu:0", concurrent_batches=2
+    ) as worker:
         yield worker, worker.ready()
 
 
@@ -110,7 +113,11 @@ def test_outputs_may_lie_anywhere(worker: WorkerProcess) -> None:
     worker.send(next(numbers), model="mixed", rows=3, x=x)
     done = worker.done()
     outputs = worker.outputs(done)
-    assert [name for name, *_ in done.outputs] == ["words", "y", "rows", "x", "empty"]
+    assert [name for name, *_ in done.outputs] == [
+        *("words", "y", "rows", "x", "on_own_thread", "empty")
+    ]
+    # A model's calls are on the thread that loaded it, however many run at once.
+    assert outputs["on_own_thread"].all()
     assert outputs["words"].tolist() == [b"row 0", b"row 1", b"row 2"]
     assert outputs["rows"].tolist() == [3, 3, 3]
     assert np.array_equal(outputs["y"], 2 * x + 1)
@@ -208,6 +215,17 @@ def test_what_a_model_raises_is_answered_and_others_run(
     assert np.array_equal(worker.outputs(done)["y"], 2 * x + 1)
 
 
+def test_a_batch_that_raised_is_answered_when_the_card_is_done_with_it(
+    worker: WorkerProcess, environment: Mapping[str, str]
+) -> None:
+    done = Path(environment["TOY_DONE"])
+    done.unlink(missing_ok=True)
+    worker.send(next(numbers), model="obeys", x=rows(1), say=say("raise"))
+    worker.failed()
+    # Now its block is given away: nothing reads it any more.
+    assert done.exists()
+
+
 def test_what_was_given_is_answered_to_the_next_broker(worker: WorkerProcess) -> None:
     x = rows(2)
     for offset in (4096, 8192):
@@ -237,15 +255,6 @@ def test_a_lost_card_ends_the_worker_and_the_batch_is_not_answered(
             worker.receive()
 
 
-def test_a_worker_ends_once_its_batches_are_answered(environment: Mapping[str, str]) -> None:
-    with worker_process(*MODELS[:1], environment=environment, device="gpu:0") as worker:
-        worker.ready()
-        worker.send(1, model="double", x=rows(1))
-        assert worker.done().batch_id == 1
-        worker.child.link.shut_down()
-        assert worker.exit_code() == control.EXIT_OK
-
-
 def test_page_locking_may_be_refused(environment: Mapping[str, str]) -> None:
     refused = {**environment, "SIMULATED_CARD_PAGE_LOCK_ERROR": "801"}
     with worker_process(*MODELS[:1], environment=refused, device="gpu:0") as worker:
@@ -255,6 +264,9 @@ def test_page_locking_may_be_refused(environment: Mapping[str, str]) -> None:
         x = rows(2)
         worker.send(1, model="double", rows=2, x=x)
         assert np.array_equal(worker.outputs(worker.done())["y"], 2 * x + 1)
+        # It ends when its supervisor says so.
+        worker.child.link.shut_down()
+        assert worker.exit_code() == control.EXIT_OK
 
 
 def test_without_cuda_only_models_that_need_it_do_not_load(
@@ -264,10 +276,22 @@ def test_without_cuda_only_models_that_need_it_do_not_load(
     none = {**environment, "SIMULATED_CARD": str(tmp_path / "none")}
     callables = Path(__file__).parents[1] / "support" / "callables.py"
     echo = ModelSource("echo", 1, "python", f"{callables}:echo", [1], None)
-    with worker_process(echo, environment=none, device="gpu:0") as worker:
+    with (
+        worker_process(echo, environment=none, device="gpu:0") as worker,
+        worker_process(*MODELS[:1], environment=none, device="gpu:0") as other,
+    ):
         assert worker.ready().models[0].name == "echo"
-    with worker_process(*MODELS[:1], environment=none, device="gpu:0") as worker:
-        assert why_it_ended(worker).startswith(
+        assert why_it_ended(other).startswith(
             "model 'double' does not load: device_arrays needs CUDA's driver: no card can be used"
         )
-        assert worker.exit_code() == control.EXIT_MODEL
+        assert other.exit_code() == control.EXIT_MODEL
+
+
+def test_a_model_that_is_too_large_for_its_share_says_so(
+    environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "large.py").write_text("raise MemoryError('out of memory')")
+    large = ModelSource("large", 1, "python", f"{tmp_path}/large.py:run", [1], None)
+    share = {"device": "gpu:0", "memory_limit_mb": 512}
+    with worker_process(large, environment=environment, **share) as worker:
+        assert "needs more than the 512 MiB of gpu:0" in why_it_ended(worker)

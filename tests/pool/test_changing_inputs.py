@@ -207,14 +207,14 @@ class Bound(Model):
 class Serving:
     """A worker's threads, and the broker's end of their link."""
 
-    def __init__(self, count: int, models: Sequence[LoadedModel]) -> None:
+    def __init__(self, count: int, models: Sequence[LoadedModel], device: str = "cpu") -> None:
         fd = arena.create_memfd(4096, "test-arena")
         self._arena = arena.Mapping(fd)
         os.close(fd)
         self.link, theirs = Link.pair()
         self._before = set(threading.enumerate())
         self._batch_id = 0
-        settings = WorkerSettings(0, 0, "cpu", None, False, 0, 0, None, count, [])
+        settings = WorkerSettings(0, 0, device, None, False, 0, 0, None, count, [])
         self._worker = worker.Worker(settings, theirs, self._arena)
         self._worker._models.update({(f"m{i}", 1): model for i, model in enumerate(models)})
 
@@ -279,5 +279,21 @@ def test_only_models_that_do_not_mind_get_a_thread_more(
                 serving.run()
             assert len(serving.threads) == count + more
         assert len(ran_on) <= count + more
+    finally:
+        serving.close()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("kinds", "more"), [([Model], 1), ([Model, Bound], 0)])
+def test_on_a_gpu_they_have_it_from_the_start(
+    count: int, kinds: Sequence[type[Model]], more: int
+) -> None:
+    """It launches the next batch behind the one that runs."""
+    serving = Serving(count, [kind(lambda inputs: inputs) for kind in kinds], "gpu:0")
+    try:
+        for region in (1, 2):
+            serving.run()
+            assert len(serving.threads) == count + more
+            serving.attach(region)
     finally:
         serving.close()

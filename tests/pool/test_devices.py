@@ -18,7 +18,10 @@ from batchyard.wire.errors import ConfigurationError
 NONE = Inventory(note="NVML library not found: no NVIDIA driver")
 FOUR = Inventory(tuple(Gpu(i, f"GPU-{i}abc", "NVIDIA V100", 32768) for i in range(4)))
 TWO = Inventory(FOUR.gpus[:2])
-INSTANCES = (MigDevice("MIG-1", 19968), MigDevice("MIG-2", 9856))
+NEAR = Inventory(
+    tuple(Gpu(i, uuid, "L4", 23034) for i, uuid in enumerate(("GPU-aa11", "GPU-aa22")))
+)
+INSTANCES = (MigDevice("MIG-1", 19968, (1, 0)), MigDevice("MIG-2", 9856, (5, 0)))
 MIG = Inventory((Gpu(0, "GPU-a100", "NVIDIA A100", 40960, INSTANCES),))
 CPUS = tuple(range(8))
 GROWTH = {"gpu_memory_growth": True}
@@ -102,6 +105,51 @@ def test_mig_instances_are_devices() -> None:
     assert uuids(plan(group("gpu:0"), inventory=MIG, visible="MIG-2,MIG-1")) == ["MIG-2"]
 
 
+@pytest.mark.parametrize(
+    ("device", "inventory", "uuid"),
+    [
+        ("GPU-2", FOUR, "GPU-2abc"),  # enough of it, as for CUDA
+        ("GPU-2abc", FOUR, "GPU-2abc"),
+        ("GPU-aa2", NEAR, "GPU-aa22"),
+        ("MIG-GPU-a100/5/0", MIG, "MIG-2"),  # as before driver 470
+        ("MIG-1", MIG, "MIG-1"),
+    ],
+)
+def test_a_device_may_be_named_as_for_cuda(device: str, inventory: Inventory, uuid: str) -> None:
+    assert uuids(plan(group(device), inventory=inventory)) == [uuid]
+
+
+def test_the_beginning_of_a_uuid_is_of_those_that_are_visible() -> None:
+    assert uuids(plan(group("GPU-aa"), inventory=NEAR, visible="1")) == ["GPU-aa22"]
+
+
+def in_mode(mode: int, *, has_mps: bool = False) -> Inventory:
+    """Four cards, the first in that compute mode."""
+    first = replace(FOUR.gpus[0], compute_mode=mode)
+    return Inventory((first, *FOUR.gpus[1:]), has_mps=has_mps)
+
+
+@pytest.mark.parametrize("mode", [1, 3])
+def test_an_exclusive_card_is_for_one_worker(mode: int) -> None:
+    shared = group("gpu:0", 0.4, count=2)
+    words = "2 workers on gpu:0 (|EXCLUSIVE_PROCESS|nvidia-smi -i GPU-0abc -c DEFAULT|mps-control"
+    assert_refused("pool.workers[0]: ", words, shared, inventory=in_mode(mode))
+    assert len(plan(shared, inventory=in_mode(mode, has_mps=True))) == 2
+    (slot,) = plan(group("gpu:0", 0.4), inventory=in_mode(mode))
+    # Its next process could not begin before it has ended.
+    assert not slot.replaced_beside
+    assert plan(group("gpu:0", 0.4), inventory=in_mode(mode, has_mps=True))[0].replaced_beside
+    assert len(plan(group("gpu:1", 0.4, count=2), inventory=in_mode(mode))) == 2
+
+
+def test_a_prohibited_card_is_for_nobody() -> None:
+    words = "gpu:0 (|PROHIBITED|nvidia-smi -i GPU-0abc -c DEFAULT"
+    for has_mps in (False, True):
+        machine = in_mode(2, has_mps=has_mps)
+        assert_refused("pool.workers[0]: ", words, group("gpu:0"), inventory=machine)
+        assert len(plan(group("gpu:1"), inventory=machine)) == 1
+
+
 def test_ids_go_on_over_groups() -> None:
     slots = plan(group("gpu:1"), group("cpu", 0.0, count=2), group("gpu:0", gpu_memory_growth=True))
     assert [slot.id for slot in slots] == [0, 1, 2, 3]
@@ -124,7 +172,12 @@ def test_ids_go_on_over_groups() -> None:
         ("gpu:2", {}, "gpu:2|gpu:0 (NVIDIA V100, GPU-0abc, 32768 MiB), gpu:1 (NVIDIA V100, GPU-1"),
         ("gpu:1", {"visible": "0"}, "gpu:0 (|CUDA_VISIBLE_DEVICES='0'"),
         ("GPU-1abc", {"visible": "0"}, "GPU-1abc|gpu:0 (|CUDA_VISIBLE_DEVICES='0'"),
-        ("GPU-0", {}, "GPU-0abc"),
+        ("GPU-0b", {}, "GPU-0b|GPU-0abc"),
+        ("GPU-", {"inventory": FOUR, "visible": "0,1"}, "GPU-…"),
+        ("GPU-a", {"inventory": NEAR}, "could be any of gpu:0 (|GPU-aa11|GPU-aa22"),
+        ("MIG-GPU-a100/9/0", {"inventory": MIG}, "MIG-GPU-a100/9/0|MIG-1|MIG-2"),
+        ("MIG-GPU-a100", {"inventory": MIG}, "MIG-GPU-a100|MIG-1|MIG-2"),
+        ("MIG-", {"inventory": MIG}, "MIG-…"),
         ("MIG-7", {"inventory": MIG}, "MIG-7|MIG-1|MIG-2"),
         ("GPU-a100", {"inventory": MIG}, "MIG enabled|MIG-1, 19968 MiB|MIG-2, 9856 MiB"),
         ("gpu:0", {"inventory": NONE}, "NVML library not found"),

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.in_tensorflow import GRAPHS, writes_state
+from support.graphs import GRAPHS
+from support.in_tensorflow import writes_state
 
 WRITERS = {
     "assigns_reference",

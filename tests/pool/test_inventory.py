@@ -11,6 +11,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from batchyard.pool.inventory import (
     Gpu,
@@ -204,7 +206,7 @@ A100 = Gpu(
     uuid="GPU-ccdd",
     name="NVIDIA A100",
     memory_mb=40960,
-    mig=(MigDevice("MIG-1", 19968), MigDevice("MIG-2", 19968)),
+    mig=(MigDevice("MIG-1", 19968, (1, 0)), MigDevice("MIG-2", 19968, (2, 1))),
 )
 MIXED = Inventory(
     (
@@ -231,6 +233,13 @@ MIXED = Inventory(
         ("GPU-zz", []),
         ("MIG-", []),  # CUDA abbreviates cards only
         ("MIG-9,0", []),
+        ("MIG-GPU-ccdd/2/1,3", ["MIG-2", "GPU-eeff"]),  # as before driver 470
+        ("MIG-GPU-ccdd/2/0", []),
+        ("MIG-GPU-ccdd", []),
+        ("MIG-1,MIG-GPU-ccdd/1/0", []),  # twice the same
+        ("mig-1", []),
+        ("gpu-eeff", []),
+        ("GPU-", []),
         ("", []),
         ("-1", []),
         ("NoDevFiles", []),
@@ -252,6 +261,19 @@ def test_cuda_visible_devices_chooses_and_orders(value: str | None, uuids: list[
     assert [device.index for device in visible.devices] == list(range(len(uuids)))
     assert (visible.note == "") == (value is None)
     assert ("hides every GPU" in visible.note) == (value is not None and not uuids)
+
+
+NAMES = ["0", "3", "9", "-1", "GPU-", "GPU-aa", "GPU-aa11", "MIG-1", "MIG-GPU-ccdd/1/0", "/", " "]
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.lists(st.sampled_from(NAMES) | st.text(max_size=8), max_size=5).map(",".join))
+def test_whatever_the_variable_says_no_device_comes_twice(value: str) -> None:
+    devices = visible_devices(MIXED, {"CUDA_VISIBLE_DEVICES": value}).devices
+    assert len({device.uuid for device in devices}) == len(devices)
+    # What CUDA would read of it begins the same, whatever follows.
+    more = visible_devices(MIXED, {"CUDA_VISIBLE_DEVICES": f"{value},none,2"}).devices
+    assert more == devices
 
 
 def test_a_mig_instance_has_its_own_memory_and_its_card() -> None:

@@ -25,7 +25,7 @@ from batchyard.wire.signatures import TensorSpec
 
 Ask = Callable[..., Any]
 
-BY_OBJECTS = {"keras_save", "keras_module", "keras_words", "keras_counter"}
+BY_OBJECTS = {"keras_save", "keras_module", "keras_words", "keras_counter", "keras_mixed"}
 UNFIT = {"bad", "empty", "no_signatures", "foreign_operation"}
 
 # Loads all the models of a folder, and then one whose objects do not load.
@@ -33,9 +33,11 @@ LOAD = """
 import json, sys
 from pathlib import Path
 
-from batchyard.pool.runtimes import object_graph, savedmodel
+from batchyard.pool.runtimes.base import ModelLoadError
+from batchyard.pool.runtimes.device_share import bind_eager_runtime
+from batchyard.pool.runtimes.savedmodel import load_savedmodel
 from batchyard.wire import log
-from batchyard.wire.control import WorkerSettings
+from batchyard.wire.control import ModelSource, WorkerSettings
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -44,11 +46,15 @@ def settings(device="cpu", limit_mb=None, growth=False):
     return WorkerSettings(0, 0, device, limit_mb, growth, 3, 2, None, 1, [])
 
 
+def load(name, path):
+    load_savedmodel(ModelSource(name, 1, "savedmodel", str(path), [1], None), settings())
+
+
 log.configure("test")
 folder, broken, *unfit = sys.argv[1:]
 for path in sorted(Path(folder).iterdir()):
     if path.name not in unfit:
-        savedmodel.SavedModel(path.name, str(min(path.iterdir())), settings())
+        load(path.name, min(path.iterdir()))
 get = tf.config.threading
 threads = get.get_intra_op_parallelism_threads(), get.get_inter_op_parallelism_threads()
 
@@ -57,8 +63,8 @@ model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
 del model.meta_graphs[0].object_graph_def.nodes[1:]
 file.write_bytes(model.SerializeToString())
 try:
-    savedmodel.SavedModel("broken", broken, settings())
-except savedmodel.ModelLoadError as error:
+    load("broken", broken)
+except ModelLoadError as error:
     refusal = str(error)
 
 # This machine need not have a GPU.
@@ -71,7 +77,7 @@ config.set_logical_device_configuration = lambda device, parts: calls.append(
 )
 config.experimental.set_memory_growth = lambda *given: calls.append(["growth", *given])
 for given in [("cpu",), ("gpu:0",), ("gpu:0", None, True), ("gpu:0", 512, True)]:
-    object_graph.bind_eager_runtime(settings(*given))
+    bind_eager_runtime(settings(*given))
 
 print(json.dumps({"threads": threads, "refusal": refusal, "gpu_calls": calls}))
 """

@@ -22,6 +22,8 @@ VARIABLES = (
     "XLA_CLIENT_MEM_FRACTION",
     "XLA_PYTHON_CLIENT_PREALLOCATE",
     "XLA_PYTHON_CLIENT_ALLOCATOR",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_ALLOC_CONF",
 )
 # What the caps ask of each, and nothing more.
 TORCH = f"""
@@ -129,6 +131,7 @@ def test_cupy_gets_bytes(framework: Callable[[str, str], None]) -> None:
         ("jax", "XLA_PYTHON_CLIENT_MEM_FRACTION", ".3"),
         ("jax", "XLA_CLIENT_MEM_FRACTION", ".3"),
         ("jax", "XLA_PYTHON_CLIENT_ALLOCATOR", "platform"),
+        ("torch", "PYTORCH_ALLOC_CONF", "per_process_memory_fraction:0.3"),
     ],
 )
 def test_what_the_user_has_set_counts(
@@ -140,13 +143,13 @@ def test_what_the_user_has_set_counts(
     value: str,
 ) -> None:
     # In the model's file, before the import.
-    framework(name, CUPY if name == "cupy" else "")
+    framework(name, {"cupy": CUPY, "torch": TORCH, "jax": ""}[name])
     memory_caps.cap_memory(settings(memory_limit_mb=4096))
     monkeypatch.setenv(variable, value)
     before = {each: os.environ.get(each) for each in VARIABLES}
     module = importlib.import_module(name)
     assert {each: os.environ.get(each) for each in VARIABLES} == before
-    assert getattr(module, "limits", []) == []
+    assert getattr(module, "limits", []) == getattr(module, "calls", []) == []
     assert f"{variable}={value}" in caplog.text
 
 

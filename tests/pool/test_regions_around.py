@@ -11,7 +11,7 @@ import pytest
 from support.waiting import DEADLINE_S, wait_until
 from support.worker_link import Array, Broker, Function, worker_link
 
-from batchyard.pool import execution
+from batchyard.pool import kept_inputs
 from batchyard.wire import work
 
 ONE, TWO = 1, 2
@@ -107,7 +107,7 @@ def test_a_client_that_waits_for_its_memory_is_worth_asking_twice(
     broker: Broker, in_region: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A garbage collection of all that tests have loaded may take longer than a worker's patience.
-    monkeypatch.setattr(execution, "_REGION_PATIENCE_S", DEADLINE_S)
+    monkeypatch.setattr(kept_inputs, "_REGION_PATIENCE_S", DEADLINE_S)
     model = KeepsUntilAskedTwice()
     broker.serve(model)
     if in_region:

@@ -6,6 +6,7 @@ import pytest
 from support.virtual_server import PATH, VirtualServer, config, versions
 
 from batchyard.pool import events
+from batchyard.pool.config import validate
 from batchyard.pool.events import Death
 from batchyard.wire import control
 from batchyard.wire.control import Kind
@@ -173,17 +174,84 @@ def test_versions_that_came_with_another_are_served_though_that_one_fails() -> N
     assert server.told() == {1: "", 3: "current", 2: "error"}
 
 
-def test_the_newest_wanted_wins_while_it_rolls() -> None:
+def test_what_loads_is_served_before_what_came_meanwhile() -> None:
     server = rolling()
     first = server.loading[0]
     server.finds(1, 2, 3)
+    server.finds(2, 3, 4)
+    assert server.loading == [first]
+    server.rolls_on()
+    assert server.told() == {4: "current"}
+    # Not one by one, nor was one given up.
+    assert server.logs == ["roll_started", "version_switched"] * 2
+
+
+def test_versions_that_come_faster_than_they_load_are_served_all_the_same() -> None:
+    server = rolling()
+    newest = 2
+    served: list[int] = []
+    while len(served) < 3:
+        newest += 1
+        server.finds(1, *range(2, newest + 1))
+        # Somebody finishes something, or a process is ready.
+        worker = next(w for w in server.workers.values() if not w.serves or w.is_retired)
+        if worker.is_told_to_end:
+            server.dies(worker.id, Death("exit code 0"))
+        elif worker.is_retired:
+            server.happens(events.WorkerRetired(worker.id))
+        else:
+            server.ready(worker.id)
+        current = [version for version, state in server.told().items() if state == "current"]
+        assert len(current) == 1
+        if current[0] != 1 and current[0] not in served:
+            served.append(current[0])
+    assert served == sorted(served)
+
+
+@pytest.mark.parametrize("files", [0, 1], ids=["taken away", "changed"])
+def test_what_loads_is_given_up_when_it_is_no_longer_there(files: int) -> None:
+    server = rolling()
+    first = server.loading[0]
+    server.finds(*((1, 2, 3) if files else (1, 3)), files=files)
     assert first.is_killed
-    assert not server.loading
     server.dies(first.id)
-    assert sorted(server.loading[0].sources) == [("m", 1), ("m", 3)]
+    assert ("m", 3) in server.loading[0].sources
     server.rolls_on()
     assert server.told() == {3: "current"}
     assert "version_failed" not in server.logs
+
+
+def test_what_came_meanwhile_is_tried_when_what_loads_fails() -> None:
+    server = rolling()
+    server.finds(1, 2, 3)
+    server.dies(server.loading[0].id, BAD)
+    assert sorted(server.loading[0].sources) == [("m", 1), ("m", 3)]
+    server.rolls_on()
+    assert server.told() == {3: "current"}
+
+
+def test_a_reload_gives_up_what_loads_for_what_is_there() -> None:
+    server = rolling()
+    server.finds(1, 2, 3)
+    first = server.loading[0]
+    found = versions(1, 2, 3)
+    server.happens(events.ConfigurationRead(config(), found, events.Cause.SIGNAL))
+    assert first.is_killed
+    server.dies(first.id)
+    assert sorted(server.loading[0].sources) == [("m", 1), ("m", 3)]
+
+
+def test_all_models_may_go_and_come() -> None:
+    nothing = validate({"models": []}, "test", may_serve_none=True)
+    server = VirtualServer(config=nothing, found={})
+    assert server.told() == {}
+    server.happens(events.ConfigurationRead(config(), versions(1), events.Cause.SIGNAL))
+    server.rolls_on()
+    assert server.told() == {1: "current"}
+    server.happens(events.ConfigurationRead(nothing, {}, events.Cause.SIGNAL))
+    assert server.told() == {}
+    server.rolls_on()
+    assert len(server.workers) == 2
 
 
 def test_a_version_that_goes_while_it_is_loaded_is_not_served() -> None:

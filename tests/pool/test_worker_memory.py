@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.exported import exported
 from support.waiting import wait_until
 from support.worker_process import WorkerProcess, python_model, saved_model, worker_process
 
@@ -18,17 +17,13 @@ from batchyard.wire import control, work
 from batchyard.wire.control import ModelSource
 from batchyard.wire.errors import ResourceExhausted
 
-SUPPORT = Path(__file__).parent.parent / "support"
 DEFAULT = "serving_default"
 MB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    script = SUPPORT / "savedmodels_memory.py"
-    subprocess.run([sys.executable, script, folder], check=True, timeout=100)
-    return folder
+def models(request: pytest.FixtureRequest) -> Path:
+    return exported(request.config, "savedmodels_memory")
 
 
 def memory(worker: WorkerProcess, what: str) -> int:
@@ -56,7 +51,8 @@ def test_savedmodels_that_need_too_much_and_those_that_are_unloaded(models: Path
         wait_until(lambda: memory(worker, "VmRSS") < before - 48, "memory is freed")
 
         limit(worker, 200)
-        for batch_id, needed in enumerate([1, 2000 * MB, 1, 500 * MB, 1]):
+        # Once: TensorFlow tries for ten seconds.
+        for batch_id, needed in enumerate([1, 500 * MB, 1]):
             worker.send(batch_id=batch_id, signature=DEFAULT, n=np.array([needed]))
             if needed == 1:
                 assert worker.outputs(worker.done())["y"].tolist() == [1]

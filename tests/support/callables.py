@@ -194,11 +194,13 @@ class TensorFlowAlias:
         return bool(y.ctypes.data == x.ctypes.data)
 
     def _load(self) -> Any:
-        from batchyard.pool.runtimes.savedmodel import SavedModel
-        from batchyard.wire.control import WorkerSettings
+        from batchyard.pool.runtimes.savedmodel import load_savedmodel
+        from batchyard.wire.control import ModelSource, WorkerSettings
 
         settings = WorkerSettings(0, 0, "cpu", None, False, 1, 0, None, 1, [])
-        return SavedModel("raises", os.environ["BATCHYARD_TEST_RAISES"], settings)
+        path = os.environ["BATCHYARD_TEST_RAISES"]
+        source = ModelSource("raises", 1, "savedmodel", path, [1], None)
+        return load_savedmodel(source, settings)
 
 
 tensorflow_alias = TensorFlowAlias()

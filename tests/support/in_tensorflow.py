@@ -10,14 +10,23 @@ a script.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from support.asked_process import answer_questions, asked_process
+from support.graphs import GRAPHS
 
+from batchyard.wire import dtypes
 from batchyard.wire.control import ModelSource, WorkerSettings
+from batchyard.wire.errors import BatchyardError
 from batchyard.wire.signatures import SignatureSpec
 from batchyard.wire.work import ModelReport
 
@@ -29,9 +38,9 @@ def tensorflow_process() -> AbstractContextManager[Callable[..., Any]]:
     return asked_process(__file__)
 
 
-def describe(path: Path) -> tuple[list[SignatureSpec], bool]:
+def describe(path: Path, **options: Any) -> tuple[list[SignatureSpec], bool]:
     """A SavedModel's signatures, and whether it is stateful."""
-    model = _load(path)
+    model = _load(path, **options)
     return list(model.signatures), model.stateful
 
 
@@ -45,6 +54,131 @@ def run(path: Path, *calls: tuple[str, Mapping[str, Any]]) -> list[dict[str, Any
     """The outputs of each ``(signature, inputs)``, one after the other on one loaded model."""
     model = _load(path)
     return [dict(model.run(signature, inputs)) for signature, inputs in calls]
+
+
+def run_compiled(path: Path, *calls: tuple[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """As ``run``, of a model that XLA compiles."""
+    model = _load(path, jit_compile=True)
+    return [dict(model.run(signature, inputs)) for signature, inputs in calls]
+
+
+def run_functions(
+    path: Path, *calls: tuple[str, Mapping[str, Any]], **options: Any
+) -> list[dict[str, Any]]:
+    """As ``run``, of a model whose inputs are brought to the card, which is the CPU here."""
+    model = _functions(path, **options)
+    return [dict(model.run(name, _shared(inputs))) for name, inputs in calls]
+
+
+def run_functions_at_once(path: Path, values: Sequence[Any]) -> list[Any]:
+    """The output ``y`` for each input ``x``, as many at once."""
+    model = _functions(path)
+
+    def one(x: Any) -> Any:
+        return [dict(model.run("serving_default", _shared({"x": x})))["y"] for _ in range(20)]
+
+    with ThreadPoolExecutor(len(values)) as pool:
+        return list(pool.map(one, values))
+
+
+def describe_functions(path: Path, **options: Any) -> tuple[list[SignatureSpec], bool, bytes]:
+    """What a model whose signatures are functions says of itself."""
+    model = _functions(path, **options)
+    return list(model.signatures), model.stateful, model.signature_def
+
+
+def keeps_inputs(path: Path, way: str) -> bool:
+    """Whether a model holds inputs when it has run, its outputs are gone and it was asked not to.
+
+    Once its answer was looked at.
+    """
+    x = SharedArray(np.ones((2, 4), np.float32))
+    model = _functions(path) if way == "functions" else _load(path, jit_compile=way == "compiled")
+    inputs = {"x": x if way == "functions" else x.array}
+    outputs = dict(model.run("serving_default", inputs))
+    assert outputs["y"].shape[:1] == (2,)
+    memory = weakref.ref(x.array.base)
+    del outputs, inputs, x
+    model.let_go()
+    return memory() is not None
+
+
+def compilations(source: ModelSource, *calls: tuple[str, Mapping[str, Any]]) -> list[int]:
+    """How often XLA compiled something: until a model was warmed up, then for each call."""
+    from batchyard.pool import loading
+
+    before = _compiled_modules()
+    model, _ = loading.load(source, _SETTINGS, lambda share, what: None)
+    counts = [_compiled_modules()]
+    for signature, inputs in calls:
+        model.run(signature, inputs)
+        counts.append(_compiled_modules())
+    return [after - before for before, after in pairwise([before, *counts])]
+
+
+def _compiled_modules() -> int:
+    return sum(name.endswith("before_optimizations.txt") for name in os.listdir(_XLA_DUMP.name))
+
+
+class SharedArray:
+    """Stands for a DeviceArray, on the CPU: TensorFlow takes its memory by DLPack."""
+
+    def __init__(self, values: Any, misaligned: bool = False) -> None:
+        memory = np.zeros(values.nbytes + 128, np.uint8)
+        self.pointer = -(-memory.ctypes.data // 64) * 64 + 4 * misaligned
+        offset = self.pointer - memory.ctypes.data
+        # As a worker has it: one that was pickled does not say what it is built of.
+        dtype = dtypes.to_numpy(values.dtype.name)
+        self.array = np.ndarray(values.shape, dtype, memory, offset)
+        self.array[...] = values
+
+    def __dlpack__(self) -> Any:
+        from batchyard.pool.gpu import dlpack
+
+        cpu = (1, 0)
+        array = self.array
+        return dlpack.export(self.pointer, array.shape, array.dtype, cpu, array)
+
+
+def taken_by_dlpack(values: Any) -> Any:
+    """What TensorFlow makes of the memory of a DeviceArray."""
+    import tensorflow as tf
+
+    return np.array(tf.experimental.dlpack.from_dlpack(SharedArray(values).__dlpack__()))
+
+
+def refused_call(kind: str, message: str) -> BatchyardError:
+    """What an error of TensorFlow's that a call raises becomes."""
+    import tensorflow as tf
+
+    from batchyard.pool.runtimes.refusals import explain
+
+    return explain("m", "s", getattr(tf.errors, kind)(None, None, message))
+
+
+def refused_load(message: str, device: str, limit_mb: int | None) -> str:
+    """What a worker says that has no memory for a model."""
+    import tensorflow as tf
+
+    from batchyard.pool.runtimes.refusals import why_not_loaded
+
+    settings = replace(_SETTINGS, device=device, memory_limit_mb=limit_mb)
+    error = tf.errors.ResourceExhaustedError(None, None, message)
+    return str(why_not_loaded("/models/m/1", error, settings))
+
+
+def run_misaligned(path: Path) -> None:
+    """Runs a model on memory for which TensorFlow would abort the process."""
+    x = SharedArray(np.ones((2, 1), np.float32), misaligned=True)
+    _functions(path).run("serving_default", {"x": x})
+
+
+def _shared(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    # Strings come as they are.
+    return {
+        name: value if value.dtype.kind == "O" else SharedArray(value)
+        for name, value in inputs.items()
+    }
 
 
 def load(source: ModelSource) -> tuple[ModelReport | None, str]:
@@ -93,207 +227,27 @@ def savedmodel_bears_changing_inputs(path: Path) -> bool:
     return bears
 
 
-def _load(path: Path) -> Any:
-    from batchyard.pool.runtimes.savedmodel import SavedModel
+def _load(path: Path, **options: Any) -> Any:
+    from batchyard.pool.runtimes.savedmodel import load_savedmodel
 
-    return SavedModel("m", str(path), _SETTINGS)
+    return load_savedmodel(_source(path, **options), _SETTINGS)
 
 
-GRAPHS: dict[str, Callable[[Any], Any]] = {}
+def _functions(path: Path, **options: Any) -> Any:
+    # As load_savedmodel does where a worker has a card.
+    import batchyard.pool.runtimes.savedmodel  # noqa: F401
+    from batchyard.pool.runtimes.function_model import FunctionModel
 
+    return FunctionModel(_source(path, device_arrays=True, **options), _SETTINGS)
 
-def _graph(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    GRAPHS[function.__name__] = function
-    return function
 
-
-def _reference(tf: Any) -> Any:
-    return tf.compat.v1.Variable(1.0, use_resource=False)
-
-
-def _resource(tf: Any) -> Any:
-    return tf.compat.v1.Variable(1.0, use_resource=True)
-
-
-@_graph
-def arithmetic(tf: Any) -> Any:
-    return tf.constant(1.0) + 2.0
-
-
-@_graph
-def random_numbers(tf: Any) -> Any:
-    return tf.random.uniform((2,)) + tf.raw_ops.RandomStandardNormal(shape=[2], dtype=tf.float32)
-
-
-@_graph
-def reads_reference(tf: Any) -> Any:
-    return _reference(tf) + 1.0
-
-
-@_graph
-def reads_resource(tf: Any) -> Any:
-    return _resource(tf).read_value() + 1.0
-
-
-@_graph
-def assigns_reference(tf: Any) -> Any:
-    return tf.compat.v1.assign(_reference(tf), 2.0) * 3.0
-
-
-@_graph
-def assigns_resource(tf: Any) -> Any:
-    return _resource(tf).assign_add(2.0) * 3.0
-
-
-@_graph
-def assigns_beside(tf: Any) -> Any:
-    """In the graph, but not needed for what is fetched."""
-    variable = _resource(tf)
-    variable.assign(2.0)
-    return variable.read_value()
-
-
-@_graph
-def assigns_before(tf: Any) -> Any:
-    """By a control dependency alone."""
-    with tf.control_dependencies([_resource(tf).assign(2.0)]):
-        return tf.constant(1.0) + 1.0
-
-
-@_graph
-def scatters(tf: Any) -> Any:
-    variable = tf.compat.v1.Variable([1.0, 2.0], use_resource=True)
-    return variable.scatter_nd_update([[0]], [3.0])
-
-
-@_graph
-def trains(tf: Any) -> Any:
-    variable = _resource(tf)
-    step = tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=0.1, delta=1.0)
-    with tf.control_dependencies([step]):
-        return tf.constant(1.0) + 1.0
-
-
-@_graph
-def calls_a_reader(tf: Any) -> Any:
-    variable = _resource(tf)
-    return tf.function(lambda x: variable.read_value() + x)(1.0)
-
-
-@_graph
-def calls_a_writer(tf: Any) -> Any:
-    variable = _resource(tf)
-    inner = tf.function(lambda x: variable.assign_add(x))
-    return tf.function(lambda x: inner(x) + 1.0)(1.0)
-
-
-@_graph
-def branches_to_a_writer(tf: Any) -> Any:
-    variable = _resource(tf)
-    condition = tf.compat.v1.placeholder(tf.bool, ())
-
-    def branch(x: Any) -> Any:
-        return tf.cond(condition, lambda: variable.assign_add(x), lambda: x)
-
-    return tf.function(branch)(1.0)
-
-
-@_graph
-def switches_to_a_writer(tf: Any) -> Any:
-    """``Case`` has a list of functions, where ``If`` has two."""
-    variable = _resource(tf)
-    index = tf.compat.v1.placeholder(tf.int32, ())
-
-    def switch(x: Any) -> Any:
-        return tf.switch_case(index, [lambda: x, lambda: variable.assign_add(x)])
-
-    return tf.function(switch)(1.0)
-
-
-@_graph
-def looks_up(tf: Any) -> Any:
-    return _table(tf).lookup(tf.constant(["a"]))
-
-
-@_graph
-def inserts(tf: Any) -> Any:
-    table = _table(tf)
-    with tf.control_dependencies([table.insert(tf.constant(["a"]), tf.constant([1], tf.int64))]):
-        return tf.constant(1.0) + 1.0
-
-
-def _table(tf: Any) -> Any:
-    return tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1)
-
-
-@_graph
-def dequeues(tf: Any) -> Any:
-    return tf.queue.FIFOQueue(2, [tf.float32]).dequeue()
-
-
-def _input(tf: Any) -> Any:
-    return tf.compat.v1.placeholder(tf.float32, (None, 4))
-
-
-@_graph
-def multiplies(tf: Any) -> Any:
-    return tf.nn.softmax(tf.matmul(_input(tf), tf.ones((4, 3))) + 1.0)
-
-
-@_graph
-def multiplies_in_function(tf: Any) -> Any:
-    inner = tf.function(lambda x: tf.nn.relu(x) * 2.0)
-    return tf.function(lambda x: tf.reduce_mean(inner(x), axis=1))(_input(tf))
-
-
-@_graph
-def sorts(tf: Any) -> Any:
-    return tf.sort(_input(tf), axis=1)
-
-
-@_graph
-def finds_the_best(tf: Any) -> Any:
-    return tf.math.top_k(_input(tf), 2).indices
-
-
-@_graph
-def gathers(tf: Any) -> Any:
-    """It checks an index, and uses it later."""
-    return tf.gather(tf.range(10.0), tf.compat.v1.placeholder(tf.int32, (None,)))
-
-
-@_graph
-def sorts_in_function(tf: Any) -> Any:
-    inner = tf.function(lambda x: tf.math.top_k(x, 2).values)
-    return tf.function(lambda x: inner(x) + 1.0)(_input(tf))
-
-
-@_graph
-def sorts_in_branch(tf: Any) -> Any:
-    condition = tf.compat.v1.placeholder(tf.bool, ())
-
-    def branch(x: Any) -> Any:
-        return tf.cond(condition, lambda: tf.sort(x), lambda: x)
-
-    return tf.function(branch)(_input(tf))
-
-
-@_graph
-def sorts_beside(tf: Any) -> Any:
-    """In the graph, but not needed for what is fetched."""
-    x = _input(tf)
-    tf.sort(x)
-    return x * 2.0
-
-
-@_graph
-def sorts_before(tf: Any) -> Any:
-    """By a control dependency alone."""
-    x = _input(tf)
-    with tf.control_dependencies([tf.sort(x)]):
-        return x * 2.0
+def _source(path: Path, **options: Any) -> ModelSource:
+    return ModelSource("m", 1, "savedmodel", str(path), [1, 2, 4], None, **options)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # What XLA writes of each module that it compiles, before it does.
+    _XLA_DUMP = tempfile.TemporaryDirectory()
+    os.environ["XLA_FLAGS"] = f"--xla_dump_to={_XLA_DUMP.name}"
     answer_questions(globals())

@@ -125,6 +125,31 @@ def two_constants(model_dir: Path) -> None:
 
 
 @exporter
+def decides(model_dir: Path) -> None:
+    """Has a condition, a loop and a check; and a signature that XLA does not have, of x's values.
+
+    y = 2x + 3 where they sum to more than 0, else y = x + 2.
+    """
+    module = tf.Module()
+    module.factor = tf.Variable(2.0)
+
+    def run(x: Any) -> dict[str, Any]:
+        tf.debugging.assert_less(x, 1e9)
+        y = tf.cond(tf.reduce_sum(x) > 0, lambda: module.factor * x, lambda: x - 1.0)
+        _, y = tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1.0, y + i), [0.0, y])
+        return {"y": y}
+
+    def shown(x: Any) -> dict[str, Any]:
+        return {"y": tf.strings.length(tf.strings.as_string(x))}
+
+    signatures = {
+        "serving_default": _signature(run, x=((None, 4), tf.float32)),
+        "shown": _signature(shown, x=((None,), tf.float32)),
+    }
+    tf.saved_model.save(module, str(model_dir / VERSION), signatures=signatures)
+
+
+@exporter
 def counter_resource(model_dir: Path) -> None:
     """``counter`` with a resource variable."""
     value = tf.Variable(0.0, name="counter")
@@ -348,6 +373,32 @@ def keras_counter(model_dir: Path) -> None:
     _save(
         model_dir, {"serving_default": _signature(lambda: {"n": count.assign(count + 1.0)})}, count
     )
+
+
+@exporter
+def keras_mixed(model_dir: Path) -> None:
+    """Layers that compute in half precision: float16, with a head of float32, and bfloat16."""
+    layers = tf.keras.layers
+
+    def model(dtype: str, *more: Any) -> Any:
+        dense = layers.Dense(3, dtype=f"mixed_{dtype}", activation="relu")
+        made = tf.keras.Sequential([layers.Input((4,), name="x"), dense, *more])
+        random = np.random.default_rng(0)
+        made.set_weights([random.uniform(0.5, 2.0, w.shape) for w in made.get_weights()])
+        return made
+
+    module = tf.Module()
+    module.models = [
+        model("float16", layers.Dense(2, dtype="float32")),
+        model("float16"),
+        model("bfloat16"),
+    ]
+    x = ((None, 4), tf.float32)
+    signatures = {
+        name: _signature(lambda x, made=made: {"y": made(x, training=False)}, x=x)
+        for name, made in zip(("serving_default", "half", "brain"), module.models, strict=True)
+    }
+    tf.saved_model.save(module, str(model_dir / VERSION), signatures=signatures)
 
 
 # --- Folders that are no SavedModels.

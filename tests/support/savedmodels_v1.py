@@ -167,6 +167,18 @@ def reduces(model_dir: Path) -> None:
         _save(model_dir / VERSION, session, {"serving_default": signature})
 
 
+def reads_reference(model_dir: Path) -> None:
+    """y = 3x by a variable that XLA does not have; and y = x + 5, which it compiles."""
+    with _session() as session:
+        x = v1.placeholder(tf.float32, (None, 4), "x")
+        factor = _ref_variable(3.0, "factor")
+        signatures = {
+            name: _signature_def({"x": _tensor_info(x)}, {"y": _tensor_info(y)})
+            for name, y in (("serving_default", factor * x), ("more", x + 5.0))
+        }
+        _save(model_dir / VERSION, session, signatures)
+
+
 def partly_broken(model_dir: Path) -> None:
     """Of its signatures one can run: the others feed a tensor twice, fetch what they feed, and name
     one that is not there."""
@@ -206,6 +218,7 @@ EXPORTERS: tuple[Exporter, ...] = (
     counter,
     matrix_half_plus_two,
     reduces,
+    reads_reference,
     partly_broken,
     foreign_operation,
 )

@@ -56,6 +56,7 @@ def model_table(
     *,
     labels: Mapping[str, int] | None = None,
     signature: Mapping[str, Mapping[str, tuple[str, list[int]]]] | None = None,
+    jit_compile: bool = False,
     **batching: Any,
 ) -> str:
     """A ``[[models]]`` table; ``path`` with a colon is for the python runtime.
@@ -65,6 +66,8 @@ def model_table(
     lines = ["[[models]]", f"name = {_toml(name)}", f"path = {_toml(str(path))}"]
     if ":" in str(path):
         lines.append('runtime = "python"')
+    if jit_compile:
+        lines.append("jit_compile = true")
     if labels:
         lines += ["[models.version_labels]", *_pairs(labels)]
     for side, tensors in (signature or {}).items():

@@ -82,7 +82,15 @@ class Terminal:
 
     def press_ctrl_c(self) -> None:
         """The key."""
-        os.write(self._fd, b"\x03")
+        self.press("\x03")
+
+    def press(self, key: str) -> None:
+        """A key, as what it sends."""
+        os.write(self._fd, key.encode())
+
+    def modes(self) -> list[object]:
+        """How the terminal treats what is typed and written."""
+        return termios.tcgetattr(self._fd)
 
     @property
     def screen(self) -> str:

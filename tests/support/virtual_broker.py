@@ -223,13 +223,17 @@ class VirtualBroker(VirtualBooks):
         kept: bool = False,
         delivered: bool = True,
         replied: bool = False,
+        execution_s: float | None = None,
     ) -> Deliver:
-        """The worker answers a batch, and unless ``delivered`` is false the replies leave."""
+        """The worker answers a batch, and unless ``delivered`` is false the replies leave.
+
+        It ran for as long as it was there, if nothing else is said.
+        """
         self._leaves_worker(batch.id, batch.worker_id, kept)
         self.held[batch.id].holders.add("replies")
         self._clear(batch)
-        # It ran for as long as it was there.
-        execution_s = self.now - batch.running_since if batch.running_since < self.now else 0.0
+        if execution_s is None:
+            execution_s = max(self.now - batch.running_since, 0.0)
         finished = events.BatchFinished(batch.id, output_nbytes, kept, replied, execution_s)
         deliver, *others = self.handle(finished)
         assert isinstance(deliver, Deliver)

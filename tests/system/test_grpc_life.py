@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from support.grpc_client import TIMEOUT_S, GrpcClient, predict_request
 from support.held_up import HeldUp
 from support.server import BROKER, Server, callable_path, model_table
 from support.waiting import wait_until
+
+from batchyard.wire.tensorflow_serving import messages
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -151,6 +154,38 @@ def test_the_broker_is_replaced_meanwhile(server: Server, client: GrpcClient) ->
     wait_until(lambda: health(client) == SERVING, "SERVING")
 
 
+class Asking:
+    """Callers that ask all along by connections of their own, several calls at once."""
+
+    def __init__(self, address: str) -> None:
+        self._clients = [GrpcClient(address) for _ in range(3)]
+        self._is_over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(c,)) for c in self._clients]
+        # What came of their calls.
+        self.codes: set[grpc.StatusCode] = set()
+
+    def __enter__(self) -> Asking:
+        for client in self._clients:
+            assert health(client) == SERVING
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join()
+        for client in self._clients:
+            client.channel.close()
+
+    def _ask(self, client: GrpcClient) -> None:
+        status = client.method("GetModelStatus", "ModelService")
+        request = messages.GetModelStatusRequest(model_spec=messages.ModelSpec(name="gated"))
+        while not self._is_over.is_set():
+            calls = [status.future(request, TIMEOUT_S) for _ in range(10)]
+            self.codes.update(call.code() for call in calls)
+
+
 def test_the_end_answers_what_was_asked_and_refuses_the_rest(
     server: Server, client: GrpcClient
 ) -> None:
@@ -159,8 +194,14 @@ def test_the_end_answers_what_was_asked_and_refuses_the_rest(
     running = client.method("Predict").future(gated(LAST_GATE), TIMEOUT_S)
     server.gates.wait_until_reached(LAST_GATE)
 
-    server.signal(signal.SIGTERM)
+    with Asking(server.grpc) as asking:
+        server.signal(signal.SIGTERM)
+        check_the_end(server, client, watched, running)
+    # They learn that another server should be asked, to the last: never CANCELLED.
+    assert asking.codes - {grpc.StatusCode.OK} == {grpc.StatusCode.UNAVAILABLE}
 
+
+def check_the_end(server: Server, client: GrpcClient, watched: Any, running: Any) -> None:
     assert next(watched).status == NOT_SERVING
     with pytest.raises(grpc.RpcError) as ended:
         next(watched)

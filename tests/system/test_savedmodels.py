@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from support import published_client, published_messages
+from support.grpc_client import GrpcClient
+from support.rest_gateway import rest_gateway
 from support.server import Server
 from support.waiting import wait_until
 
@@ -192,6 +194,25 @@ def test_every_dtype(tensorflow: Client, dtype: str) -> None:
     y = tensorflow.predict("dtypes", x, signature=dtype)["y"]
     assert y.dtype == numpy_dtype
     assert y.tobytes() == np.ascontiguousarray(x[:, ::-1]).tobytes()
+
+
+@pytest.mark.parametrize("model", ["keras_mixed", "compiled"])
+def test_half_precision_by_every_way(
+    tensorflow: Client, tensorflow_server: Server, model: str
+) -> None:
+    x = np.array([[1, 2, 3, 4]], np.float32)
+    kinds = {"serving_default": "float32", "half": "float16", "brain": "bfloat16"}
+    with rest_gateway(tensorflow_server) as rest, GrpcClient(tensorflow_server.grpc) as grpc:
+        for signature, dtype in kinds.items():
+            y = tensorflow.predict(model, x, signature=signature)["y"]
+            assert y.dtype == dtypes.to_numpy(dtype)
+            by_grpc = grpc.predict(model, {"x": x}, signature_name=signature)["y"]
+            assert by_grpc.dtype == y.dtype
+            assert by_grpc.tolist() == y.tolist()
+            body = {"signature_name": signature, "instances": x.tolist()}
+            answer = rest.post(f"/v1/models/{model}:predict", body)
+            # Enough digits to tell one number of its dtype from the next.
+            assert np.array(answer.json["predictions"]).astype(y.dtype).tolist() == y.tolist()
 
 
 def test_strings_of_all_kinds(tensorflow: Client) -> None:

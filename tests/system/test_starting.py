@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.grpc_client import GrpcClient, predict_request
 from support.server import Server, callable_path, refused
 from support.waiting import DEADLINE_S
 
@@ -70,6 +71,20 @@ def test_an_empty_version_folder_is_refused(savedmodels: Path) -> None:
     with refused("--model", f"m={savedmodels / 'empty'}") as (code, log):
         assert code == control.EXIT_CONFIGURATION
         assert "holds no saved_model.pb" in log
+
+
+def test_an_empty_list_of_models_serves_none(tmp_path: Path) -> None:
+    file = tmp_path / "models.config"
+    file.write_text("model_config_list {}")
+    arguments = ["--port=0", f"--model_config_file={file}", "--grpc_socket_path", tmp_path / "grpc"]
+    with (
+        Server(*map(str, arguments), command="tfs") as server,
+        GrpcClient(f"unix:{tmp_path}/grpc") as client,
+    ):
+        said = client.refusal("Predict", predict_request("m", {}))
+        assert said == "NOT_FOUND: Servable not found for request: Latest(m)"
+        assert server.stats()["models"] == []
+        server.stop()
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,15 @@ def predict(client: Client, **choice: Any) -> list[float]:
     return result
 
 
-def test_a_version_comes_and_the_old_one_goes(
-    server: Server, folder: Path, savedmodels: Path
-) -> None:
+def test_versions_come_and_go(server: Server, folder: Path, savedmodels: Path) -> None:
+    # One after the other on one server: each start imports TensorFlow.
     with server.client() as client:
         assert predict(client) == [3.0]
         old = server.processes(WORKER)
+        check_one_that_does_not_load(server, client, folder, savedmodels)
+        assert server.processes(WORKER) == old
+
+        # One comes.
         copy(savedmodels, folder, 2)
         answers = 0
         while current(server) != [2]:
@@ -83,33 +86,30 @@ def test_a_version_comes_and_the_old_one_goes(
         with pytest.raises(NotFound, match="has no version 1"):
             predict(client, version=1)
         assert "event=version_switched added=m:2 removed=m:1" in server.log
+
         # Back to the old one, by taking the new one away.
         shutil.rmtree(folder / "2")
         wait_until(lambda: current(server) == [1], lambda: str(models(server)), LOADED_S)
         assert predict(client) == predict(client, version=1) == [3.0]
         wait_until(lambda: set(models(server)) == {1}, lambda: str(models(server)))
         wait_until(lambda: len(server.processes(WORKER)) == 1, "the old process ended")
+
         # The next process has no need of version 2.
         (worker,) = server.processes(WORKER)
         os.kill(worker, signal.SIGKILL)
         assert predict(client, timeout=LOADED_S) == [3.0]
 
 
-def test_a_version_that_does_not_load_is_told_and_tried_again(
-    server: Server, folder: Path, savedmodels: Path
+def check_one_that_does_not_load(
+    server: Server, client: Client, folder: Path, savedmodels: Path
 ) -> None:
-    with server.client() as client:
-        pids = server.processes(WORKER)
-        copy(savedmodels, folder, 2, "bad")
-        wait_until(
-            lambda: models(server).get(2, {}).get("error"), lambda: str(models(server)), LOADED_S
-        )
-        assert "does not load" in models(server)[2]["error"]
-        assert current(server) == [1]
-        assert server.processes(WORKER) == pids
-        assert predict(client) == [3.0]
-        shutil.rmtree(folder / "2")
-        wait_until(lambda: set(models(server)) == {1}, lambda: str(models(server)))
-        copy(savedmodels, folder, 2)
-        wait_until(lambda: current(server) == [2], lambda: str(models(server)), LOADED_S)
-        assert predict(client) == [3.0]
+    """It is told, and changes nothing; another by its number is tried again."""
+    copy(savedmodels, folder, 2, "bad")
+    wait_until(
+        lambda: models(server).get(2, {}).get("error"), lambda: str(models(server)), LOADED_S
+    )
+    assert "does not load" in models(server)[2]["error"]
+    assert current(server) == [1]
+    assert predict(client) == [3.0]
+    shutil.rmtree(folder / "2")
+    wait_until(lambda: set(models(server)) == {1}, lambda: str(models(server)))

@@ -17,7 +17,7 @@ _MODEL_TYPE = 1
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
-def model_tables(config: Any) -> list[dict[str, Any]]:
+def model_tables(config: Any, *, may_be_empty: bool = False) -> list[dict[str, Any]]:
     """The models that a ``ModelServerConfig`` lists, each as a table of ``[[models]]``.
 
     A table has ``name`` and ``path``, and ``version_policy`` and ``version_labels`` where the
@@ -33,7 +33,7 @@ def model_tables(config: Any) -> list[dict[str, Any]]:
             )
         case _:
             raise InvalidArgument("there is no model_config_list, which names the models to serve")
-    if not models:
+    if not (models or may_be_empty):
         raise InvalidArgument("model_config_list is empty: at least one model must be in it")
     names: set[str] = set()
     for model in models:

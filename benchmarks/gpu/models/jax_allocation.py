@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
+import jax.dlpack
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,6 +17,7 @@ def allocate(inputs: dict[str, Any]) -> dict[str, Any]:
     is_on_card = not isinstance(asked, np.ndarray)
     mib = max(1, round((jax.dlpack.from_dlpack(asked) if is_on_card else asked).item()))
     # JAX computes later: what it cannot have is told when somebody waits for it.
-    block = jnp.ones(mib * _FLOATS_IN_MIB, jnp.float32).block_until_ready()
-    held = (block[:1] + (mib - 1)).reshape(1, 1)
+    # Of two dimensions: one could be longer than JAX's indices are wide.
+    block = jnp.ones((mib, _FLOATS_IN_MIB), jnp.float32).block_until_ready()
+    held = block[:1, :1] + (mib - 1)
     return {"mib": held if is_on_card else np.asarray(held)}

@@ -13,4 +13,6 @@ from batchyard.clients.gateways.child import run
 from batchyard.clients.gateways.grpc.serving import serve
 
 if __name__ == "__main__":
-    sys.exit(run("grpc", serve, int(sys.argv[1]), int(sys.argv[2])))
+    # gRPC tells whoever calls while it is taken down CANCELLED, after which nobody tries another
+    # server; a connection that ends is UNAVAILABLE.
+    sys.exit(run("grpc", serve, int(sys.argv[1]), int(sys.argv[2]), ends_at_once=True))

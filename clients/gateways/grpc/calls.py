@@ -73,6 +73,8 @@ class Calls:
 
         async def handle(body: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
             self._begin()
+            # When its answer is sent, not when it is known.
+            context.add_done_callback(self._end)
             try:
                 if self._is_draining:
                     raise Unavailable(_SHUTTING_DOWN)
@@ -90,8 +92,6 @@ class Calls:
                 trace = log.traceback_of(error)
                 log.limited("error", "gateway_erred", reason=reason, traceback=trace)
                 await _abort(context, Internal(f"the gateway failed: {reason}"))
-            finally:
-                self._end()
             raise AssertionError("abort raises")
 
         return handle
@@ -100,7 +100,7 @@ class Calls:
         self._under_way += 1
         self._is_idle.clear()
 
-    def _end(self) -> None:
+    def _end(self, _: object) -> None:
         self._under_way -= 1
         if not self._under_way:
             self._is_idle.set()

@@ -19,6 +19,7 @@ from batchyard.clients.gateways.grpc.credentials import server_credentials
 from batchyard.clients.gateways.grpc.health_service import HealthService
 from batchyard.clients.gateways.grpc.model_service import ModelService
 from batchyard.clients.gateways.grpc.prediction_service import PredictionService
+from batchyard.clients.gateways.grpc.sockets import sent
 from batchyard.clients.gateways.inference import Inference
 from batchyard.wire.control import GatewaySettings
 from batchyard.wire.errors import ConfigurationError
@@ -26,10 +27,10 @@ from batchyard.wire.errors import ConfigurationError
 _CONNECT_TIMEOUT_S = 60.0
 _MIB = 1 << 20
 _PENDING_CALLS_MAX = 20_000
-# More than drains may take: the supervisor ends the process then.
-_GRACE_S = 86_400.0
 # How long callers are told, when all that they had asked is answered.
 _GOODBYE_S = 0.5
+# Who does not read what was sent, not even by then, is not waited for.
+_SENT_TIMEOUT_S = 5.0
 # Only the user whose server it is may use its UNIX socket, unless that is changed.
 _SOCKET_UMASK = 0o177
 
@@ -65,18 +66,22 @@ async def serve(process: GatewayProcess) -> AsyncIterator[None]:
             yield
         finally:
             looking.cancel()
-            await _drain(server, calls, health)
+            await _drain(calls, health)
+            if settings.options["socket_path"] is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(settings.options["socket_path"])
 
 
-async def _drain(server: Any, calls: Calls, health: HealthService) -> None:
-    """Answers the calls under way, and refuses what comes meanwhile; then it stops listening."""
+async def _drain(calls: Calls, health: HealthService) -> None:
+    """Answers the calls under way, and refuses what comes meanwhile, until the process ends.
+
+    The server is never stopped: gRPC then resets calls that come by open connections (CANCELLED),
+    and callers have to be told UNAVAILABLE, at which they try another server.
+    """
     await health.drain()
-    # Not stopped before: gRPC resets calls that come by open connections after that (CANCELLED),
-    # and callers have to be told UNAVAILABLE, at which they try another server.
     await calls.drain()
     await asyncio.sleep(_GOODBYE_S)
-    await calls.drain()
-    await server.stop(_GRACE_S)
+    await sent(_SENT_TIMEOUT_S)
 
 
 def _channel_arguments(options: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -157,29 +157,22 @@ def _digits(size: Floats, place: Places, is_double: bool) -> tuple[Floats, Place
     if is_large:
         again *= _DOWN[6][place]
     is_six = (again if is_double else again.astype(np.float32)) == size
-    is_exact = place >= _TENS_EXACT - _TENS_MIN
     if is_double:
+        is_exact = place >= _TENS_EXACT - _TENS_MIN
         digits, is_certain = six * 1000, is_six & is_exact
     else:
         scaled = _scaled(size, place, 9, is_large)
         nine = np.rint(scaled)
         is_certain = (np.abs(scaled - nine) < _NEAR_HALF) | _IS_EXACT[place]
         digits = np.where(is_six, six * 1000, nine)
+        # Also where powers of ten are not exact: of all numbers of six digits there, the nearest to
+        # what lies halfway between two float32 is 2**-48 of itself away; errors are below 2**-51.
         is_certain |= is_six
-        if not is_exact.all():
-            is_certain &= is_exact | _is_clear(again)
     carries = digits >= 1e9
     if carries.any():
         digits[carries] = 1e8
         place = place + carries
     return digits, place + is_six * np.intp(len(_TENS)), is_certain
-
-
-def _is_clear(again: Floats) -> Flags:
-    """Whether numbers that are a little wrong are the same float32 as the right ones."""
-    up, down = again * (1 + 2.0**-50), again * (1 - 2.0**-50)
-    is_clear: Flags = up.astype(np.float32) == down.astype(np.float32)
-    return is_clear
 
 
 def _scaled(size: Floats, place: Places, n: int, is_large: bool) -> Floats:

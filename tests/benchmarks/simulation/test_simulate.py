@@ -70,7 +70,7 @@ def test_deadline_is_the_clients() -> None:
 def test_single_rows_wait_as_in_m_d_1() -> None:
     """Pollaczek and Khinchin: the mean wait is load · s / 2(1 - load)."""
     model = SimulatedModel("m", ConstantTime(0.01), batching={"max_batch_size": 1})
-    result = run(70.0, 1500.0, model=model, overheads=NO_OVERHEADS)
+    result = run(70.0, 500.0, model=model, overheads=NO_OVERHEADS)
     wait_s = result.latencies.mean() - 0.01
     assert wait_s == pytest.approx(0.7 * 0.01 / (2 * 0.3), rel=0.06)
     assert result.busy_share == pytest.approx(0.7, rel=0.02)

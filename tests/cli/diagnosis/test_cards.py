@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,6 +86,7 @@ def test_files_that_are_refused_or_missing() -> None:
     ("state", "says"),
     [
         ({"compute_mode": 3}, "exclusive"),
+        ({"compute_mode": 2}, "prohibited"),
         ({"uncorrected_errors": 2}, "2 uncorrected ECC errors"),
         ({"retirement_pending": True}, "remapped"),
         ({"slowed_by": "too hot"}, "too hot"),
@@ -93,6 +95,12 @@ def test_files_that_are_refused_or_missing() -> None:
 def test_a_card_that_is_not_well(state: dict[str, Any], says: str) -> None:
     driver = Driver("570.86", (12, 8), (Card(0, "A100", 1, 2, **state),))
     assert says in only(check_cards(TWO, driver, FILES, {}, wants_gpu=False)).found
+
+
+def test_mps_is_who_uses_an_exclusive_card() -> None:
+    driver = Driver("570.86", (12, 8), (Card(0, "A100", 1, 2, compute_mode=3),))
+    with_mps = replace(TWO, has_mps=True)
+    assert levels(check_cards(with_mps, driver, FILES, {}, wants_gpu=False))["gpu 0"] == "ok"
 
 
 @pytest.mark.parametrize(

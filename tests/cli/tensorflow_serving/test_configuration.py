@@ -185,6 +185,8 @@ def test_models_of_a_file(tmp_path: Path) -> None:
     assert config.pool.model_config_poll_wait_seconds == 60
     other = load(*given, models=[{"name": "c", "path": "/c"}])
     assert [(m.name, m.batching.enable_batching) for m in other.models] == [("c", False)]
+    _file(tmp_path, "model_config_list {}")
+    assert load(*given).models == []
     _file(tmp_path, 'model_config_list { config { name: "a" } }')
     assert refusal(*given).startswith(f"{file}: model 'a': has no model_platform")
 

@@ -112,6 +112,10 @@ static void see(const char *allowed) {
     for (int i = 0; card < 0 && i < (int)state->cards && !strncasecmp(word, "GPU-", 4); i++)
       if (!strncasecmp(word, state->card[i].uuid, strlen(word)))
         card = i;
+    /* Of an instance's name CUDA needs all. */
+    for (int i = 0; card < 0 && i < (int)state->cards && !strncmp(word, "MIG-", 4); i++)
+      if (!strcmp(word, state->card[i].uuid))
+        card = i;
     if (card < 0)
       return;
     visible[visible_count++] = card;
@@ -375,7 +379,7 @@ int cuMemsetD8Async(uint64_t target, unsigned char value, size_t nbytes, void *h
   if (!stream || !memory_is_valid((void *)target, nbytes))
     return leave(stream ? INVALID_VALUE : INVALID_HANDLE);
   enqueue(stream, (struct operation){
-      .kind = FILL, .target = (void *)target, .nbytes = nbytes, .version = value});
+      .kind = FILL, .target = (void *)target, .nbytes = nbytes, .value = value});
   return leave(OK);
 }
 
@@ -425,14 +429,15 @@ int cuEventCreate(struct event **to, unsigned flags) {
   ENTER;
   *to = calloc(1, sizeof **to);
   (*to)->flags = flags;
-  (*to)->references = 1;
   live_events++;
   return leave(OK);
 }
 
 int cuEventDestroy(struct event *event) {
   ENTER;
-  event_unref(event);
+  release(event->last);
+  free(event);
+  live_events--;
   return leave(OK);
 }
 
@@ -441,7 +446,10 @@ int cuEventRecord(struct event *event, void *handle) {
   struct stream *stream = stream_of(handle);
   if (!stream || !event)
     return leave(INVALID_HANDLE);
-  enqueue(stream, (struct operation){.kind = RECORD, .event = event, .version = ++event->recorded});
+  release(event->last);
+  event->last = calloc(1, sizeof *event->last);
+  event->last->references = 1;
+  enqueue(stream, (struct operation){.kind = RECORD, .record = event->last});
   return leave(OK);
 }
 
@@ -450,32 +458,34 @@ int cuStreamWaitEvent(void *handle, struct event *event, unsigned flags) {
   struct stream *stream = stream_of(handle);
   if (!stream || !event || flags)
     return leave(flags ? INVALID_VALUE : INVALID_HANDLE);
-  enqueue(stream, (struct operation){.kind = WAIT, .event = event, .version = event->recorded});
+  enqueue(stream, (struct operation){.kind = WAIT, .record = event->last});
   return leave(OK);
 }
 
 int cuEventQuery(struct event *event) {
   ENTER;
-  return leave(event->done >= event->recorded ? OK : NOT_READY);
+  return leave(!event->last || event->last->done ? OK : NOT_READY);
 }
 
 int cuEventSynchronize(struct event *event) {
   ENTER;
-  uint64_t version = event->recorded;
-  event->references++;
-  while (event->done < version)
-    pthread_cond_wait(&changed, &lock);
-  event_unref(event);
+  struct record *record = event->last;
+  if (record) {
+    record->references++;
+    while (!record->done)
+      pthread_cond_wait(&changed, &lock);
+    release(record);
+  }
   return leave(broken);
 }
 
 int cuEventElapsedTime(float *ms, struct event *begin, struct event *end) {
   ENTER;
-  if ((begin->flags | end->flags) & DISABLE_TIMING || !begin->recorded || !end->recorded)
+  if ((begin->flags | end->flags) & DISABLE_TIMING || !begin->last || !end->last)
     return leave(INVALID_HANDLE);
-  if (begin->done < begin->recorded || end->done < end->recorded)
+  if (!begin->last->done || !end->last->done)
     return leave(NOT_READY);
-  *ms = (float)((end->at_s - begin->at_s) * 1e3);
+  *ms = (float)((end->last->at_s - begin->last->at_s) * 1e3);
   return leave(OK);
 }
 
@@ -486,6 +496,20 @@ int cuLaunchHostFunc(void *handle, host_function function, void *argument) {
     return leave(INVALID_HANDLE);
   enqueue(stream, (struct operation){.kind = HOST, .function = function, .source = argument});
   return leave(OK);
+}
+
+/* Code for the card cannot run here: every kernel is one that accesses address 0. */
+int cuModuleLoadData(void **module, const void *image) {
+  ENTER;
+  return *module = &context, leave(image ? OK : INVALID_VALUE);
+}
+int cuModuleGetFunction(void **function, void *module, const char *name) {
+  ENTER;
+  return *function = module, leave(*name ? OK : NOT_FOUND);
+}
+int cuLaunchKernel(void *function) {
+  ENTER;
+  return broken = 700, leave(function ? OK : INVALID_HANDLE);
 }
 
 /* For tests: operations of that kind wait until they are let go. */
@@ -563,6 +587,7 @@ static const struct { const char *name; void *function; } functions[] = {
     NAMED(cuStreamSynchronize), NAMED(cuStreamQuery), NAMED(cuStreamWaitEvent),
     NAMED(cuEventCreate), NAMED(cuEventDestroy), NAMED(cuEventRecord), NAMED(cuEventQuery),
     NAMED(cuEventSynchronize), NAMED(cuEventElapsedTime), NAMED(cuLaunchHostFunc),
+    NAMED(cuModuleLoadData), NAMED(cuModuleGetFunction), NAMED(cuLaunchKernel),
 };
 
 /* How NVIDIA's bindings and CUDA's runtime find functions. */

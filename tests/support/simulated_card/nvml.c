@@ -7,6 +7,7 @@
  * SIMULATED_COMPUTE_MODE  NVML's number: 0 default, 2 prohibited, 3 exclusive process.
  * SIMULATED_PIDS=host     other numbers than this process knows, as in a container of its own.
  * SIMULATED_PIDS=none     no process is told of.
+ * SIMULATED_PIDS=unsized   of no process it is known what it uses.
  * SIMULATED_PIDS=elsewhere  every process is on the last card, too.
  */
 #include "state.h"
@@ -40,6 +41,7 @@ typedef struct {
 
 #define HOST_PIDS 1000000u
 #define NO_INSTANCE 0xffffffffu
+#define NOT_AVAILABLE 0xffffffffffffffffull
 
 static struct state *state;
 
@@ -207,8 +209,9 @@ API result nvmlDeviceGetComputeRunningProcesses_v3(device card, unsigned *count,
     const struct use *use = &state->use[i];
     if (!is_listed(use, card))
       continue;
+    unsigned long long bytes = strcmp(pids(), "unsized") ? use->bytes : NOT_AVAILABLE;
     if (found < room)
-      to[found] = (process){(unsigned)use->pid + offset, use->bytes, NO_INSTANCE, NO_INSTANCE};
+      to[found] = (process){(unsigned)use->pid + offset, bytes, NO_INSTANCE, NO_INSTANCE};
     found++;
   }
   *count = found;

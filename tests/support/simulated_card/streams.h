@@ -19,12 +19,16 @@
 typedef void (*host_function)(void *);
 enum kind { COPY_IN = 1, COPY_OUT = 2, COPY_WITHIN = 3, RECORD = 4, WAIT = 5, HOST = 6, FILL = 7 };
 
+/* One record of an event. Waits are for the one that was the last when they were enqueued. */
+struct record {
+  int references;
+  int done;
+  double at_s; /* when */
+};
+
 struct event {
   unsigned flags;
-  int references;
-  uint64_t recorded; /* records enqueued */
-  uint64_t done;     /* the latest of them that is done */
-  double at_s;       /* when */
+  struct record *last; /* NULL: none yet */
 };
 
 struct operation {
@@ -35,8 +39,8 @@ struct operation {
   const void *source;
   size_t nbytes;
   uint64_t bytes_per_s;
-  struct event *event;
-  uint64_t version; /* which record of the event */
+  struct record *record;
+  unsigned char value;
   host_function function;
 };
 
@@ -82,11 +86,9 @@ static void note(const struct stream *stream, const struct operation *op, int is
         op->kind, is_end, stream->number, (uint64_t)op->source, (uint64_t)op->target, op->nbytes};
 }
 
-static void event_unref(struct event *event) {
-  if (!--event->references) {
-    live_events--;
-    free(event);
-  }
+static void release(struct record *record) {
+  if (record && !--record->references)
+    free(record);
 }
 
 static int has_earlier(const struct stream *stream, uint64_t order) {
@@ -137,15 +139,13 @@ static void perform(struct operation *op) {
     return;
   case FILL:
     if (memory_is_valid(op->target, op->nbytes))
-      memset(op->target, (int)op->version, op->nbytes);
+      memset(op->target, op->value, op->nbytes);
     else
       broken = 700;
     return;
   case RECORD:
-    if (op->version > op->event->done) {
-      op->event->done = op->version;
-      op->event->at_s = now_s();
-    }
+    op->record->done = 1;
+    op->record->at_s = now_s();
     return;
   case WAIT:
     return;
@@ -157,7 +157,7 @@ static int is_ready(const struct stream *stream, const struct operation *op) {
     return 1;
   if (held[op->kind] || waits_for_others(stream, op))
     return 0;
-  return op->kind != WAIT || op->event->done >= op->version;
+  return op->kind != WAIT || !op->record || op->record->done;
 }
 
 static void *run(void *argument) {
@@ -178,8 +178,7 @@ static void *run(void *argument) {
     stream->first = op->next;
     if (!stream->first)
       stream->last = &stream->first;
-    if (op->event)
-      event_unref(op->event);
+    release(op->record);
     free(op);
     pthread_cond_broadcast(&changed);
   }
@@ -225,8 +224,8 @@ static uint64_t enqueue(struct stream *stream, struct operation from) {
   *op = from;
   op->next = NULL;
   op->order = ++enqueued;
-  if (op->event)
-    op->event->references++;
+  if (op->record)
+    op->record->references++;
   *stream->last = op;
   stream->last = &op->next;
   pthread_cond_broadcast(&changed);

@@ -125,6 +125,8 @@ def test_a_list_is_needed() -> None:
         _tables("custom_model_config {}")
     with pytest.raises(InvalidArgument, match="model_config_list is empty"):
         _tables("model_config_list {}")
+    empty = text_format.Parse("model_config_list {}", messages.ModelServerConfig())
+    assert model_config.model_tables(empty, may_be_empty=True) == []
 
 
 def test_names_differ() -> None:

@@ -99,3 +99,13 @@ def test_many_of_each_kind(dtype: type) -> None:
             np.array([999999.5, 9999995, 999999.95, 0.00009999995, 99999.95, 0, -0.0, -1]),
         ):
             check(values.astype(dtype))
+
+
+def test_six_digits_that_lie_about_halfway_between_two_float32() -> None:
+    """Of all below 1e-17, those that are nearest to that: float64 is just exact enough."""
+    nearest = [784327e-36, 723893e-39, 712479e-27, 645063e-40, 771519e-31, 397617e-32, 644005e-26]
+    with np.errstate(under="ignore"):
+        values = np.array(nearest).astype(np.float32)
+        check(values)
+        for towards in (0, 1):
+            check(np.nextafter(values, np.float32(towards)))
