@@ -10,7 +10,7 @@ from typing import Any
 from batchyard.benchmarks.served import Model
 
 FRAMEWORKS = {
-    "sleeper": "a function that sleeps",
+    "sleeper": "sleeper",
     "tensorflow": "TensorFlow",
     "pytorch": "PyTorch",
     "jax": "JAX",
@@ -22,7 +22,8 @@ SLEEP_S = {"resnet50": 0.0002, "mlp": 0.00002}
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Rows of float32, of a shape, in; as many float32 out as it has classes."""
+    """Rows of float32, of a shape, in; as many float32 out as it has classes. The MLP's layers have
+    784, 512, 512 and 10."""
 
     name: str
     title: str
@@ -32,23 +33,24 @@ class Network:
 
 NETWORKS = {
     "resnet50": Network("resnet50", "ResNet50", (224, 224, 3), 1000),
-    "mlp": Network("mlp", "MLP 784-512-512-10", (784,), 10),
+    "mlp": Network("mlp", "MLP", (784,), 10),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How the worker calls a model."""
+    """How the worker calls a model: a SavedModel by session, or as tf.function with device_arrays;
+    a python function with arrays of the host, or with device_arrays."""
 
     key: str
     title: str
     device_arrays: bool
 
 
-SESSION = Way("session", "SavedModel by session", False)
-SAVEDMODEL_DEVICE = Way("device", "SavedModel, device_arrays", True)
-PYTHON_HOST = Way("host", "python function, host arrays", False)
-PYTHON_DEVICE = Way("device", "python function, device_arrays", True)
+SESSION = Way("session", "session", False)
+SAVEDMODEL_DEVICE = Way("device", "device_arrays", True)
+PYTHON_HOST = Way("host", "host arrays", False)
+PYTHON_DEVICE = Way("device", "device_arrays", True)
 _WAYS = {
     "sleeper": (PYTHON_HOST,),
     "tensorflow": (SESSION, SAVEDMODEL_DEVICE),
