@@ -21,9 +21,9 @@ measured; what cannot be measured is told with its reason, and the rest goes on.
   of what one thread copies. It is the thread that launches: from about 8,000 images/s on, or where
   launches take half of a batch's time, that thread is the limit, and the rate falls below 0.98.
 - Server rate, p99 ≤ 15 ms: in virtual time, where nothing but batching and chance costs anything, a
-  card that takes 12.8 ms for 64 images keeps 0.84 of its offline rate if 1 ms of that is a batch's
-  own (batches of 32; 0.82 of 24 or 48), and 0.86 if 0.3 ms is; one that takes 8.5 ms, 0.79 and
-  more. So 0.80 to 0.86, and not the 0.90 that is to be reached, unless a batch of 32 takes 3 ms.
+  card that takes 12.8 ms for 64 images keeps 0.85 of its offline rate if 1 ms of that is a batch's
+  own, and 0.93 if 0.3 ms is; one that takes 8.5 ms, about 0.05 more. So 0.82 to 0.88 of PyTorch,
+  whose launches are a batch's own, and 0.90 and more where XLA compiles.
 - One row, unloaded: the bare call (launch-bound, 3 to 5 ms; XLA 1 to 1.5 ms) and 0.15 to 0.25 ms.
 - MLP: a batch takes 50 to 100 µs, nearly all of it launches; the broker's and the worker's work
   for a batch is as long. 0.3 to 0.6 with whole batches, 0.1 with single rows: what costs is the

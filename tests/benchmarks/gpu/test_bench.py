@@ -139,11 +139,13 @@ def test_rate_does_not_see_what_comes_before_and_after() -> None:
 
 
 def test_largest_batch_leaves_two_of_it_in_time() -> None:
-    assert online.allowed_sizes(64) == [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
+    assert online.candidates(64) == [16, 24, 32, 48, 64]
+    assert online.candidates(1) == [1]
+    assert online.allowed_sizes(32) == [1, 4, 8, 12, 16, 20, 24, 28, 32]
     assert online.allowed_sizes(2) == [1, 2]
-    times = {size: 0.0002 * size for size in online.allowed_sizes(64)}
+    times = {size: 0.0002 * size for size in online.candidates(64)}
     assert online.largest_in_time(times, 0.015) == 32
-    assert online.largest_in_time(times, 0.0001) == 1
+    assert online.largest_in_time(times, 0.0001) == 16
 
 
 def test_one_failure_leaves_the_others() -> None:
