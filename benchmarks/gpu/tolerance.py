@@ -11,7 +11,16 @@ from batchyard.cli.local_server import ServerDidNotStart
 from batchyard.wire.errors import BatchyardError
 
 # What says that something cannot be measured, but not that the harness is wrong.
-FAILURES = (BenchmarkFailed, ServerDidNotStart, BatchyardError, TimeoutError, OSError, MemoryError)
+FAILURES = (
+    BenchmarkFailed,
+    ServerDidNotStart,
+    BatchyardError,
+    TimeoutError,
+    OSError,
+    MemoryError,
+    # Of what only some parts need.
+    ImportError,
+)
 Measurements = Mapping[str, Callable[[], Mapping[str, float]]]
 
 
