@@ -7,21 +7,17 @@ use are passed in, so every machine can be planned for in a test.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from batchyard.pool.device_names import find_device
 from batchyard.pool.inventory import Inventory, Visible, VisibleDevice, visible_devices
 from batchyard.wire.errors import ConfigurationError
 
-_INDEX = re.compile(r"gpu:(0|[1-9][0-9]{0,8})")
-_UUID = re.compile(r"(GPU|MIG)-\S+")
-_DEVICE_FORMS = (
-    'write "auto" (every visible GPU, else the CPU), "cpu", "gpu:N", a GPU UUID ("GPU-…", or its '
-    'beginning) or a MIG UUID ("MIG-…")'
-)
+# Contexts of a few hundred MiB fit beside, on cards of 32 GB and more.
+_ROOMY_SHARES = 0.98
 _SHARE_SLACK = 1e-9  # ten times 0.1 must fit; far below one MiB of any card
 
 
@@ -138,7 +134,7 @@ def plan_workers(
     cpu_workers = sum(worker.device is None for worker in workers)
     threads = max(1, len(cpus) // max(1, cpu_workers))
     return [
-        _slot(id, worker, affinity, threads, _has_room_beside(worker, workers))
+        _slot(id, _warned(worker, workers), affinity, threads, _has_room_beside(worker, workers))
         for id, (worker, affinity) in enumerate(zip(workers, affinities, strict=True))
     ]
 
@@ -206,7 +202,7 @@ def _choose(group: WorkerGroup, visible: Visible) -> tuple[tuple[VisibleDevice, 
     if group.device == "cpu":
         return (), "cpu"
     if group.device != "auto":
-        return (_find(group.device, visible),), ""
+        return (find_device(group.device, visible),), ""
     if visible.devices:
         because = f" ({visible.note})" if visible.note else ""
         return visible.devices, f"auto: {len(visible.devices)} GPU visible{because}, using "
@@ -214,38 +210,6 @@ def _choose(group: WorkerGroup, visible: Visible) -> tuple[tuple[VisibleDevice, 
     if group.gpu_settings:
         note += f"; {group.gpu_settings[0]} does not apply"
     return (), note
-
-
-def _find(name: str, visible: Visible) -> VisibleDevice:
-    """The visible device that a group names by index, or by UUID.
-
-    As in CUDA, the beginning of a card's UUID is enough where no other card's begins so.
-    """
-    if name == "gpu":
-        raise ConfigurationError(
-            'device "gpu" does not say which: write "auto" for every visible GPU, or "gpu:N"'
-        )
-    match = _INDEX.fullmatch(name)
-    if match is None and not _UUID.fullmatch(name):
-        raise ConfigurationError(f'device "{name}" is none that could be: {_DEVICE_FORMS}')
-    for device in visible.devices:
-        if (match and int(match[1]) == device.index) or name in (device.uuid, device.old_name):
-            return device
-    begun = [d for d in visible.devices if name.startswith("GPU-") and d.uuid.startswith(name)]
-    if len(begun) == 1:
-        return begun[0]
-    if begun:
-        raise ConfigurationError(
-            f'device "{name}" could be any of {_join(begun)}: write more of it'
-        )
-    if not visible.devices:
-        raise ConfigurationError(f'device "{name}" is not there: no GPU visible ({visible.note})')
-    mig = any(device.card == name for device in visible.devices)
-    wrong = "has MIG enabled, so only its instances can be used" if mig else "is not there"
-    because = f" ({visible.note})" if visible.note else ""
-    raise ConfigurationError(
-        f'device "{name}" {wrong}; visible are {_join(visible.devices)}{because}'
-    )
 
 
 def _check_fit(worker: _Worker) -> None:
@@ -327,6 +291,17 @@ def _has_room_beside(worker: _Worker, workers: Sequence[_Worker]) -> bool:
     shares = [other.share for other in beside]
     # Without a limit nobody knows.
     return all(shares) and math.fsum([*shares, worker.share]) <= 1 + _SHARE_SLACK
+
+
+def _warned(worker: _Worker, workers: Sequence[_Worker]) -> _Worker:
+    """The worker, with a word in its note where its device has no room for all shares."""
+    if worker.device is None or not worker.share:
+        return worker
+    total = math.fsum(other.share for other in workers if other.device == worker.device)
+    if total <= _ROOMY_SHARES:
+        return worker
+    hint = f"; {total:.4g} of its memory is promised, and each process's CUDA context comes on top"
+    return replace(worker, note=worker.note + hint)
 
 
 def _split_cpus(workers: Sequence[_Worker], cpus: Sequence[int]) -> list[tuple[int, ...] | None]:

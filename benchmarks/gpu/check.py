@@ -94,6 +94,9 @@ class _Wish:
 )
 def command(device: str, json_path: Path | None, parts: Sequence[str], **options: Any) -> None:
     """Check on the GPUs of this machine that workers keep to their card and their share of it."""
+    unknown = [name for name in options["frameworks"] if "=" not in name and name not in NAMES]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]} is none of {', '.join(NAMES)}, nor NAME=FILE.py")
     signal.signal(signal.SIGTERM, _end)
     visible = visible_devices(read_inventory(), os.environ)
     card = next((d for d in visible.devices if device in (d.label, d.uuid)), None)

@@ -1,27 +1,26 @@
-"""Memory on the card that batches' inputs lie in, events, and streams: made once, used again.
+"""Memory on the card that batches' inputs lie in: allocated once, used again.
 
-What is used no more comes back by the end of the last reference to it, which may be on any thread
-and at any moment, also while that same thread takes another: so it is only put into a deque then,
-without a lock, and looked at by who takes next.
+A buffer comes back with the last reference to it, which may go on any thread and at any moment,
+also while that same thread takes another one: so it is only put into a deque then, without a lock,
+and looked at by who takes next.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 from batchyard.pool.gpu.driver import OUT_OF_MEMORY, CudaError, Driver
+from batchyard.pool.gpu.streams import Event, Events
 from batchyard.wire.errors import ResourceExhausted
 
-# So many are kept beyond as many as there were batches under way at once: models keep inputs.
+# So many are kept beyond as many as there were batches under way at once: for inputs that models
+# keep, or that frameworks let go of a little later than they are done with them.
 _SPARE_BEYOND = 1
 # What the card's allocator gives out, at least.
 _GRANULE = 2 << 20
-
-
-# Address, bytes, and streams that may read it still.
-_Returned = tuple[int, int, frozenset[int]]
 
 
 class Lease:
@@ -40,6 +39,10 @@ class Lease:
         self._returned.append((self.pointer, self.nbytes, frozenset(self.streams)))
 
 
+# Address, bytes, and streams that may read it still.
+_Returned = tuple[int, int, frozenset[int]]
+
+
 class Hold:
     """What everyone has of a lease who was given an array in it: so a batch sees if one is left."""
 
@@ -49,14 +52,24 @@ class Hold:
         self.lease = lease
 
 
+@dataclass(slots=True)
+class _Spare:
+    """A buffer that nobody has. What is enqueued may read it until ``reads`` are over."""
+
+    pointer: int
+    nbytes: int
+    reads: list[Event] = field(default_factory=list)
+
+
 class Buffers:
     """Memory on the card, in pieces that each hold the inputs of a batch."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, events: Events) -> None:
         self._driver = driver
+        self._events = events
         self._lock = threading.Lock()
         self._returned: deque[_Returned] = deque()
-        self._spare: list[_Returned] = []
+        self._spare: list[_Spare] = []
         self._largest = _GRANULE
         self._under_way = self._under_way_max = 0
         # All that was allocated and not freed.
@@ -71,22 +84,12 @@ class Buffers:
         with self._lock:
             self._collect()
             self._largest = max(self._largest, nbytes)
-            for i, spare in enumerate(self._spare):
-                if spare[1] >= nbytes:
-                    del self._spare[i]
-                    break
-            else:
-                spare = self._allocate(nbytes)
+            spare = self._choose(nbytes)
+            for read in spare.reads:
+                self._driver.wait_for(stream, read.handle)
             self._under_way += 1
             self._under_way_max = max(self._under_way_max, self._under_way)
-        pointer, size, readers = spare
-        lease = Lease(pointer, size, self._returned)
-        try:
-            self._await(readers, stream)
-        except BaseException:
-            self.end()
-            raise
-        return lease
+        return Lease(spare.pointer, spare.nbytes, self._returned)
 
     def end(self) -> None:
         """A batch that took a buffer is over. The buffer may be in use still."""
@@ -102,16 +105,51 @@ class Buffers:
 
     def _collect(self) -> None:
         while self._returned:
-            self._spare.append(self._returned.popleft())
+            pointer, nbytes, readers = self._returned.popleft()
+            self._spare.append(_Spare(pointer, nbytes, self._reads(readers)))
         # The largest are kept: smaller ones are from before batches grew.
-        self._spare.sort(key=lambda spare: -spare[1])
+        self._spare.sort(key=lambda spare: -spare.nbytes)
         while len(self._spare) > self._under_way_max + _SPARE_BEYOND:
             self._free(self._spare.pop())
 
-    def _allocate(self, nbytes: int) -> _Returned:
-        # Those that are too small only take memory away.
-        while self._spare:
-            self._free(self._spare.pop())
+    def _reads(self, readers: frozenset[int]) -> list[Event]:
+        """Events for all that is enqueued on streams that had a buffer after its batch was over."""
+        try:
+            return [self._events.record(self._driver.foreign_stream(reader)) for reader in readers]
+        except CudaError as error:
+            if error.is_sticky:
+                raise
+            # A stream that is no more; what was enqueued on it may be under way still.
+            self._driver.synchronize()
+            return []
+
+    def _choose(self, nbytes: int) -> _Spare:
+        """A spare buffer that is large enough, or a new one."""
+        fitting = [spare for spare in self._spare if spare.nbytes >= nbytes]
+        for spare in fitting:
+            if all(self._driver.is_over(read.handle) for read in spare.reads):
+                self._spare.remove(spare)
+                return spare
+        # The transfer would wait for what computes now, which it is to overlap. One more buffer
+        # makes up for that; two would only take memory.
+        if len(fitting) <= _SPARE_BEYOND:
+            new = self._allocate(nbytes)
+            if new is not None:
+                return new
+        if fitting:
+            self._spare.remove(fitting[0])
+            return fitting[0]
+        free, total = self._driver.memory()
+        raise ResourceExhausted(
+            f"the card has no memory for a batch's inputs of {nbytes} bytes: {free} of {total} are "
+            "free; give models less of it, or batches fewer rows"
+        )
+
+    def _allocate(self, nbytes: int) -> _Spare | None:
+        for spare in [spare for spare in self._spare if spare.nbytes < nbytes]:
+            # It would only take memory away.
+            self._spare.remove(spare)
+            self._free(spare)
         # As large as any so far: soon, all buffers fit all batches.
         largest = -(-self._largest // _GRANULE) * _GRANULE
         for size in (largest, nbytes):
@@ -122,97 +160,11 @@ class Buffers:
                     raise
                 continue
             self.nbytes += size
-            return pointer, size, frozenset()
-        free, total = self._driver.memory()
-        raise ResourceExhausted(
-            f"the card has no memory for a batch's inputs of {nbytes} bytes: {free} of {total} are "
-            "free; give models less of it, or batches fewer rows"
-        )
+            return _Spare(pointer, size)
+        return None
 
-    def _free(self, spare: _Returned) -> None:
-        if spare[2]:
-            self._driver.synchronize()
-        self.nbytes -= spare[1]
-        self._driver.free(spare[0])
-
-    def _await(self, readers: frozenset[int], stream: Any) -> None:
-        """Has ``stream`` wait for all that is enqueued on streams that had the buffer."""
-        if not readers:
-            return
-        event = self._driver.event(timed=False)
-        try:
-            for reader in readers:
-                self._driver.record(event, self._driver.foreign_stream(reader))
-                self._driver.wait_for(stream, event)
-        except CudaError as error:
-            if error.is_sticky:
-                raise
-            # A stream that is no more; what was enqueued on it may be under way still.
-            self._driver.synchronize()
-        finally:
-            self._driver.destroy_event(event)
-
-
-class Event:
-    """An event that goes back to where it came from with the last reference to it.
-
-    What waits for it on the card does so still then: CUDA takes the state of a wait when it is
-    enqueued.
-    """
-
-    __slots__ = ("_spare", "handle")
-
-    def __init__(self, handle: Any, spare: deque[Any]) -> None:
-        self.handle = handle
-        self._spare = spare
-
-    def __del__(self) -> None:
-        self._spare.append(self.handle)
-
-
-class Events:
-    """Events, of those that are timed or of those that are not."""
-
-    def __init__(self, driver: Driver, timed: bool) -> None:
-        self._driver = driver
-        self._timed = timed
-        self._spare: deque[Any] = deque()
-
-    def record(self, stream: Any) -> Event:
-        """An event for all that is enqueued on the stream so far."""
-        try:
-            handle = self._spare.pop()
-        except IndexError:
-            handle = self._driver.event(self._timed)
-        event = Event(handle, self._spare)
-        self._driver.record(handle, stream)
-        return event
-
-    def close(self) -> None:
-        """Frees what is not in use."""
-        while self._spare:
-            self._driver.destroy_event(self._spare.pop())
-
-
-class Streams:
-    """Streams, each for one batch at a time."""
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._spare: deque[Any] = deque()
-
-    def take(self) -> Any:
-        """A stream on which nothing is enqueued."""
-        try:
-            return self._spare.pop()
-        except IndexError:
-            return self._driver.stream()
-
-    def give_back(self, stream: Any) -> None:
-        """Everything on it is done."""
-        self._spare.append(stream)
-
-    def close(self) -> None:
-        """Ends what is not in use."""
-        while self._spare:
-            self._driver.destroy_stream(self._spare.pop())
+    def _free(self, spare: _Spare) -> None:
+        for read in spare.reads:
+            self._driver.synchronize_event(read.handle)
+        self.nbytes -= spare.nbytes
+        self._driver.free(spare.pointer)

@@ -25,10 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from batchyard.pool.gpu import dlpack
-from batchyard.pool.gpu.buffers import Buffers, Event, Events, Hold, Lease, Streams
+from batchyard.pool.gpu.buffers import Buffers, Hold, Lease
 from batchyard.pool.gpu.device_array import DeviceArray
 from batchyard.pool.gpu.driver import DEFAULT_STREAM, OUT_OF_MEMORY, CudaError, Driver, NoCuda
 from batchyard.pool.gpu.layout import Layout, lay_out
+from batchyard.pool.gpu.streams import Event, Events, Streams
 from batchyard.wire import dtypes
 from batchyard.wire.errors import Internal, ResourceExhausted
 
@@ -51,9 +52,9 @@ class Card:
         """Use ``open``."""
         self.driver = driver
         self.name = driver.name
-        self.buffers = Buffers(driver)
         self.timed = Events(driver, timed=True)
         self.untimed = Events(driver, timed=False)
+        self.buffers = Buffers(driver, self.untimed)
         self.copy_in = driver.stream()
         self.copy_out = Streams(driver)
         # The end of the batch whose outputs were last enqueued.

@@ -8,8 +8,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from batchyard.pool.gpu import dlpack
-from batchyard.pool.gpu.buffers import Event, Hold
+from batchyard.pool.gpu.buffers import Hold
 from batchyard.pool.gpu.driver import DEFAULT_STREAM, Driver
+from batchyard.pool.gpu.streams import Event
 
 # CUDA_VISIBLE_DEVICES leaves a worker one card.
 _DEVICE = (dlpack.CUDA, 0)

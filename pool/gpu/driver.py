@@ -15,6 +15,7 @@ import importlib
 import os
 from typing import Any
 
+_UNKNOWN = "CUDA_ERROR_UNKNOWN"
 # Of a code, the reference says that "any further CUDA work will return the same error. To continue
 # using CUDA, the process must be terminated and relaunched", or that the context is gone.
 _STICKY = frozenset(
@@ -36,6 +37,8 @@ _STICKY = frozenset(
         "CUDA_ERROR_TENSOR_MEMORY_LEAK",
         "CUDA_ERROR_MPS_CLIENT_TERMINATED",
         "CUDA_ERROR_EXTERNAL_DEVICE",
+        # Of this it says nothing; nor can be known what it is.
+        _UNKNOWN,
     }
 )
 OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
@@ -179,6 +182,15 @@ class Driver:
         """Waits for what the event stands for."""
         self._call("cuEventSynchronize", event)
 
+    def is_over(self, event: Any) -> bool:
+        """Whether all that the event stands for is done."""
+        (code,) = self._cuda.cuEventQuery(event)
+        if code == self._cuda.CUresult.CUDA_ERROR_NOT_READY:
+            return False
+        if code != 0:
+            raise _error(self._cuda, "cuEventQuery", code)
+        return True
+
     def seconds_between(self, begin: Any, end: Any) -> float:
         """From one timed event to another, both past."""
         return float(self._call("cuEventElapsedTime", begin, end)) / 1e3
@@ -200,7 +212,12 @@ class Driver:
         self._call("cuMemcpyDtoHAsync", target, source, nbytes, stream)
 
     def _call(self, function: str, *arguments: Any) -> Any:
-        code, *results = getattr(self._cuda, function)(*arguments)
+        try:
+            code, *results = getattr(self._cuda, function)(*arguments)
+        except (KeyError, ValueError) as error:
+            # The driver is newer than the binding, which has no name for the code.
+            message = f"{function}: cuda-bindings does not know the error: {error}"
+            raise CudaError(_UNKNOWN, message) from None
         if code != 0:
             raise _error(self._cuda, function, code)
         return results[0] if len(results) == 1 else results

@@ -228,6 +228,26 @@ def test_a_sum_of_one_fits_each_card() -> None:
     assert len(plan(*[group("gpu:0", fraction=f) for f in (0.1, 0.2, 0.3, 0.4)])) == 4
 
 
+@pytest.mark.parametrize(
+    ("groups", "promised"),
+    [
+        ([group("gpu:0", 0.25, count=4)], "1"),
+        ([group("gpu:0", 0.5), group("gpu:0", gpu_memory_limit_mb=16000)], "0.9883"),
+        ([group("gpu:0", 1.0)], "1"),
+        ([group("gpu:0", 0.24, count=4)], ""),
+        ([group("gpu:0", gpu_memory_growth=True, count=4)], ""),
+        ([group("gpu:0")], ""),
+    ],
+)
+def test_shares_that_leave_no_room_for_contexts_are_noted(
+    groups: list[WorkerGroup], promised: str
+) -> None:
+    hint = f"; {promised} of its memory is promised, and each process's CUDA context"
+    for slot in plan(*groups):
+        assert (hint in slot.note) == bool(promised)
+        assert ("promised" in slot.note) == bool(promised)
+
+
 def test_growth_may_share_with_limits_up_to_the_whole_card() -> None:
     slots = plan(
         group("gpu:0", gpu_memory_growth=True, count=2),

@@ -109,7 +109,7 @@ def test_a_cap_that_does_not_hold(
 
 
 def test_sharers_that_take_too_much(subject: Callable[..., Subject]) -> None:
-    assert failed(list(check_sharing(subject(over=1.5), 4))) == {"4 workers × 1/4"}
+    assert failed(list(check_sharing(subject(over=4.0), 4))) == {"4 workers × 1/4"}
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,20 @@ def test_driver_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         Driver.open()
 
 
+def test_code_that_the_binding_does_not_know() -> None:
+    def fails(*_: object) -> Any:
+        raise KeyError(12345)
+
+    def works(*_: object) -> tuple[int, bytes]:
+        return 0, b"H100\0"
+
+    calls = dict.fromkeys(("cuDeviceGet", "cuDeviceGetName", "cuDevicePrimaryCtxRetain"), works)
+    driver = Driver(SimpleNamespace(cuCtxSynchronize=fails, **calls), int)
+    with pytest.raises(CudaError, match="does not know the error: 12345") as raised:
+        driver.synchronize()
+    assert raised.value.is_sticky
+
+
 def test_errors_that_break_the_context() -> None:
     assert CudaError("CUDA_ERROR_ILLEGAL_ADDRESS", "").is_sticky
     assert not CudaError("CUDA_ERROR_OUT_OF_MEMORY", "").is_sticky

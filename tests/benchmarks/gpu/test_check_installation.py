@@ -1,0 +1,61 @@
+"""What ``benchmarks/gpu/check`` asks of a Python before Batchyard can be imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from batchyard.benchmarks.gpu import check_installation
+from batchyard.benchmarks.gpu.check_installation import is_satisfied, link, main, requirements
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_every_package_that_it_names_is_required_somewhere() -> None:
+    known = requirements(ROOT)
+    assert known["pyzmq"].startswith("pyzmq>=")
+    named = (
+        *check_installation._NEEDED,
+        *check_installation._WANTED,
+        *check_installation._WANTED_FOR_PLOTS,
+    )
+    assert set(named) <= known.keys()
+
+
+@pytest.mark.parametrize(
+    ("requirement", "satisfied"),
+    [("numpy>=2.1", True), ("numpy>=99", False), ("numpy", True), ("no-such-package", False)],
+)
+def test_what_is_installed(requirement: str, satisfied: bool) -> None:
+    assert is_satisfied(requirement) is satisfied
+
+
+def test_a_checkout_is_linked_into_an_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    link(ROOT, ["/opt/torch/site-packages"])
+    link(ROOT, ["/opt/torch/site-packages"])  # again is as well
+    assert (tmp_path / "batchyard_sites.pth").read_text() == "/opt/torch/site-packages\n"
+    script = ROOT / "benchmarks/gpu/check_installation.py"
+    ended = subprocess.run(
+        [sys.executable, "-P", script, ROOT, "--quiet"],
+        env={"PYTHONPATH": str(tmp_path)},
+        check=False,
+        timeout=30,
+    )
+    assert ended.returncode == 0
+
+
+def test_what_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check_installation, "is_satisfied", lambda name: "msgpack" not in name)
+    assert main(ROOT) == 1
+    assert "it cannot run without: 'msgpack>=1.1' (pip install" in capsys.readouterr().out
+    main(ROOT, "--needed")
+    assert capsys.readouterr().out == "msgpack>=1.1\n"
