@@ -35,11 +35,14 @@ measured; what cannot be measured is told with its reason, and the rest goes on.
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,9 @@ from batchyard.cli.local_server import export
 
 PARTS = ("transfers", "offline", "latency", "server", "workers")
 NO_CARD = "none: the CPU stands in for it, and nothing here is a GPU's figure"
+# cuDNN comes as a package of its own; frameworks do not all say which it is.
+_PACKAGES = ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "cuda-bindings", "nvidia-ml-py")
+_GIT_TIMEOUT_S = 10.0
 _EXPORTER = "batchyard.benchmarks.gpu.models.tensorflow_models"
 # What is measured of each framework at its best only.
 _OF_CHIEFS = {
@@ -106,6 +112,7 @@ def run(
     """
     parts = frozenset(only or PARTS)
     results = Results("gpu", describe_machine(), dict(settings), [], {}, dict(skipped))
+    results.machine |= _software()
     results.machine["card"] = NO_CARD if options.card is None else str(options.card)
     with ExitStack() as stack:
         watch = stack.enter_context(CardWatch(options.card.uuid if options.card else None))
@@ -128,6 +135,25 @@ def run(
             yield results
     if not units:
         yield results
+
+
+def _software() -> dict[str, str]:
+    """What is measured, and with what, as far as it is known here."""
+    found: dict[str, str] = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        ended = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).resolve().parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_GIT_TIMEOUT_S,
+        )
+        found["commit"] = ended.stdout.strip()
+    return found
 
 
 def _those_that_run(options: Options, groups: Sequence[Group], results: Results) -> list[Group]:
