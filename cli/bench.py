@@ -25,14 +25,12 @@ from batchyard.benchmarks import (
 )
 from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.faults_run import Effort
-from batchyard.benchmarks.gpu import bench as gpu_bench
-from batchyard.benchmarks.gpu.options import Options, find_card, usual_clients
-from batchyard.benchmarks.gpu.subjects import FRAMEWORKS, NETWORKS, PRECISIONS, groups
 from batchyard.benchmarks.overload_served import ServedBench
 from batchyard.benchmarks.overload_virtual import VirtualBench
 from batchyard.benchmarks.page import page
 from batchyard.benchmarks.results import Results
 from batchyard.benchmarks.table import table
+from batchyard.cli import bench_gpu
 from batchyard.cli.local_server import ServerDidNotStart
 from batchyard.cli.outputs import end_on_sigterm, need_the_extra, writable
 from batchyard.wire.control import EXIT_FAILURE
@@ -287,118 +285,9 @@ _reporting(
 )
 
 
-def _gpu(
-    device: str,
-    framework: tuple[str, ...],
-    model: tuple[str, ...],
-    precision: tuple[str, ...],
-    xla: str,
-    only: tuple[str, ...],
-    batch: int,
-    deadline_ms: float,
-    workers: tuple[int, ...],
-    clients: int | None,
-    seconds: float,
-    repeat: int,
-) -> Iterator[Results]:
-    """A card behind the server, beside bare loops on the same card.
-
-    TensorFlow, PyTorch and JAX, as far as they are installed. The whole takes about an hour;
-    --framework, --model, --precision and --only choose from it.
-    """
-    settings = {name: value for name, value in locals().items() if value is not None}
-    card = find_card(device)
-    if card is None:
-        print(f"batchyard: card: {gpu_bench.NO_CARD}", file=sys.stderr)
-    options = Options(
-        device=device,
-        seconds=seconds,
-        repeat=repeat,
-        batch=batch,
-        deadline_s=deadline_ms / 1e3,
-        clients=clients or usual_clients(),
-        workers=tuple(sorted(set(workers))),
-        card=card,
-    )
-    choices = (True, False) if xla == "both" else (xla == "on",)
-    found, skipped = groups(framework, model, precision, choices)
-    settings |= {"clients": options.clients}
-    yield from gpu_bench.run(options, found, only, skipped, settings)
-
-
-def _several(option: str, choices: Iterable[str], what: str) -> Any:
-    return click.option(
-        option,
-        type=click.Choice(list(choices)),
-        multiple=True,
-        default=list(choices),
-        help=f"{what} May be given again.  [default: all]",
-    )
-
-
 _reporting(
-    _gpu,
-    [
-        click.option(
-            "--device",
-            default="gpu:0",
-            show_default=True,
-            help="gpu:N, a GPU or MIG UUID; cpu to try the benchmark out where there is no card.",
-        ),
-        _several("--framework", FRAMEWORKS, "Measure this one only."),
-        _several("--model", NETWORKS, "Measure this network only."),
-        _several("--precision", PRECISIONS, "Measure at this precision only."),
-        click.option(
-            "--xla",
-            type=click.Choice(["on", "off", "both"]),
-            default="both",
-            show_default=True,
-            help="Whether XLA compiles, where a framework leaves the choice.",
-        ),
-        _parts(gpu_bench.PARTS),
-        click.option(
-            "--batch",
-            type=click.IntRange(1, 4096),
-            default=64,
-            show_default=True,
-            help="Rows that run together.",
-        ),
-        click.option(
-            "--deadline-ms",
-            type=click.FloatRange(0, min_open=True),
-            default=15.0,
-            show_default=True,
-            help="Of the server rate and of goodput.",
-        ),
-        click.option(
-            "--workers",
-            type=click.IntRange(1, 64),
-            multiple=True,
-            default=(1, 2, 4),
-            show_default=True,
-            help="Of one server, which share the card. May be given again.",
-        ),
-        click.option(
-            "--clients",
-            type=click.IntRange(1, 64),
-            help="Processes that send requests.  [default: one for four cores, 4 at most]",
-        ),
-        click.option(
-            "--seconds",
-            type=click.FloatRange(0, 3600, min_open=True),
-            default=2.0,
-            show_default=True,
-            help="Length of each measurement.",
-        ),
-        click.option(
-            "--repeat",
-            type=click.IntRange(1, 1000),
-            default=3,
-            show_default=True,
-            help="Rounds; medians are reported.",
-        ),
-        *_REPORTS,
-    ],
+    bench_gpu.gpu,
+    [*bench_gpu.OPTIONS, *_REPORTS],
     # Machines with cards may have frameworks and not much else: most parts need no more either.
     needs_the_extra=False,
 )
