@@ -14,10 +14,8 @@ import click
 from batchyard.benchmarks import (
     compute,
     faults,
-    json_bodies,
     limits,
     overload,
-    peers,
     scale,
     security,
     small,
@@ -163,12 +161,17 @@ def _security(seconds: float, repeat: int) -> Results:
 @_benchmark
 def _json(seconds: float, repeat: int) -> Results:
     """Bodies of REST beside json and orjson."""
+    # It needs what not every benchmark does.
+    from batchyard.benchmarks import json_bodies
+
     return json_bodies.run(seconds, repeat)
 
 
 @_benchmark
 def _peers(seconds: float, repeat: int) -> Results:
     """Other servers at the same work."""
+    from batchyard.benchmarks import peers
+
     return peers.run(seconds, repeat)
 
 
