@@ -64,6 +64,8 @@ class Service:
 
     def signal(self, number: signal.Signals, pid: int) -> None:
         """Sends a signal to one of its processes."""
+        # 0, as of one that does not run, would be the processes of the tests.
+        assert pid > 0, self.journal()
         self.container.run("kill", f"-{number.name}", str(pid))
 
     def journal(self, *options: str) -> str:
