@@ -87,8 +87,9 @@ class Card:
             self.driver.make_current()
             self.driver.synchronize()
         except CudaError as error:
-            # The latter: somebody has ended the primary context.
-            return error.is_sticky or error.name == "CUDA_ERROR_INVALID_CONTEXT"
+            # Refused while a stream is captured. Whatever else it says, it will say again: that MPS
+            # went away, the card, or the primary context.
+            return not error.name.startswith("CUDA_ERROR_STREAM_CAPTURE")
         return False
 
     @property
