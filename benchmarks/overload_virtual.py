@@ -94,7 +94,9 @@ class VirtualServer:
         """See ``Server``."""
 
         def attempt(rate: float, seed: int, rule: Rule) -> Observed:
-            measured = self.load(Poisson(rate), mix, _TRIAL_REQUESTS / rate)
+            # Not shorter than the rule wants it: no rate would pass.
+            seconds = max(_TRIAL_REQUESTS / rate, rule.least_s)
+            measured = self.load(Poisson(rate), mix, seconds)
             late = measured.offered - measured.in_time
             return Observed(Counts(measured.in_time, late, measured.seconds))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ import click
 from batchyard.benchmarks import (
     compute,
     faults,
-    json_bodies,
     limits,
     overload,
-    peers,
     scale,
     security,
     small,
@@ -30,6 +28,7 @@ from batchyard.benchmarks.overload_virtual import VirtualBench
 from batchyard.benchmarks.page import page
 from batchyard.benchmarks.results import Results
 from batchyard.benchmarks.table import table
+from batchyard.cli import bench_gpu
 from batchyard.cli.local_server import ServerDidNotStart
 from batchyard.cli.outputs import end_on_sigterm, need_the_extra, writable
 from batchyard.wire.control import EXIT_FAILURE
@@ -78,27 +77,41 @@ def _benchmark(measure: Callable[..., Results]) -> click.Command:
     return _reporting(measure, [*_LENGTHS, *_REPORTS])
 
 
-def _reporting(measure: Callable[..., Results], options: list[Any]) -> click.Command:
-    """The subcommand that measures and reports, with these options and its own."""
+def _reporting(
+    measure: Callable[..., Results | Iterator[Results]],
+    options: list[Any],
+    needs_the_extra: bool = True,
+) -> click.Command:
+    """The subcommand that measures and reports, with these options and its own.
+
+    What takes long may give its results again and again while they grow: if it is ended, the files
+    have what there was until then.
+    """
 
     @functools.wraps(measure)
     def reported(json_path: Path | None, html_path: Path | None, **options: Any) -> None:
-        need_the_extra()
+        if needs_the_extra:
+            need_the_extra()
         try:
-            results = measure(**options)
+            found = measure(**options)
+            for results in [found] if isinstance(found, Results) else found:
+                _write(results, json_path, html_path)
         except (ServerDidNotStart, BenchmarkFailed, BatchyardError) as error:
             print(f"batchyard: {error}", file=sys.stderr)
             sys.exit(EXIT_FAILURE)
         click.echo(table(results))
-        if json_path is not None:
-            json_path.write_text(json.dumps(results.to_json(), indent=2) + "\n")
-        if html_path is not None:
-            html_path.write_text(page(results))
 
     decorated: Callable[..., None] = reported
     for option in reversed(options):
         decorated = option(decorated)
     return command.command(measure.__name__.removeprefix("_"))(decorated)
+
+
+def _write(results: Results, json_path: Path | None, html_path: Path | None) -> None:
+    if json_path is not None:
+        json_path.write_text(json.dumps(results.to_json(), indent=2) + "\n")
+    if html_path is not None:
+        html_path.write_text(page(results))
 
 
 @_benchmark
@@ -148,12 +161,17 @@ def _security(seconds: float, repeat: int) -> Results:
 @_benchmark
 def _json(seconds: float, repeat: int) -> Results:
     """Bodies of REST beside json and orjson."""
+    # It needs what not every benchmark does.
+    from batchyard.benchmarks import json_bodies
+
     return json_bodies.run(seconds, repeat)
 
 
 @_benchmark
 def _peers(seconds: float, repeat: int) -> Results:
     """Other servers at the same work."""
+    from batchyard.benchmarks import peers
+
     return peers.run(seconds, repeat)
 
 
@@ -267,4 +285,12 @@ _reporting(
         click.option("--simulate", is_flag=True, help="In virtual time, in a minute."),
         *_REPORTS,
     ],
+)
+
+
+_reporting(
+    bench_gpu.gpu,
+    [*bench_gpu.OPTIONS, *_REPORTS],
+    # Machines with cards may have frameworks and not much else: most parts need no more either.
+    needs_the_extra=False,
 )

@@ -69,7 +69,10 @@ def server_on_tcp_and_ipc(arguments: Sequence[str]) -> Iterator[tuple[str, str]]
 
 @contextlib.contextmanager
 def server_bound_to(
-    bind: Sequence[str], arguments: Sequence[str], log_path: Path | None = None
+    bind: Sequence[str],
+    arguments: Sequence[str],
+    log_path: Path | None = None,
+    start_timeout_s: float = _START_TIMEOUT_S,
 ) -> Iterator[list[str]]:
     """Runs ``batchyard serve`` with these endpoints; what they came to be, in their order.
 
@@ -89,7 +92,7 @@ def server_bound_to(
             start_new_session=True,
         )
         try:
-            yield _endpoints(server)
+            yield _endpoints(server, start_timeout_s)
         except _NotReady as error:
             log.seek(0)
             raise ServerDidNotStart(f"the server did not start: {error}\n{log.read()}") from None
@@ -110,9 +113,9 @@ class _NotReady(Exception):
     pass
 
 
-def _endpoints(server: subprocess.Popen[str]) -> list[str]:
+def _endpoints(server: subprocess.Popen[str], timeout_s: float) -> list[str]:
     assert server.stdout is not None
-    deadline = time.monotonic() + _START_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
         if select.select([server.stdout], [], [], left)[0]:
             line = server.stdout.readline()
@@ -121,7 +124,7 @@ def _endpoints(server: subprocess.Popen[str]) -> list[str]:
             fields = dict(field.partition("=")[::2] for field in line.split())
             if fields.get("event") == "ready":
                 return fields["endpoints"].split(",")
-    raise _NotReady(f"it was not ready after {_START_TIMEOUT_S:g} s")
+    raise _NotReady(f"it was not ready after {timeout_s:g} s")
 
 
 def _stop(server: subprocess.Popen[str]) -> None:

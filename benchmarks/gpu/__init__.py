@@ -1,1 +1,1 @@
-"""Measurements and checks that need a GPU."""
+"""What a card does for workers: checked by NVML, and measured beside bare loops on it."""

@@ -24,8 +24,8 @@ from pathlib import Path
 
 # Without these no server with GPU workers runs.
 _NEEDED = ("numpy", "pyzmq", "msgpack", "pydantic", "click", "nvidia-ml-py")
-# Without these, parts are left out: transfers of our own, bfloat16; `batchyard bench`.
-_WANTED = ("cuda-bindings", "ml_dtypes", "rich", "orjson", "protobuf", "hdrhistogram", "tomlkit")
+# Without these, parts are left out: transfers of our own, bfloat16; `batchyard bench`, its loads.
+_WANTED = ("cuda-bindings", "ml_dtypes", "rich", "hdrhistogram")
 _WANTED_FOR_PLOTS = ("matplotlib",)
 _PYTHON = (3, 11)
 

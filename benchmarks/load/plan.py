@@ -124,6 +124,8 @@ class LoadPlan:
     """Of the series in the result."""
     grace_s: float = 10.0
     """How long after the end answers are waited for; later ones count as unanswered."""
+    lag_share: float = 0.01
+    """Of the shortest deadline: a generator whose send lag has a p99 above it was late itself."""
 
     def __post_init__(self) -> None:
         _check(bool(self.mix), "a load test needs a model")

@@ -18,7 +18,6 @@ _GROWTH_MIN_S = 0.005
 _SHARE_LOST_MAX = 0.01
 _SIGMAS = 4.0
 # Of the deadline, or of the latency's p99 without one.
-_LAG_SHARE_OF_DEADLINE = 0.01
 _LAG_SHARE_OF_P99 = 0.1
 
 
@@ -82,7 +81,10 @@ def lags(recorder: Recorder, plan: LoadPlan) -> list[str]:
         return found
     lag_s = float(np.quantile(lag, 0.99))
     if plan.deadline_s is not None:
-        bound_s, of = _LAG_SHARE_OF_DEADLINE * plan.deadline_s, "1 % of the deadline"
+        bound_s, of = (
+            plan.lag_share * plan.deadline_s,
+            f"{100 * plan.lag_share:g} % of the deadline",
+        )
     else:
         p99_s = recorder.quantile(0.99)
         bound_s, of = _LAG_SHARE_OF_P99 * (p99_s or math.inf), "10 % of the latency's p99"

@@ -14,6 +14,7 @@ from batchyard.benchmarks.load.targets.base import Array, Send, Target
 from batchyard.clients import AsyncClient
 from batchyard.wire.errors import NotFound
 from batchyard.wire.signatures import TensorSpec
+from batchyard.wire.tensors import LARGE_NBYTES
 
 
 class BatchyardTarget(Target):
@@ -44,13 +45,25 @@ class BatchyardTarget(Target):
         predict = functools.partial(
             self._client.predict,
             entry.model,
-            dict(inputs),
+            {name: self._in_place(array) for name, array in inputs.items()},
             version=entry.version,
             label=entry.label,
             signature=entry.signature,
             priority=entry.priority,
         )
         return lambda timeout_s: predict(timeout=timeout_s)
+
+    def _in_place(self, array: Array) -> Array:
+        """A large tensor where client and server share memory, if they do.
+
+        Otherwise each request would be copied there anew when it is due, and the next one that is
+        due would wait for that: 0.1 ms for an image.
+        """
+        if array.nbytes < LARGE_NBYTES or array.dtype.kind in "OSUb":
+            return array
+        shared = self._client.empty(array.shape, array.dtype)
+        shared[...] = array
+        return shared
 
     async def close(self) -> None:
         await self._client.close()

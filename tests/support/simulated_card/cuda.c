@@ -320,6 +320,15 @@ int cuMemHostUnregister(void *at) {
   return leave(drop(&page_locked, at) ? OK : NOT_REGISTERED);
 }
 
+int cuMemAllocHost(void **at, size_t nbytes) {
+  ENTER;
+  *at = aligned_alloc(4096, (nbytes + 4095) / 4096 * 4096);
+  if (!*at)
+    return leave(OUT_OF_MEMORY);
+  add(&page_locked, *at, nbytes);
+  return leave(OK);
+}
+
 /* CU_POINTER_ATTRIBUTE_CONTEXT 1, _MEMORY_TYPE 2 (host 1, device 2), _DEVICE_ORDINAL 9 */
 int cuPointerGetAttribute(void *to, int attribute, uint64_t pointer) {
   ENTER;
@@ -577,6 +586,7 @@ SAME(cuMemGetInfo, _v2)
 SAME(cuMemAlloc, _v2)
 SAME(cuMemFree, _v2)
 SAME(cuMemHostRegister, _v2)
+SAME(cuMemAllocHost, _v2)
 SAME(cuMemcpyHtoDAsync, _v2)
 SAME(cuMemcpyDtoHAsync, _v2)
 SAME(cuMemcpyDtoDAsync, _v2)
@@ -593,7 +603,7 @@ static const struct { const char *name; void *function; } functions[] = {
     NAMED(cuDevicePrimaryCtxRelease), NAMED(cuDevicePrimaryCtxGetState), NAMED(cuCtxSetCurrent),
     NAMED(cuCtxGetCurrent), NAMED(cuCtxSynchronize), NAMED(cuMemGetInfo), NAMED(cuMemAlloc),
     NAMED(cuMemFree), NAMED(cuMemHostRegister), NAMED(cuMemHostUnregister),
-    NAMED(cuPointerGetAttribute), NAMED(cuMemcpyHtoDAsync), NAMED(cuMemcpyDtoHAsync),
+    NAMED(cuMemAllocHost), NAMED(cuPointerGetAttribute), NAMED(cuMemcpyHtoDAsync), NAMED(cuMemcpyDtoHAsync),
     NAMED(cuMemcpyDtoDAsync), NAMED(cuMemsetD8Async), NAMED(cuStreamCreate),
     NAMED(cuStreamCreateWithPriority), NAMED(cuCtxGetStreamPriorityRange), NAMED(cuStreamDestroy),
     NAMED(cuStreamSynchronize), NAMED(cuStreamQuery), NAMED(cuStreamWaitEvent),

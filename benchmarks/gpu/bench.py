@@ -1,0 +1,220 @@
+"""``batchyard bench gpu``: the server on a card, beside bare loops on the same card.
+
+What each part measures is said in its module: ``transfers``, ``offline`` (and latency), ``online``
+(server rate, prediction, goodput), ``sharing`` (several workers). Each framework that is found is
+measured; what cannot be measured is told with its reason, and the rest goes on.
+
+**What is expected of an H100** (SXM, PCIe gen 5 x16), written down before any of it ran there:
+
+- Transfers: 50 to 55 GB/s from page-locked memory, whoever allocated it (the bus' 63 GB/s less
+  its packets' headers), for blocks of some MB on; 10 to 25 GB/s from pageable memory, which the
+  driver copies first. Registered and allocated memory are the same to the card: 0.98 or more.
+- ResNet50, batch 64, inputs on the card: PyTorch without compilation 1,800 to 2,500 images/s in
+  float32 (TF32 in convolutions) and 4,500 to 7,000 in float16 with channels_last; XLA (JAX,
+  TensorFlow) 2,500 to 3,500 and 6,000 to 11,000. A batch is 9 to 14 ms in float16; its 160 kernels
+  take the host 3 to 5 ms to launch without compilation, below 1 ms with.
+- Its inputs are 38.5 MB a batch: 0.75 ms on the bus. Overlapped, nothing of it is seen, and the
+  rate through the broker is that of the bare loop (0.98: what is left is the first launch after
+  each hand-over). Without device_arrays a batch waits for a copy from pageable memory of 2 to 4 ms:
+  0.75 to 0.85 in float16.
+- Someone must bring 3 GB/s from clients' memory to the arena at 5,000 images/s: a third to a half
+  of what one thread copies. It is the thread that launches: from about 8,000 images/s on, or where
+  launches take half of a batch's time, that thread is the limit, and the rate falls below 0.98.
+- Server rate, p99 ≤ 15 ms: in virtual time, where nothing but batching and chance costs anything, a
+  card that takes 12.8 ms for 64 images keeps 0.85 of its offline rate if 1 ms of that is a batch's
+  own, and 0.93 if 0.3 ms is; one that takes 8.5 ms, about 0.05 more. So 0.82 to 0.88 of PyTorch,
+  whose launches are a batch's own, and 0.90 and more where XLA compiles.
+- One row, unloaded: the bare call (launch-bound, 3 to 5 ms; XLA 1 to 1.5 ms) and 0.15 to 0.25 ms.
+- MLP: a batch takes 50 to 100 µs, nearly all of it launches; the broker's and the worker's work
+  for a batch is as long. 0.3 to 0.6 with whole batches, 0.1 with single rows: what costs is the
+  request.
+- 2 and 4 workers on one card take turns (time slices of 2 ms): 0.95 to 1.0 of one worker's rate for
+  ResNet50; more than one where launches leave gaps, so most for the MLP. With MPS they overlap.
+- The sleeper is no card: below 0.98 the machine's cores, or the harness, limit everything else too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from batchyard.benchmarks.gpu import offline, online, sharing, transfers
+from batchyard.benchmarks.gpu.bare import BareLoop
+from batchyard.benchmarks.gpu.card_facts import CardWatch
+from batchyard.benchmarks.gpu.guarded import describe
+from batchyard.benchmarks.gpu.options import FRACTION, Options
+from batchyard.benchmarks.gpu.subjects import FRAMEWORKS, Group
+from batchyard.benchmarks.gpu.tolerance import FAILURES
+from batchyard.benchmarks.machine import describe as describe_machine
+from batchyard.benchmarks.progress import ProgressBar
+from batchyard.benchmarks.results import Figure, Results
+from batchyard.cli.local_server import export
+
+PARTS = ("transfers", "offline", "latency", "server", "workers")
+NO_CARD = "none: the CPU stands in for it, and nothing here is a GPU's figure"
+# cuDNN comes as a package of its own; frameworks do not all say which it is.
+_PACKAGES = ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "cuda-bindings", "nvidia-ml-py")
+_GIT_TIMEOUT_S = 10.0
+_EXPORTER = "batchyard.benchmarks.gpu.models.tensorflow_models"
+# What is measured of each framework at its best only.
+_OF_CHIEFS = {
+    "server": (online.figures, online.measure),
+    "workers": (sharing.figures, sharing.measure),
+}
+Found = tuple[dict[str, list[float]], dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """What is measured together, between two looks at the results."""
+
+    name: str
+    figures: Sequence[Figure]
+    measure: Callable[[], Found]
+
+
+@dataclass(slots=True)
+class _Exports:
+    """SavedModels, each written when it is first needed."""
+
+    folder: Path
+    _paths: dict[str, Path] = field(default_factory=dict)
+
+    def path(self, group: Group) -> Path | None:
+        """Of a group's SavedModel; None for other frameworks. Raises ServerDidNotStart."""
+        if group.framework != "tensorflow":
+            return None
+        if group.key not in self._paths:
+            path = self.folder / group.key
+            export(path, _EXPORTER, group.network.name, group.precision)
+            self._paths[group.key] = path
+        return self._paths[group.key]
+
+
+def run(
+    options: Options,
+    groups: Sequence[Group],
+    only: Sequence[str],
+    skipped: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> Iterator[Results]:
+    """Measures part after part; after each, all that was found so far.
+
+    ``skipped`` says why something is not among the groups; ``settings`` is what was asked for.
+    """
+    parts = frozenset(only or PARTS)
+    results = Results("gpu", describe_machine(), dict(settings), [], {}, dict(skipped))
+    results.machine |= _software()
+    results.machine["card"] = NO_CARD if options.card is None else str(options.card)
+    with ExitStack() as stack:
+        watch = stack.enter_context(CardWatch(options.card.uuid if options.card else None))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="batchyard-")))
+        groups = _those_that_run(options, groups, results)
+        units = _units(options, groups, parts, _Exports(folder))
+        bar = stack.enter_context(ProgressBar("measuring", len(units)))
+        for done, unit in enumerate(units):
+            bar.note(f"measuring {unit.name} ...")
+            bar.show(unit.name, done)
+            results.figures += unit.figures
+            try:
+                measured, failed = unit.measure()
+            except FAILURES as error:
+                results.skipped[unit.name] = describe(error)
+            else:
+                results.measured |= measured
+                results.skipped |= failed
+            results.machine |= watch.facts()
+            yield results
+    if not units:
+        yield results
+
+
+def _software() -> dict[str, str]:
+    """What is measured, and with what, as far as it is known here."""
+    found: dict[str, str] = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        ended = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).resolve().parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_GIT_TIMEOUT_S,
+        )
+        found["commit"] = ended.stdout.strip()
+    return found
+
+
+def _those_that_run(options: Options, groups: Sequence[Group], results: Results) -> list[Group]:
+    """Groups of frameworks that are installed, and see the card."""
+    usable = {}
+    for framework in dict.fromkeys(group.framework for group in groups):
+        first = next(group for group in groups if group.framework == framework)
+        try:
+            with BareLoop(framework, options.visible_to(first), FRACTION) as bare:
+                versions = bare.versions()
+        except FAILURES as error:
+            results.skipped[FRAMEWORKS[framework]] = describe(error)
+            continue
+        if first.on_card:
+            shown = ", ".join(f"{name} {value}" for name, value in versions.items())
+            results.machine[FRAMEWORKS[framework]] = shown.removeprefix("version ")
+            if options.card is not None and "device" not in versions:
+                results.skipped[FRAMEWORKS[framework]] = f"{shown}: it sees no GPU"
+                continue
+        usable[framework] = True
+    return [group for group in groups if group.framework in usable]
+
+
+def _units(
+    options: Options, groups: Sequence[Group], parts: frozenset[str], exports: _Exports
+) -> list[_Unit]:
+    units: list[_Unit] = []
+    if "transfers" in parts:
+        lines = [*transfers.figures(options)]
+        units.append(_Unit("transfers", lines, partial(transfers.measure, options)))
+    if asked := parts & {"offline", "latency"}:
+        for group in groups:
+            name = f"{' and '.join(sorted(asked, reverse=True))} of {group.title}"
+            lines = [*offline.figures(options, group, asked)]
+            units.append(_Unit(name, lines, partial(_offline, options, group, exports, asked)))
+    for part, (figures, measure) in _OF_CHIEFS.items():
+        for group in _chiefs(groups) if part in parts else ():
+            lines = [*figures(options, group)]
+            how = partial(_of_chief, measure, options, group, exports)
+            units.append(_Unit(f"{part} of {group.title}", lines, how))
+    return units
+
+
+def _offline(options: Options, group: Group, exports: _Exports, parts: frozenset[str]) -> Found:
+    return offline.measure(options, group, exports.path(group), parts)
+
+
+def _of_chief(
+    measure: Callable[[Options, Group, Path | None], Found],
+    options: Options,
+    group: Group,
+    exports: _Exports,
+) -> Found:
+    return measure(options, group, exports.path(group))
+
+
+def _chiefs(groups: Sequence[Group]) -> list[Group]:
+    """Of each framework the first network, at the precision that its card is fastest at."""
+    chiefs: dict[str, Group] = {}
+    for group in groups:
+        best = chiefs.get(group.framework)
+        if best is None or (best.network == group.network and group.precision == "float16"):
+            chiefs[group.framework] = group
+    return list(chiefs.values())
