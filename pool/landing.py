@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from batchyard.pool.gpu.card import OutputSpec
 from batchyard.pool.intake import Assignment
 from batchyard.pool.outputs import Output, can_reply, describe, no_room, nowhere_else, reply
 from batchyard.pool.runtimes.base import Array
 from batchyard.wire import arena, dtypes, work
-
-# (name, dtype, shape, nbytes) of an output on the card.
-Wanted = tuple[str, str, tuple[int, ...], int]
 
 
 class Landing:
@@ -38,9 +36,9 @@ class Landing:
         self._fd: int | None = None
         self._overflow: arena.Mapping | None = None
 
-    def room(self, wanted: Sequence[Wanted]) -> list[Array]:
+    def room(self, specs: Sequence[OutputSpec]) -> list[Array]:
         """Bytes for what is on the card, in its order. Raises ResourceExhausted."""
-        coming = iter(wanted)
+        coming = iter(specs)
         for output in self._in_host:
             if output is None:
                 name, dtype, shape, nbytes = next(coming)
