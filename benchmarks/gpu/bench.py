@@ -52,7 +52,7 @@ from batchyard.benchmarks.gpu.card_facts import CardWatch
 from batchyard.benchmarks.gpu.guarded import describe
 from batchyard.benchmarks.gpu.options import FRACTION, Options
 from batchyard.benchmarks.gpu.subjects import FRAMEWORKS, Group
-from batchyard.benchmarks.gpu.tolerance import FAILURES
+from batchyard.benchmarks.gpu.tolerance import FAILURES, Found
 from batchyard.benchmarks.machine import describe as describe_machine
 from batchyard.benchmarks.progress import ProgressBar
 from batchyard.benchmarks.results import Figure, Results
@@ -69,7 +69,6 @@ _OF_CHIEFS = {
     "server": (online.figures, online.measure),
     "workers": (sharing.figures, sharing.measure),
 }
-Found = tuple[dict[str, list[float]], dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +181,7 @@ def _units(
 ) -> list[_Unit]:
     units: list[_Unit] = []
     if "transfers" in parts:
-        lines = [*transfers.figures(options)]
+        lines = [*transfers.figures()]
         units.append(_Unit("transfers", lines, partial(transfers.measure, options)))
     if asked := parts & {"offline", "latency"}:
         for group in groups:
