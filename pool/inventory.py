@@ -16,6 +16,8 @@ from typing import Any
 from batchyard.pool.mps import read_mps
 
 _MIB = 1024 * 1024
+# How people name none.
+_HIDING = ("", "-1", "NoDevFiles", "none", "void")
 
 
 class ComputeMode(IntEnum):
@@ -95,10 +97,14 @@ class VisibleDevice:
 
 @dataclass(frozen=True)
 class Visible:
-    """What CUDA may use, in its order; ``note`` says why there is nothing, or why not more."""
+    """What CUDA may use, in its order; ``note`` says why there is nothing, or why not more.
+
+    ``wrong`` is what ``CUDA_VISIBLE_DEVICES`` says that can hardly be meant.
+    """
 
     devices: tuple[VisibleDevice, ...]
     note: str
+    wrong: str = ""
 
 
 def visible_devices(inventory: Inventory, environ: Mapping[str, str]) -> Visible:
@@ -116,12 +122,12 @@ def visible_devices(inventory: Inventory, environ: Mapping[str, str]) -> Visible
     """
     everything = [device for gpu in inventory.gpus for device in _expose(gpu)]
     value = environ.get("CUDA_VISIBLE_DEVICES")
-    chosen = everything if value is None else _named(value, inventory)
+    chosen, wrong = (everything, "") if value is None else _named(value, inventory)
     notes: list[str] = []
     if value is not None and everything:
         setting = f"CUDA_VISIBLE_DEVICES={value!r}"
         hidden = f"{setting} hides every GPU (this machine has {len(inventory.gpus)})"
-        notes.append(f"by {setting}" if chosen else hidden)
+        notes.append((f"by {setting}" if chosen else hidden) + (f": {wrong}" if wrong else ""))
     if inventory.note or not everything:
         notes.append(inventory.note or "this machine has none")
     most = {gpu.uuid: _processes_max(gpu, inventory.has_mps) for gpu in inventory.gpus}
@@ -129,7 +135,7 @@ def visible_devices(inventory: Inventory, environ: Mapping[str, str]) -> Visible
         replace(device, index=index, processes_max=most[device.card])
         for index, device in enumerate(chosen)
     )
-    return Visible(tuple(devices), "; ".join(notes))
+    return Visible(tuple(devices), "; ".join(notes), wrong)
 
 
 def _processes_max(gpu: Gpu, has_mps: bool) -> int | None:
@@ -156,16 +162,18 @@ def _old_name(card: str, ids: tuple[int, int] | None) -> str:
     return f"MIG-{card}/{ids[0]}/{ids[1]}" if ids else ""
 
 
-def _named(value: str, inventory: Inventory) -> list[VisibleDevice]:
+def _named(value: str, inventory: Inventory) -> tuple[list[VisibleDevice], str]:
+    """The devices that it names, and what is wrong with it."""
     chosen: list[VisibleDevice] = []
-    for entry in value.split(","):
-        found = _resolve(entry.strip(), inventory)
+    for entry in map(str.strip, value.split(",")):
+        found = _resolve(entry, inventory)
         if not found:
-            break
+            is_meant = entry in _HIDING or not inventory.gpus
+            return chosen, "" if is_meant else f"{entry[:80]!r} names no GPU here and ends the list"
         if any(device in chosen for device in found):
-            return []
+            return [], f"{entry!r} names a GPU a second time, which voids the list"
         chosen += found
-    return chosen
+    return chosen, ""
 
 
 def _resolve(entry: str, inventory: Inventory) -> list[VisibleDevice]:

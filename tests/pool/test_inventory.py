@@ -263,6 +263,26 @@ def test_cuda_visible_devices_chooses_and_orders(value: str | None, uuids: list[
     assert ("hides every GPU" in visible.note) == (value is not None and not uuids)
 
 
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [
+        (None, ""),
+        ("", ""),
+        ("-1", ""),
+        ("0,-1,1", ""),
+        ("0,1", ""),
+        ("0,9,1", "'9' names no GPU here and ends the list"),
+        ("0;1", "'0;1' names no GPU here and ends the list"),
+        ("gpu:0", "'gpu:0' names no GPU here and ends the list"),
+        ("0,GPU-aa11", "'GPU-aa11' names a GPU a second time, which voids the list"),
+    ],
+)
+def test_what_can_hardly_be_meant_is_said(value: str | None, wrong: str) -> None:
+    visible = visible_devices(MIXED, {} if value is None else {"CUDA_VISIBLE_DEVICES": value})
+    assert visible.wrong == wrong
+    assert wrong in visible.note
+
+
 NAMES = ["0", "3", "9", "-1", "GPU-", "GPU-aa", "GPU-aa11", "MIG-1", "MIG-GPU-ccdd/1/0", "/", " "]
 
 
