@@ -99,12 +99,14 @@ class VisibleDevice:
 class Visible:
     """What CUDA may use, in its order; ``note`` says why there is nothing, or why not more.
 
-    ``wrong`` is what ``CUDA_VISIBLE_DEVICES`` says that can hardly be meant.
+    ``wrong`` is what ``CUDA_VISIBLE_DEVICES`` says that can hardly be meant. ``may_come``: NVML did
+    not tell of all that there may be.
     """
 
     devices: tuple[VisibleDevice, ...]
     note: str
     wrong: str = ""
+    may_come: bool = False
 
 
 def visible_devices(inventory: Inventory, environ: Mapping[str, str]) -> Visible:
@@ -135,7 +137,7 @@ def visible_devices(inventory: Inventory, environ: Mapping[str, str]) -> Visible
         replace(device, index=index, processes_max=most[device.card])
         for index, device in enumerate(chosen)
     )
-    return Visible(tuple(devices), "; ".join(notes), wrong)
+    return Visible(tuple(devices), "; ".join(notes), wrong, bool(inventory.note))
 
 
 def _processes_max(gpu: Gpu, has_mps: bool) -> int | None:
