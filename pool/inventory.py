@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -16,6 +18,8 @@ from typing import Any
 from batchyard.pool.mps import read_mps
 
 _MIB = 1024 * 1024
+# A driver without persistence mode starts its cards first: seconds each.
+_PATIENCE_S = 20.0
 # How people name none.
 _HIDING = ("", "-1", "NoDevFiles", "none", "void")
 
@@ -192,8 +196,31 @@ def _resolve(entry: str, inventory: Inventory) -> list[VisibleDevice]:
     return _expose(cards[0]) if len(cards) == 1 else []
 
 
-def read_inventory() -> Inventory:
-    """The GPUs of this machine. Never raises: what went wrong stands in the ``note``."""
+_asking: list[threading.Thread] = []
+
+
+def read_inventory(patience_s: float = _PATIENCE_S) -> Inventory:
+    """The GPUs of this machine. Never raises: what went wrong stands in the ``note``.
+
+    A driver that hangs, as when a card fell off the bus, is given up after ``patience_s``; as long
+    as it hangs it is not asked again.
+    """
+    found: list[Inventory] = []
+    if not any(thread.is_alive() for thread in _asking):
+        thread = threading.Thread(target=lambda: found.append(_ask()), name="nvml", daemon=True)
+        _asking[:] = [thread]
+        # It may stay. Signals are for threads that take them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        thread.join(patience_s)
+    hangs = f"NVML does not answer within {patience_s:g} s: the driver hangs (see dmesg, nvidia-smi)"
+    return found[0] if found else Inventory(note=hangs)
+
+
+def _ask() -> Inventory:
     try:
         import pynvml  # only a server needs it, and only here
     except Exception as error:  # a broken installation can raise anything, and must not stop a CPU

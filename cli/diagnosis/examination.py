@@ -120,7 +120,9 @@ def _software() -> list[Finding]:
 
 
 def _gpus(subject: Subject, looking: tensorflow.Looking | None, patience_s: float) -> list[Finding]:
-    inventory, driver = read_inventory(), nvml.read_driver()
+    inventory = read_inventory()
+    # A driver that hangs is not asked for more.
+    driver = nvml.read_driver() if inventory.gpus else cards.Driver()
     wants = subject.wants_gpu
     findings = cards.check_cards(inventory, driver, nvml.read_device_files(), os.environ, wants)
     if inventory.gpus:

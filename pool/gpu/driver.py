@@ -90,13 +90,15 @@ class Driver:
             handle_of = importlib.import_module("cuda.bindings.utils").get_cuda_native_handle
         except (ImportError, AttributeError) as error:
             raise NoCuda(
-                f"cuda-bindings 12.9.1 or later is needed: pip install 'batchyard[gpu]' ({error})"
+                f"cuda-bindings 12.9.1 or later is needed: pip install 'cuda-bindings>=12.9.1' ({error})"
             ) from None
         try:
             (code,) = binding.cuInit(0)
         except Exception as error:
             # Each of its versions has errors of its own for a library that is not there.
-            raise NoCuda(f"no CUDA driver (libcuda.so.1) here: {error}") from None
+            raise NoCuda(
+                f"no CUDA driver (libcuda.so.1) here that cuda-bindings can use: {error}"
+            ) from None
         try:
             if code != 0:
                 raise _error(binding, "cuInit", code)

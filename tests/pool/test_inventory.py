@@ -5,6 +5,7 @@ No card is here, so a module of a few lines stands for NVML where cards are need
 
 from __future__ import annotations
 
+import threading
 import sys
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
@@ -193,6 +194,24 @@ def test_a_failing_count_is_noted_and_nvml_shut_down(monkeypatch: pytest.MonkeyP
     assert inventory.gpus == ()
     assert "Insufficient Permissions" in inventory.note
     assert nvml.shutdowns == 1
+
+
+def test_a_driver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = install(monkeypatch, Card("GPU-a"))
+    answers, asked = threading.Event(), []
+
+    def hang() -> int:
+        asked.append(threading.current_thread())
+        answers.wait(10)
+        return 1
+
+    nvml.nvmlDeviceGetCount = hang  # type: ignore[method-assign]
+    assert "NVML does not answer within 0.01 s" in read_inventory(0.01).note
+    assert "NVML does not answer" in read_inventory(0.01).note
+    assert len(asked) == 1
+    answers.set()
+    asked[0].join()
+    assert [gpu.uuid for gpu in read_inventory().gpus] == ["GPU-a"]
 
 
 def test_a_failing_shutdown_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
