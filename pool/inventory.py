@@ -216,7 +216,7 @@ def read_inventory(patience_s: float = _PATIENCE_S) -> Inventory:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         thread.join(patience_s)
-    hangs = f"NVML does not answer within {patience_s:g} s: the driver hangs (see dmesg, nvidia-smi)"
+    hangs = f"NVML does not answer within {patience_s:g} s: the driver hangs, dmesg may say why"
     return found[0] if found else Inventory(note=hangs)
 
 

@@ -5,8 +5,8 @@ No card is here, so a module of a few lines stands for NVML where cards are need
 
 from __future__ import annotations
 
-import threading
 import sys
+import threading
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
