@@ -118,6 +118,15 @@ class Driver:
         """Has this thread use the card. Cheap."""
         self._call("cuCtxSetCurrent", self._context)
 
+    def bear_captures(self) -> None:
+        """Lets this thread wait while another one captures a graph; it captures none itself.
+
+        Where a capture was begun in the global mode, as PyTorch does unless it is told otherwise,
+        CUDA refuses all threads what could disturb it, and ends it when one asks for that.
+        """
+        relaxed = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        self._call("cuThreadExchangeStreamCaptureMode", relaxed)
+
     def page_lock(self, address: int, nbytes: int) -> None:
         """Keeps memory where it is, so that the card reads and writes it by itself.
 
