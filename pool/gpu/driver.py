@@ -15,6 +15,8 @@ import importlib
 import os
 from typing import Any
 
+# The first that lets other threads run while it waits.
+BINDING = "cuda-bindings>=12.9.1"
 _UNKNOWN = "CUDA_ERROR_UNKNOWN"
 # Of a code, the reference says that "any further CUDA work will return the same error. To continue
 # using CUDA, the process must be terminated and relaunched", or that the context is gone.
@@ -89,14 +91,14 @@ class Driver:
             binding: Any = importlib.import_module("cuda.bindings.driver")
             handle_of = importlib.import_module("cuda.bindings.utils").get_cuda_native_handle
         except (ImportError, AttributeError) as error:
-            raise NoCuda(
-                f"cuda-bindings 12.9.1 or later is needed: pip install 'batchyard[gpu]' ({error})"
-            ) from None
+            raise NoCuda(f"it takes the binding: pip install '{BINDING}' ({error})") from None
         try:
             (code,) = binding.cuInit(0)
         except Exception as error:
             # Each of its versions has errors of its own for a library that is not there.
-            raise NoCuda(f"no CUDA driver (libcuda.so.1) here: {error}") from None
+            raise NoCuda(
+                f"no CUDA driver (libcuda.so.1) here that cuda-bindings can use: {error}"
+            ) from None
         try:
             if code != 0:
                 raise _error(binding, "cuInit", code)
