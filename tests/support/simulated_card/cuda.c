@@ -23,8 +23,10 @@ enum {
   INVALID_HANDLE = 400,
   NOT_FOUND = 500,
   NOT_READY = 600,
+  CONTEXT_IS_DESTROYED = 709,
   ALREADY_REGISTERED = 712,
   NOT_REGISTERED = 713,
+  CAPTURE_UNSUPPORTED = 900,
 };
 
 static const struct { int code; const char *name, *text; } errors[] = {
@@ -40,6 +42,7 @@ static const struct { int code; const char *name, *text; } errors[] = {
     {500, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {600, "CUDA_ERROR_NOT_READY", "device not ready"},
     {700, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {709, "CUDA_ERROR_CONTEXT_IS_DESTROYED", "context is destroyed"},
     {712, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED",
      "part or all of the requested memory range is already mapped"},
     {713, "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED",
@@ -47,6 +50,8 @@ static const struct { int code; const char *name, *text; } errors[] = {
     {719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {800, "CUDA_ERROR_NOT_PERMITTED", "operation not permitted"},
     {801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
+    {900, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+     "operation not permitted when stream is capturing"},
 };
 
 /* Memory of the card, or of the host where that is page-locked. */
@@ -62,6 +67,8 @@ static struct use *use;
 static int retained;
 static struct range *device_memory, *page_locked;
 static __thread int is_current;
+static __thread int capture_mode; /* 0: global, as every thread's is at first; 2: relaxed */
+static int capturing;
 static int context; /* its address is the context's */
 
 static struct range *find(struct range *ranges, const void *at, size_t nbytes) {
@@ -444,8 +451,8 @@ int cuEventDestroy(struct event *event) {
 int cuEventRecord(struct event *event, void *handle) {
   ENTER;
   struct stream *stream = stream_of(handle);
-  if (!stream || !event)
-    return leave(INVALID_HANDLE);
+  if (!stream || !event) /* as CUDA says of a stream that was destroyed */
+    return leave(stream ? INVALID_HANDLE : CONTEXT_IS_DESTROYED);
   release(event->last);
   event->last = calloc(1, sizeof *event->last);
   event->last->references = 1;
@@ -469,6 +476,8 @@ int cuEventQuery(struct event *event) {
 
 int cuEventSynchronize(struct event *event) {
   ENTER;
+  if (capturing && capture_mode != 2)
+    return leave(CAPTURE_UNSUPPORTED);
   struct record *record = event->last;
   if (record) {
     record->references++;
@@ -477,6 +486,14 @@ int cuEventSynchronize(struct event *event) {
     release(record);
   }
   return leave(broken);
+}
+
+int cuThreadExchangeStreamCaptureMode(int *mode) {
+  ENTER;
+  int before = capture_mode;
+  capture_mode = *mode;
+  *mode = before;
+  return leave(OK);
 }
 
 int cuEventElapsedTime(float *ms, struct event *begin, struct event *end) {
@@ -525,6 +542,13 @@ void simulated_break(int code) {
   pthread_mutex_lock(&lock);
   broken = code;
   pthread_cond_broadcast(&changed);
+  pthread_mutex_unlock(&lock);
+}
+
+/* For tests: from now on, or no longer, a stream is captured in the global mode. */
+void simulated_capture(int is_captured) {
+  pthread_mutex_lock(&lock);
+  capturing = is_captured;
   pthread_mutex_unlock(&lock);
 }
 
@@ -587,6 +611,7 @@ static const struct { const char *name; void *function; } functions[] = {
     NAMED(cuStreamSynchronize), NAMED(cuStreamQuery), NAMED(cuStreamWaitEvent),
     NAMED(cuEventCreate), NAMED(cuEventDestroy), NAMED(cuEventRecord), NAMED(cuEventQuery),
     NAMED(cuEventSynchronize), NAMED(cuEventElapsedTime), NAMED(cuLaunchHostFunc),
+    NAMED(cuThreadExchangeStreamCaptureMode),
     NAMED(cuModuleLoadData), NAMED(cuModuleGetFunction), NAMED(cuLaunchKernel),
 };
 
