@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from batchyard.pool.gpu.card import OutputSpec
 from batchyard.pool.intake import Assignment
-from batchyard.pool.outputs import Output, can_reply, describe, no_room, nowhere_else, reply
+from batchyard.pool.outputs import Output, OutputMemory, can_reply, describe, nowhere_else, reply
 from batchyard.pool.runtimes.base import Array
 from batchyard.wire import arena, dtypes, work
-
-# (name, dtype, shape, nbytes) of an output on the card.
-Wanted = tuple[str, str, tuple[int, ...], int]
 
 
 class Landing:
@@ -35,18 +32,18 @@ class Landing:
         ]
         self._outputs: list[Output] = []
         self._offsets: list[int] = []
-        self._fd: int | None = None
-        self._overflow: arena.Mapping | None = None
+        self._memory: OutputMemory | None = None
 
-    def room(self, wanted: Sequence[Wanted]) -> list[Array]:
+    def room(self, specs: Sequence[OutputSpec]) -> list[Array]:
         """Bytes for what is on the card, in its order. Raises ResourceExhausted."""
-        coming = iter(wanted)
+        coming = iter(specs)
         for output in self._in_host:
             if output is None:
                 name, dtype, shape, nbytes = next(coming)
                 output = Output(name, dtype, shape, None, nbytes)
             self._outputs.append(output)
-        memory, offset = self._memory()
+        self._memory = OutputMemory(self._outputs, self._assignment)
+        memory, offset = self._memory.bytes, self._memory.offset
         given = []
         for output in self._outputs:
             self._offsets.append(offset)
@@ -81,8 +78,7 @@ class Landing:
             (o.name, o.dtype, o.shape, offset, o.nbytes)
             for o, offset in zip(self._outputs, self._offsets, strict=True)
         ]
-        fds = [] if self._fd is None else [self._fd]
-        self._fd = None
+        fds = [] if self._memory is None else self._memory.take_fds()
         self.close()
         return placed, fds, replied
 
@@ -90,21 +86,6 @@ class Landing:
         """Gives back what only this has."""
         for output in self._outputs:
             output.data = None
-        if self._overflow is not None:
-            self._overflow.close()
-            self._overflow = None
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-    def _memory(self) -> tuple[memoryview, int]:
-        execute = self._assignment.execute
-        total = sum(arena.align(output.nbytes) for output in self._outputs)
-        if total <= execute.output_nbytes:
-            return self._assignment.arena.data, execute.output_offset
-        try:
-            self._fd = arena.create_memfd(total, "batchyard-outputs")
-            self._overflow = arena.Mapping(self._fd)
-        except OSError as error:
-            raise no_room(total, error) from None
-        return self._overflow.memory, 0
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None

@@ -28,6 +28,42 @@ class Output:
     nbytes: int
 
 
+class OutputMemory:
+    """What a batch's outputs lie in, one behind the other: its block, or a memfd of their own."""
+
+    def __init__(self, outputs: Sequence[Output], assignment: Assignment) -> None:
+        """A memfd where they do not fit into the block. Raises ResourceExhausted."""
+        execute = assignment.execute
+        self._fds: list[int] = []
+        self._mapping: arena.Mapping | None = None
+        nbytes = sum(arena.align(output.nbytes) for output in outputs)
+        if nbytes <= execute.output_nbytes:
+            self.bytes, self.offset = assignment.arena.data, execute.output_offset
+            return
+        try:
+            self._fds.append(arena.create_memfd(nbytes, "batchyard-outputs"))
+            self._mapping = arena.Mapping(self._fds[0])
+        except OSError as error:
+            self.close()
+            raise ResourceExhausted(
+                f"the worker has no memory for outputs of {nbytes} bytes: {error.strerror}"
+            ) from None
+        self.bytes, self.offset = self._mapping.memory, 0
+
+    def take_fds(self) -> list[int]:
+        """The memfd, if there is one: the caller's from now on."""
+        fds, self._fds = self._fds, []
+        return fds
+
+    def close(self) -> None:
+        """Unmaps the memfd, and closes it if nobody took it."""
+        if self._mapping is not None:
+            self._mapping.close()
+            self._mapping = None
+        for fd in self.take_fds():
+            os.close(fd)
+
+
 def place(
     outputs: Sequence[tuple[str, Array]], assignment: Assignment
 ) -> tuple[list[work.PlacedOutput], list[int], bool]:
@@ -96,31 +132,11 @@ def _place_all(
     outputs: Sequence[Output], assignment: Assignment
 ) -> tuple[list[work.PlacedOutput], list[int]]:
     """Writes outputs into their part of the block, or into a memfd when they do not fit."""
-    execute = assignment.execute
-    total = sum(arena.align(output.nbytes) for output in outputs)
-    if total <= execute.output_nbytes:
-        return _write(outputs, assignment.arena.data, execute.output_offset), []
+    memory = OutputMemory(outputs, assignment)
     try:
-        fd = arena.create_memfd(total, "batchyard-outputs")
-    except OSError as error:
-        raise no_room(total, error) from None
-    try:
-        mapping = arena.Mapping(fd)
-        placed = _write(outputs, mapping.memory, 0)
-        mapping.close()
-    except BaseException as error:
-        os.close(fd)
-        if isinstance(error, OSError):
-            raise no_room(total, error) from None
-        raise
-    return placed, [fd]
-
-
-def no_room(nbytes: int, error: OSError) -> ResourceExhausted:
-    """The kernel gives no memory for outputs."""
-    return ResourceExhausted(
-        f"the worker has no memory for outputs of {nbytes} bytes: {error.strerror}"
-    )
+        return _write(outputs, memory.bytes, memory.offset), memory.take_fds()
+    finally:
+        memory.close()
 
 
 def _write(outputs: Sequence[Output], memory: memoryview, offset: int) -> list[work.PlacedOutput]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from batchyard.pool.card_execution import begin
-from batchyard.pool.gpu.card import Card
+from batchyard.pool.gpu.card import Card, OutputSpec
 from batchyard.pool.runtimes.base import Array, LoadedModel
 
 
@@ -51,5 +51,5 @@ def _on_card(model: LoadedModel, card: Card, signature: str, inputs: Mapping[str
     return Ran([array for _, array in outputs], batch.seconds)
 
 
-def _room(wanted: Sequence[tuple[str, str, tuple[int, ...], int]]) -> list[Array]:
-    return [np.empty(nbytes, np.uint8) for _, _, _, nbytes in wanted]
+def _room(specs: Sequence[OutputSpec]) -> list[Array]:
+    return [np.empty(nbytes, np.uint8) for _, _, _, nbytes in specs]

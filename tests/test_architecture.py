@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs/architecture.md").read_text()
     "folder",
     [
         *("wire", "wire/tensorflow_serving", "broker", "pool", "clients", "clients/gateways"),
-        *("clients/gateways/rest", "clients/gateways/grpc", "pool/gpu"),
+        *("clients/gateways/rest", "clients/gateways/grpc", "pool/gpu", "pool/runtimes"),
     ],
 )
 def test_every_module_is_where_things_are(folder: str) -> None:

@@ -4,33 +4,7 @@ What each part measures is said in its module: ``transfers``, ``offline`` (and l
 (server rate, prediction, goodput), ``sharing`` (several workers). Each framework that is found is
 measured; what cannot be measured is told with its reason, and the rest goes on.
 
-**What is expected of an H100** (SXM, PCIe gen 5 x16), written down before any of it ran there:
-
-- Transfers: 50 to 55 GB/s from page-locked memory, whoever allocated it (the bus' 63 GB/s less
-  its packets' headers), for blocks of some MB on; 10 to 25 GB/s from pageable memory, which the
-  driver copies first. Registered and allocated memory are the same to the card: 0.98 or more.
-- ResNet50, batch 64, inputs on the card: PyTorch without compilation 1,800 to 2,500 images/s in
-  float32 (TF32 in convolutions) and 4,500 to 7,000 in float16 with channels_last; XLA (JAX,
-  TensorFlow) 2,500 to 3,500 and 6,000 to 11,000. A batch is 9 to 14 ms in float16; its 160 kernels
-  take the host 3 to 5 ms to launch without compilation, below 1 ms with.
-- Its inputs are 38.5 MB a batch: 0.75 ms on the bus. Overlapped, nothing of it is seen, and the
-  rate through the broker is that of the bare loop (0.98: what is left is the first launch after
-  each hand-over). Without device_arrays a batch waits for a copy from pageable memory of 2 to 4 ms:
-  0.75 to 0.85 in float16.
-- Someone must bring 3 GB/s from clients' memory to the arena at 5,000 images/s: a third to a half
-  of what one thread copies. It is the thread that launches: from about 8,000 images/s on, or where
-  launches take half of a batch's time, that thread is the limit, and the rate falls below 0.98.
-- Server rate, p99 ≤ 15 ms: in virtual time, where nothing but batching and chance costs anything, a
-  card that takes 12.8 ms for 64 images keeps 0.85 of its offline rate if 1 ms of that is a batch's
-  own, and 0.93 if 0.3 ms is; one that takes 8.5 ms, about 0.05 more. So 0.82 to 0.88 of PyTorch,
-  whose launches are a batch's own, and 0.90 and more where XLA compiles.
-- One row, unloaded: the bare call (launch-bound, 3 to 5 ms; XLA 1 to 1.5 ms) and 0.15 to 0.25 ms.
-- MLP: a batch takes 50 to 100 µs, nearly all of it launches; the broker's and the worker's work
-  for a batch is as long. 0.3 to 0.6 with whole batches, 0.1 with single rows: what costs is the
-  request.
-- 2 and 4 workers on one card take turns (time slices of 2 ms): 0.95 to 1.0 of one worker's rate for
-  ResNet50; more than one where launches leave gaps, so most for the MLP. With MPS they overlap.
-- The sleeper is no card: below 0.98 the machine's cores, or the harness, limit everything else too.
+What was expected before any of it ran on a card stands in docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -52,7 +26,7 @@ from batchyard.benchmarks.gpu.card_facts import CardWatch
 from batchyard.benchmarks.gpu.guarded import describe
 from batchyard.benchmarks.gpu.options import FRACTION, Options
 from batchyard.benchmarks.gpu.subjects import FRAMEWORKS, Group
-from batchyard.benchmarks.gpu.tolerance import FAILURES
+from batchyard.benchmarks.gpu.tolerance import FAILURES, Found
 from batchyard.benchmarks.machine import describe as describe_machine
 from batchyard.benchmarks.progress import ProgressBar
 from batchyard.benchmarks.results import Figure, Results
@@ -69,7 +43,6 @@ _OF_CHIEFS = {
     "server": (online.figures, online.measure),
     "workers": (sharing.figures, sharing.measure),
 }
-Found = tuple[dict[str, list[float]], dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +155,7 @@ def _units(
 ) -> list[_Unit]:
     units: list[_Unit] = []
     if "transfers" in parts:
-        lines = [*transfers.figures(options)]
+        lines = [*transfers.figures()]
         units.append(_Unit("transfers", lines, partial(transfers.measure, options)))
     if asked := parts & {"offline", "latency"}:
         for group in groups:

@@ -25,7 +25,7 @@ import click
 from batchyard.benchmarks.gpu.card_memory import EXPLANATIONS, MIB
 from batchyard.benchmarks.gpu.check_binding import check_each
 from batchyard.benchmarks.gpu.check_memory import check_cap, check_growth, check_sharing
-from batchyard.benchmarks.gpu.check_subject import Subject, guarded
+from batchyard.benchmarks.gpu.check_subject import Subject, verdicts_of
 from batchyard.benchmarks.gpu.frameworks import NAMES, Framework, look_at
 from batchyard.benchmarks.gpu.pools import (
     has_binding,
@@ -152,7 +152,7 @@ def _check_all(wish: _Wish, folder: Path, visible: Visible, nvml: Any) -> Iterat
                 continue
         subject = Subject(name.partition("=")[0], allocation, wish.card, visible.devices, nvml)
         for check, part in _parts(subject, wish):
-            yield from guarded(subject, check, part)
+            yield from verdicts_of(subject, check, part)
 
 
 def _parts(subject: Subject, wish: _Wish) -> Iterator[tuple[str, Callable[[], Iterator[Verdict]]]]:

@@ -14,7 +14,7 @@ from batchyard.cli.local_server import ServerDidNotStart
 from batchyard.pool.inventory import VisibleDevice
 from batchyard.wire.errors import BatchyardError
 
-# What the issue's figures allow a cap to be off by.
+# What a cap may be off by.
 TOLERANCE = 0.05
 _MESSAGE_MAX = 300
 
@@ -47,10 +47,10 @@ class Subject:
         return round((1 + TOLERANCE) * cap) + (self.overhead or 0)
 
 
-def guarded(
+def verdicts_of(
     subject: Subject, check: str, part: Callable[[], Iterator[Verdict]]
 ) -> Iterator[Verdict]:
-    """What a part of the check says; FAILED where it breaks off."""
+    """What a part of the check finds; FAILED where it breaks off."""
     try:
         yield from part()
     except (BatchyardError, BenchmarkFailed, ServerDidNotStart, subject.nvml.NVMLError) as error:

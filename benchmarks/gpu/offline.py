@@ -20,16 +20,15 @@ from batchyard.benchmarks.gpu.guarded import describe
 from batchyard.benchmarks.gpu.options import FRACTION, Options
 from batchyard.benchmarks.gpu.server import serving
 from batchyard.benchmarks.gpu.subjects import Group, Variant, served_model
-from batchyard.benchmarks.gpu.tolerance import FAILURES, run_tolerant_rounds
+from batchyard.benchmarks.gpu.tolerance import FAILURES, Found, run_tolerant_rounds
 from batchyard.benchmarks.results import Figure
 
 GOAL = 0.98
-# Of the batch at which the issue is to be decided; smaller ones are more overhead.
+# The goal is for batches so large; smaller ones are more overhead.
 _GOAL_BATCH = 64
 # Float16, summed in another order.
 _RELATIVE, _ABSOLUTE = 0.05, 0.02
 Measure = Callable[[], Mapping[str, float]]
-Found = tuple[dict[str, list[float]], dict[str, str]]
 
 
 def figures(options: Options, group: Group, parts: frozenset[str]) -> Iterator[Figure]:

@@ -16,7 +16,7 @@ from batchyard.benchmarks.gpu.feeding import Feeders
 from batchyard.benchmarks.gpu.options import FRACTION, Options
 from batchyard.benchmarks.gpu.server import serving
 from batchyard.benchmarks.gpu.subjects import Group, served_model
-from batchyard.benchmarks.gpu.tolerance import run_tolerant_rounds
+from batchyard.benchmarks.gpu.tolerance import Found, run_tolerant_rounds
 from batchyard.benchmarks.load import trials
 from batchyard.benchmarks.load.plan import LoadPlan, MixEntry, Poisson
 from batchyard.benchmarks.load.run import run_load
@@ -39,7 +39,6 @@ _WARM_UP_S = 1.0
 # Of the deadline. A late generator takes from the time that the server has: it makes no figure
 # better, and what it was is told.
 _LAG_SHARE = 0.05
-Found = tuple[dict[str, list[float]], dict[str, str]]
 
 
 def figures(options: Options, group: Group) -> Iterator[Figure]:

@@ -13,10 +13,8 @@ from batchyard.benchmarks.gpu.guarded import describe
 from batchyard.benchmarks.gpu.options import SHARED_FRACTION, Options
 from batchyard.benchmarks.gpu.server import serving
 from batchyard.benchmarks.gpu.subjects import Group, served_model
-from batchyard.benchmarks.gpu.tolerance import FAILURES, run_tolerant_rounds
+from batchyard.benchmarks.gpu.tolerance import FAILURES, Found, run_tolerant_rounds
 from batchyard.benchmarks.results import Figure
-
-Found = tuple[dict[str, list[float]], dict[str, str]]
 
 
 def figures(options: Options, group: Group) -> Iterator[Figure]:

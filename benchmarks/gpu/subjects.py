@@ -47,15 +47,14 @@ class Way:
     device_arrays: bool
 
 
-SESSION = Way("session", "session", False)
-SAVEDMODEL_DEVICE = Way("device", "device_arrays", True)
-PYTHON_HOST = Way("host", "host arrays", False)
-PYTHON_DEVICE = Way("device", "device_arrays", True)
+_SESSION = Way("session", "session", False)
+_HOST = Way("host", "host arrays", False)
+_DEVICE = Way("device", "device_arrays", True)
 _WAYS = {
-    "sleeper": (PYTHON_HOST,),
-    "tensorflow": (SESSION, SAVEDMODEL_DEVICE),
-    "pytorch": (PYTHON_HOST, PYTHON_DEVICE),
-    "jax": (PYTHON_HOST, PYTHON_DEVICE),
+    "sleeper": (_HOST,),
+    "tensorflow": (_SESSION, _DEVICE),
+    "pytorch": (_HOST, _DEVICE),
+    "jax": (_HOST, _DEVICE),
 }
 # Whether XLA compiles: what a framework leaves to choose.
 _XLA = {"sleeper": (False,), "tensorflow": (False, True), "pytorch": (False,), "jax": (True,)}
@@ -153,6 +152,19 @@ def groups(
     return found, skipped
 
 
+def function_name(network: str, precision: str) -> str:
+    """What a framework's served models call a network at a precision."""
+    return f"{network}_{precision}"
+
+
+def network_of(function: str) -> tuple[str, str]:
+    """The network and the precision that are called so. Raises AttributeError, as modules do."""
+    network, _, precision = function.rpartition("_")
+    if network not in NETWORKS or precision not in PRECISIONS:
+        raise AttributeError(function)
+    return network, precision
+
+
 def served_model(
     group: Group, variant: Variant, batching: dict[str, Any], exported: Path | None
 ) -> Model:
@@ -167,7 +179,7 @@ def served_model(
     module = f"batchyard.benchmarks.gpu.models.{group.framework}_served"
     return Model(
         variant.key,
-        f"{module}:{group.network.name}_{group.precision}",
+        f"{module}:{function_name(group.network.name, group.precision)}",
         batching,
         inputs={"x": ("float32", (-1, *group.network.row))},
         outputs={"y": ("float32", (-1, group.network.classes))},

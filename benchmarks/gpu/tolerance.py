@@ -22,11 +22,11 @@ FAILURES = (
     ImportError,
 )
 Measurements = Mapping[str, Callable[[], Mapping[str, float]]]
+# Values by their figure's key, one a round; and why what is not there is not, by what was measured.
+Found = tuple[dict[str, list[float]], dict[str, str]]
 
 
-def run_tolerant_rounds(
-    measurements: Measurements, repeat: int
-) -> tuple[dict[str, list[float]], dict[str, str]]:
+def run_tolerant_rounds(measurements: Measurements, repeat: int) -> Found:
     """As ``run_rounds``: what was measured in every round, and why the rest was not, by name.
 
     What failed once is not asked again.

@@ -8,7 +8,7 @@ from functools import partial
 from batchyard.benchmarks.failures import BenchmarkFailed
 from batchyard.benchmarks.gpu.guarded import GuardedChild
 from batchyard.benchmarks.gpu.options import Options
-from batchyard.benchmarks.gpu.tolerance import run_tolerant_rounds
+from batchyard.benchmarks.gpu.tolerance import Found, run_tolerant_rounds
 from batchyard.benchmarks.results import Figure
 
 GOAL = 0.95
@@ -21,10 +21,9 @@ _MEMORIES = {
     "arena": "the arena, page-locked",
     "pageable": "pageable memory",
 }
-Found = tuple[dict[str, list[float]], dict[str, str]]
 
 
-def figures(options: Options) -> Iterator[Figure]:
+def figures() -> Iterator[Figure]:
     """A line a direction, a size and a kind of memory."""
     for direction, where in _DIRECTIONS.items():
         for size in SIZES:

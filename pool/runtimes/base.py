@@ -43,8 +43,9 @@ class LoadedModel(Protocol):
         """Whether the worker brings inputs to the card, and outputs back.
 
         ``run`` then takes a ``DeviceArray`` of each input but strings, returns as soon as its work
-        is enqueued, and may return what lies on the card, as anything with ``__dlpack__``. All
-        calls come from one thread.
+        is enqueued, and may return what lies on the card, as anything with ``__dlpack__``. One
+        that waits for its work instead has ``any_thread``, or the next batch is not brought
+        meanwhile.
         """
 
     def run(self, signature: str, inputs: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:

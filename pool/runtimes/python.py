@@ -21,7 +21,8 @@ import numpy as np
 from batchyard.pool.gpu import dlpack
 from batchyard.pool.runtimes.base import Array, ModelLoadError
 from batchyard.pool.runtimes.functions_end import collect_functions
-from batchyard.pool.runtimes.out_of_memory import give_back_cached_memory, is_out_of_memory
+from batchyard.pool.runtimes.model_errors import explain
+from batchyard.pool.runtimes.out_of_memory import give_back_cached_memory
 from batchyard.wire import dtypes
 from batchyard.wire.errors import BatchyardError, Internal, ResourceExhausted
 from batchyard.wire.signatures import (
@@ -82,7 +83,7 @@ class PythonModel:
                 # A client's memory is not for it to write to: from now on it gets copies.
                 self._writes_inputs = True
                 return self.run(signature, inputs)
-            failure = self._explain(error)
+            failure = explain(self._name, error)
         else:
             return self._outputs(outputs)
         if isinstance(failure, ResourceExhausted):
@@ -97,14 +98,6 @@ class PythonModel:
             and not self.device_arrays
             and not all(array.flags.writeable for array in inputs.values())
         )
-
-    def _explain(self, error: Exception) -> BatchyardError:
-        if isinstance(error, BatchyardError):
-            return error
-        if is_out_of_memory(error):
-            message = f"model {self._name!r}: the worker has no memory left {error}".rstrip()
-            return ResourceExhausted(message)
-        return Internal(f"model {self._name!r}: {type(error).__name__}: {error}")
 
     def _outputs(self, outputs: Any) -> Sequence[tuple[str, Any]]:
         if not isinstance(outputs, Mapping):

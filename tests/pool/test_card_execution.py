@@ -176,13 +176,13 @@ def say(*words: str) -> np.ndarray[Any, Any]:
         (
             "exhaust",
             ResourceExhausted.number,
-            "model 'obeys': the worker has no memory left CUDA out of memory. Tried to allocate "
+            "model 'obeys': the worker has no memory left: CUDA out of memory. Tried to allocate "
             "2.00 GiB",
         ),
         (
             "allocate",
             ResourceExhausted.number,
-            "model 'obeys': the worker has no memory left CUDA out of memory. Tried to allocate "
+            "model 'obeys': the worker has no memory left: CUDA out of memory. Tried to allocate "
             "some",
         ),
         (

@@ -128,7 +128,7 @@ def test_outputs_that_do_not_fit_travel_in_a_memfd(broker: Broker) -> None:
         (
             partial(MemoryError, "2 GB"),
             ResourceExhausted.number,
-            "model 'm': the worker has no memory left 2 GB",
+            "model 'm': the worker has no memory left: 2 GB",
         ),
         (MemoryError, ResourceExhausted.number, "model 'm': the worker has no memory left"),
         (partial(SystemExit, 3), Internal.number, "model 'm': SystemExit: 3"),

@@ -13,16 +13,14 @@ import jax
 import numpy as np
 
 from batchyard.benchmarks.gpu.models.jax_networks import build
+from batchyard.benchmarks.gpu.subjects import network_of
 
 Function = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def __getattr__(name: str) -> Function:
     """``resnet50_float16`` and the others, built when they are asked for: a worker has few."""
-    network, _, precision = name.rpartition("_")
-    if network not in ("resnet50", "mlp") or precision not in ("float32", "float16"):
-        raise AttributeError(name)
-    return _function(network, precision)
+    return _function(*network_of(name))
 
 
 def _function(network: str, precision: str) -> Function:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from batchyard.benchmarks.gpu.models.pytorch_networks import build, device
+from batchyard.benchmarks.gpu.subjects import network_of
 
 # A client's memory is read-only, and nothing here writes to it.
 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -22,10 +23,7 @@ Function = Callable[[dict[str, Any]], dict[str, Any]]
 
 def __getattr__(name: str) -> Function:
     """``resnet50_float16`` and the others, built when they are asked for: a worker has few."""
-    network, _, precision = name.rpartition("_")
-    if network not in ("resnet50", "mlp") or precision not in ("float32", "float16"):
-        raise AttributeError(name)
-    return _function(network, precision)
+    return _function(*network_of(name))
 
 
 def _function(network: str, precision: str) -> Function:

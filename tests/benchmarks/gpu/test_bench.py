@@ -26,7 +26,9 @@ from batchyard.benchmarks.gpu.subjects import (
     NETWORKS,
     PRECISIONS,
     Group,
+    function_name,
     groups,
+    network_of,
     served_model,
 )
 from batchyard.benchmarks.gpu.tolerance import run_tolerant_rounds
@@ -81,6 +83,15 @@ def test_every_way_is_a_configuration(group: Group) -> None:
     # A function that sleeps is never on the card.
     assert workers.device == (CARD.uuid if group.on_card else "cpu")
     assert workers.per_process_gpu_memory_fraction == (0.4 if group.on_card else None)
+
+
+def test_names_of_functions_tell_what_they_are() -> None:
+    for network in NETWORKS:
+        for precision in PRECISIONS:
+            assert network_of(function_name(network, precision)) == (network, precision)
+    # What a module is asked for by hasattr().
+    with pytest.raises(AttributeError, match="resnet50_int4"):
+        network_of("resnet50_int4")
 
 
 def test_keys_and_references_are_there() -> None:
@@ -185,7 +196,7 @@ def test_transfers_on_a_simulated_card(monkeypatch: pytest.MonkeyPatch, tmp_path
     how = options(VisibleDevice(0, cards.uuids[0], "a card", 1024, cards.uuids[0]))
     measured, skipped = transfers.measure(how)
     assert not skipped
-    lines = [*transfers.figures(how)]
+    lines = [*transfers.figures()]
     assert measured.keys() == {line.key for line in lines}
     assert all(value > 0 for values in measured.values() for value in values)
     assert {line.goal for line in lines if "arena" in line.key} == {0.95}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -70,6 +71,35 @@ def test_without_a_stream_the_thread_waits(
     batch.arrays["x"].__dlpack__(stream=stream)
     assert driver.log(Kind.COPY_IN)[-1].is_end
     batch.abandon()
+
+
+def test_any_thread_may_take_it(card: Card, framework: Framework) -> None:
+    taken: list[object] = []
+    with on_card(card, np.zeros(3)) as x:
+
+        def take(x: Any) -> None:
+            taken.append(x.__dlpack__(stream=framework.stream))
+
+        thread = threading.Thread(target=take, args=(x,))
+        thread.start()
+        thread.join(10)
+        assert taken
+        taken.clear()
+        del x
+
+
+def test_taken_without_a_stream_it_may_be_read_on_the_default_one(
+    card: Card, framework: Framework, driver: SimulatedDriver
+) -> None:
+    default = Framework(default_stream=True)
+    batch = card.begin({"x": np.zeros(3)})
+    framework.from_dlpack(batch.arrays["x"])
+    batch.arrays["x"].__dlpack__()
+    default.launch(lambda: time.sleep(0.05))
+    batch.bring([], room)
+    batch.wait()
+    assert driver.log(Kind.KERNEL)[-1].is_end
+    default.close()
 
 
 def room(specs: Sequence[OutputSpec]) -> list[np.ndarray[Any, Any]]:

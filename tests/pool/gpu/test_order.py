@@ -109,6 +109,43 @@ def test_an_input_that_a_model_kept_stays(
     assert ends == [Kind.KERNEL, Kind.COPY_IN]
 
 
+def test_no_third_buffer_only_because_two_are_still_read(
+    card: Card, framework: Framework, block: Block
+) -> None:
+    kept = []
+    for _ in range(2):
+        batch = begin(card, block)
+        kept.append(framework.from_dlpack(batch.arrays["x"]))
+        batch.bring([], block.room)
+        batch.wait()
+    gate = threading.Event()
+    framework.launch(lambda: gate.wait(10) and None)
+    kept.clear()
+    batch = begin(card, block)
+    assert card.buffer_nbytes == 2 * (2 << 20)
+    gate.set()
+    batch.abandon()
+
+
+def test_a_batch_takes_no_time_while_the_one_before_computes(
+    card: Card, framework: Framework, block: Block
+) -> None:
+    gate = threading.Event()
+    batches, lefts = [], []
+    for _ in range(2):
+        batch = begin(card, block)
+        batch.bring([("y", double(framework, batch.arrays["x"], gate))], block.room)
+        batches.append(batch)
+        lefts.append(card.last_left)
+    # The second's inputs are there long before the first is done.
+    card.driver.synchronize_stream(card.copy_in)
+    gate.set()
+    for batch in batches:
+        batch.wait()
+    first, second = (left.handle for left in lefts if left is not None)
+    assert batches[1].seconds == card.driver.seconds_between(first, second)
+
+
 def test_wait_covers_transfers_in_that_nobody_reads(
     card: Card, block: Block, driver: SimulatedDriver
 ) -> None:
@@ -193,6 +230,21 @@ def test_abandon_waits(
     framework.launch(lambda: time.sleep(_SLOW_S))
     batch.abandon()
     assert driver.log(Kind.KERNEL)[-1].is_end
+
+
+def test_abandon_waits_for_transfers_while_a_stream_is_captured(
+    card: Card, block: Block, driver: SimulatedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise CudaError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "a stream is captured")
+
+    driver.cards.set_bytes_per_s(int(4 * ROWS / _SLOW_S))
+    batch = begin(card, block)
+    monkeypatch.setattr(card.driver, "synchronize", refuse)
+    batch.abandon()
+    assert driver.log(Kind.COPY_IN)[-1].is_end
+    # The card's own end waits as usual.
+    monkeypatch.undo()
 
 
 def test_memory_that_a_model_returns_each_time(
