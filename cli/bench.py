@@ -100,6 +100,9 @@ def _reporting(
             print(f"batchyard: {error}", file=sys.stderr)
             sys.exit(EXIT_FAILURE)
         click.echo(table(results))
+        if results.skipped and not results.measured:
+            print("batchyard: nothing could be measured", file=sys.stderr)
+            sys.exit(EXIT_FAILURE)
 
     decorated: Callable[..., None] = reported
     for option in reversed(options):

@@ -64,13 +64,14 @@ class Gpu:
 class Inventory:
     """The usable cards in PCI bus order; ``note`` says why there are none, or which were left out.
 
-    A card that was left out keeps its index: the others are not renumbered. ``has_mps`` says
-    whether workers will find NVIDIA's Multi-Process Service.
+    A card that was left out keeps its index, one of ``left_out``: the others are not renumbered.
+    ``has_mps`` says whether workers will find NVIDIA's Multi-Process Service.
     """
 
     gpus: tuple[Gpu, ...] = ()
     note: str = ""
     has_mps: bool = False
+    left_out: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,11 @@ def visible_devices(inventory: Inventory, environ: Mapping[str, str]) -> Visible
     """The GPUs and MIG instances that CUDA may use, in the order of ``CUDA_VISIBLE_DEVICES``.
 
     Unset, that is all, in PCI order. As in CUDA, an index or a UUID (or a card's UUID's
-    unambiguous beginning) names a device and the list ends at its first invalid entry; a device
-    named twice voids the list. A MIG instance may also be named as before driver 470,
-    ``MIG-GPU-…/1/0``. A card with MIG enabled stands for all its instances. Indices
-    count in PCI order, also where CUDA_DEVICE_ORDER is not set to it: which card CUDA holds for
-    the fastest, its own default, cannot be known here.
+    unambiguous beginning) names a device and the list ends at its first invalid entry, though not
+    at the index of a card that NVML counts but cannot tell of; a device named twice voids the list.
+    A MIG instance may also be named as before driver 470, ``MIG-GPU-…/1/0``. A card with MIG
+    enabled stands for all its instances. Indices count in PCI order, also where CUDA_DEVICE_ORDER
+    is not set to it: which card CUDA holds for the fastest, its own default, cannot be known here.
 
     Sources: https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/environment-variables.html
     and, for names given twice, ``_parse_visible_devices`` in PyTorch's ``torch/cuda/__init__.py``.
@@ -173,6 +174,9 @@ def _named(value: str, inventory: Inventory) -> tuple[list[VisibleDevice], str]:
     chosen: list[VisibleDevice] = []
     for entry in map(str.strip, value.split(",")):
         found = _resolve(entry, inventory)
+        if not found and entry in map(str, inventory.left_out):
+            # A card that is lost must not take the others with it: workers get UUIDs.
+            continue
         if not found:
             is_meant = entry in _HIDING or not inventory.gpus
             return chosen, "" if is_meant else f"{entry[:80]!r} names no GPU here and ends the list"
@@ -258,7 +262,8 @@ def _read_cards(nvml: Any) -> Inventory:
             gpus.append(gpu)
     if count == 0:
         notes.append("NVML reports no GPU")
-    return Inventory(tuple(gpus), "; ".join(notes), read_mps(os.environ).is_there)
+    left_out = tuple(set(range(count)).difference(gpu.index for gpu in gpus))
+    return Inventory(tuple(gpus), "; ".join(notes), read_mps(os.environ).is_there, left_out)
 
 
 def _read_card(nvml: Any, index: int) -> tuple[Gpu | None, str]:

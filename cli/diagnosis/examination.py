@@ -129,7 +129,7 @@ def _gpus(subject: Subject, looking: tensorflow.Looking | None, patience_s: floa
         served = subject.config.models if subject.config else []
         on_card = [model.name for model in served if model.device_arrays]
         version = software.installed_version("cuda-bindings")
-        findings.append(software.check_binding(version, on_card))
+        findings.append(software.check_binding(version, on_card, driver.cuda))
         findings += mps.check_mps(read_mps(os.environ), os.environ, os.geteuid())
     findings += cards.check_xids(nvml.read_xids())
     if looking is None:

@@ -13,6 +13,8 @@ from batchyard.cli.diagnosis.finding import Finding, failure, ok, warning
 from batchyard.pool.gpu.driver import BINDING
 
 PACKAGE = "batchyard"
+# It calls cuEventElapsedTime_v2.
+_CUDA_OF_BINDING_13 = (12, 8)
 # Either of these: what a server runs SavedModels with.
 _TENSORFLOWS = ("tensorflow-cpu", "tensorflow")
 
@@ -86,13 +88,19 @@ def _check_tensorflow(
     return [ok("tensorflow package", f"{name} {version}")]
 
 
-def check_binding(version: str | None, models: Sequence[str]) -> Finding:
+def check_binding(
+    version: str | None, models: Sequence[str], driver_cuda: tuple[int, int]
+) -> Finding:
     """Of a machine with GPUs. ``models`` are those with ``device_arrays``, which need it."""
     need = Requirement(BINDING)
-    if version and need.specifier.contains(Version(version), prereleases=True):
-        return ok("cuda binding", f"{need.name} {version}")
     found = f"{need.name} {version}, needs {need.specifier}" if version else f"no {need.name}"
     remedy = f"pip install '{BINDING}'."
+    if version and need.specifier.contains(Version(version), prereleases=True):
+        if Version(version).major < 13 or driver_cuda >= _CUDA_OF_BINDING_13:
+            return ok("cuda binding", f"{need.name} {version}")
+        driver = ".".join(map(str, driver_cuda))
+        found = f"{need.name} {version} is for newer drivers than this one, for CUDA {driver}"
+        remedy = f"pip install '{BINDING},<13', or update the driver."
     if models:
         found += f": models with device_arrays do not load ({', '.join(models)})"
         return failure("cuda binding", found, remedy)

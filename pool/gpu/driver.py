@@ -43,6 +43,8 @@ _STICKY = frozenset(
         _UNKNOWN,
     }
 )
+# As the driver itself says of a function that it does not have.
+_NOT_FOUND = "CUDA_ERROR_NOT_FOUND"
 OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
 # The legacy default stream. What is enqueued on it waits for all streams that were not created
 # NON_BLOCKING, and they wait for it.
@@ -104,11 +106,26 @@ class Driver:
                 raise _error(binding, "cuInit", code)
             driver = cls(binding, handle_of)
             driver.make_current()
+            driver._try_newest()
         except CudaError as error:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             among = "" if visible is None else f", with CUDA_VISIBLE_DEVICES={visible}"
             raise NoCuda(f"no card can be used{among}: {error}") from None
         return driver
+
+    def _try_newest(self) -> None:
+        """Calls what older drivers do not have, of all that is called here: CUDA 12.8 renewed it.
+
+        A binding made for a newer driver says so at the call, and that must not be in a batch.
+        """
+        stream, events = self.stream(), [self.event(timed=True) for _ in range(2)]
+        for event in events:
+            self.record(event, stream)
+        self.synchronize_stream(stream)
+        self.seconds_between(*events)
+        for event in events:
+            self.destroy_event(event)
+        self.destroy_stream(stream)
 
     def close(self) -> None:
         """Gives the context back; it ends when nobody in the process has it any more."""
@@ -229,6 +246,12 @@ class Driver:
             # The driver is newer than the binding, which has no name for the code.
             message = f"{function}: cuda-bindings does not know the error: {error}"
             raise CudaError(_UNKNOWN, message) from None
+        except RuntimeError as error:
+            message = (
+                f"{function}: the driver is older than cuda-bindings ({error}): update it, or "
+                "install the cuda-bindings of its CUDA version"
+            )
+            raise CudaError(_NOT_FOUND, message) from None
         if code != 0:
             raise _error(self._cuda, function, code)
         return results[0] if len(results) == 1 else results

@@ -15,6 +15,8 @@ import pytest
 from click.testing import CliRunner
 from support.waiting import wait_until
 
+from batchyard.benchmarks import peers
+from batchyard.benchmarks.results import Results
 from batchyard.cli import bench, outputs
 
 # What runs tests in the background has them ignore SIGINT; a person's shell does not.
@@ -182,3 +184,12 @@ def test_server_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     result = CliRunner().invoke(bench.command, ["scale", "--seconds", "0.1", "--repeat", "1"])
     assert result.exit_code == 1
     assert "did not start" in result.output
+
+
+def test_a_run_that_measured_nothing_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = Results("peers", {}, {}, [], {}, {"mosec": "not installed"})
+    monkeypatch.setattr(peers, "run", lambda seconds, repeat: results)
+    result = CliRunner().invoke(bench.command, ["peers"])
+    assert result.exit_code == 1
+    assert "skipped mosec: not installed" in result.output
+    assert "nothing could be measured" in result.output

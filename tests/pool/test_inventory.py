@@ -330,6 +330,15 @@ def test_indices_are_nvml_s_also_when_a_card_was_left_out() -> None:
     assert [device.label for device in shown.devices] == ["gpu:0"]
 
 
+def test_a_card_that_is_lost_does_not_take_the_others_with_it() -> None:
+    left = (Gpu(1, "GPU-b", "NVIDIA L4", 23034), Gpu(2, "GPU-c", "NVIDIA L4", 23034))
+    inventory = Inventory(left, "GPU 0 left out: GPU is lost", left_out=(0,))
+    visible = visible_devices(inventory, {"CUDA_VISIBLE_DEVICES": "0,1"})
+    assert [(device.label, device.uuid) for device in visible.devices] == [("gpu:0", "GPU-b")]
+    assert (visible.wrong, "GPU is lost" in visible.note) == ("", True)
+    assert visible_devices(inventory, {"CUDA_VISIBLE_DEVICES": "0"}).devices == ()
+
+
 @pytest.mark.parametrize("environ", [{}, {"CUDA_VISIBLE_DEVICES": "0"}])
 def test_a_machine_without_gpus_says_why(environ: dict[str, str]) -> None:
     assert visible_devices(Inventory(note="no driver"), environ).note == "no driver"

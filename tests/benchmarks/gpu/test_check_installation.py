@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -86,3 +87,24 @@ def test_a_python_that_cannot_run_it_is_named(tmp_path: Path, python: str) -> No
     assert ended.stdout.startswith(f"{python} (")
     assert ("Python 3.10.12" in ended.stdout) == (python == "old-python")
     assert "Batchyard needs Python 3.11 or newer; PYTHON names one" in ended.stdout
+
+
+def test_help_installs_nothing(tmp_path: Path) -> None:
+    lame = tmp_path / "python"
+    lame.write_text("#!/bin/sh\nexit 1\n")
+    lame.chmod(0o755)
+    checkout = tmp_path / "checkout" / "benchmarks" / "gpu"
+    checkout.mkdir(parents=True)
+    script = shutil.copy(ROOT / "benchmarks/gpu/check", checkout)
+    ended = subprocess.run(
+        [script, "--help"],
+        env={**os.environ, "PYTHON": str(lame)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "benchmarks/gpu/check [--only-check]" in ended.stdout
+    assert "Exit status: 0 all holds" in ended.stdout
+    assert "set -euo" not in ended.stdout

@@ -72,12 +72,17 @@ def test_what_is_wrong(change: dict[str, str | None], check: str, level: str, sa
         ("12.8.0", ["resnet"], "failure", "12.8.0, needs >=12.9.2: models with device_arrays do"),
         (None, ["resnet", "bert"], "failure", "do not load (resnet, bert)"),
         (None, [], "warning", "the arena is not page-locked"),
+        ("13.5.0", ["resnet"], "failure", "newer drivers than this one, for CUDA 12.4"),
     ],
 )
 def test_the_binding(version: str | None, models: list[str], level: str, says: str) -> None:
-    finding = check_binding(version, models)
+    finding = check_binding(version, models, (12, 4))
     assert (finding.level, bool(finding.remedy)) == (level, level != "ok")
     assert says in finding.found
+
+
+def test_a_binding_for_the_driver() -> None:
+    assert check_binding("13.5.0", ["resnet"], (12, 8)).level == "ok"
 
 
 def test_files_that_are_not_installed() -> None:

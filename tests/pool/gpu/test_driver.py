@@ -86,6 +86,31 @@ def test_code_that_the_binding_does_not_know() -> None:
     assert raised.value.is_sticky
 
 
+def test_a_driver_that_is_older_than_the_binding_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not by the first batch, whose worker would die of it."""
+
+    def lacks(*_: object) -> Any:
+        raise RuntimeError("function cuEventElapsedTime_v2 is not found")
+
+    class Binding(SimpleNamespace):
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: (0, b"H100\0")
+
+    flags = SimpleNamespace(
+        CU_STREAM_NON_BLOCKING=1, CU_EVENT_BLOCKING_SYNC=1, CU_EVENT_DISABLE_TIMING=2
+    )
+    binding = Binding(CUstream_flags=flags, CUevent_flags=flags, cuEventElapsedTime=lacks)
+    monkeypatch.setitem(
+        sys.modules, "cuda.bindings.utils", SimpleNamespace(get_cuda_native_handle=int)
+    )
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", binding)
+    monkeypatch.setattr(Binding, "cuInit", lambda *_: (0,), raising=False)
+    with pytest.raises(NoCuda, match="cuEventElapsedTime: the driver is older than cuda-bindings"):
+        Driver.open()
+
+
 def test_errors_that_break_the_context() -> None:
     assert CudaError("CUDA_ERROR_ILLEGAL_ADDRESS", "").is_sticky
     assert not CudaError("CUDA_ERROR_OUT_OF_MEMORY", "").is_sticky
