@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from batchyard.broker.events import Batch, BatchFailed, BatchFinished
+from batchyard.broker.lane import Lane
 from batchyard.broker.layout import BatchLayout
 from batchyard.broker.ledger import UNIQUE_ID_MIN
 from batchyard.broker.policy import NEVER
@@ -40,6 +41,14 @@ class Orphan:
     def id(self) -> int:
         """The batch's."""
         return self.execute.batch_id
+
+    def suits(self, lane: Lane) -> bool:
+        """Whether its rows may be a lane's: of the same version, and not more than may run again
+        together, as parameters are now."""
+        execute, model = self.execute, lane.model
+        ran = execute.model, execute.version, execute.signature
+        wanted = model.name, model.version, lane.signature.name
+        return ran == wanted and execute.rows <= lane.max_rows
 
     def as_batch(self, claims: list[tuple[Part, int]], now: float) -> Batch:
         """What claimed rows were run as, by a lane that is known now. It has no block any more."""
@@ -121,17 +130,12 @@ class Orphans:
             self.release(batch_id)
 
     def claim(self, group: RequestGroup) -> list[tuple[Orphan, Part]]:
-        """The rows of a message that need not run, with the orphans that have them."""
+        """The rows of a message that need not run, with the orphans that have them. Others of it,
+        as those that another version has, are nobody's from now on."""
         claimed: list[tuple[Orphan, Part]] = []
         for place in self._by_message.pop(group.message_id, ()):
             place.orphan.unclaimed_rows -= place.rows
-            execute, model = place.orphan.execute, group.lane.model
-            same = (execute.model, execute.version, execute.signature)
-            if place.orphan.id not in self._all or same != (
-                model.name,
-                model.version,
-                group.lane.signature.name,
-            ):
+            if place.orphan.id not in self._all or not place.orphan.suits(group.lane):
                 continue
             part = part_of(group, place.first, place.count, place.row_start, place.rows)
             if part is not None and not any(_overlap(part, other) for _, other in claimed):
@@ -140,9 +144,12 @@ class Orphans:
         return claimed
 
     def take_over(self, group: RequestGroup, before: RequestGroup) -> list[Part]:
-        """What a message had claimed is another's, which is the same one."""
+        """What a message had claimed is another's, which is the same one; but what another version
+        runs is nobody's."""
         taken = []
         for orphan in self._all.values():
+            if not orphan.suits(group.lane):
+                continue
             for i, (part, row) in enumerate(orphan.claims):
                 if part.group is before:
                     mine = part_of(group, part.first, part.count, part.row_start, part.rows)
@@ -152,9 +159,10 @@ class Orphans:
                         taken.append(mine)
         return taken
 
-    def rows_of(self, message_id: int) -> int:
+    def rows_of(self, group: RequestGroup) -> int:
         """How many rows of a message can be claimed."""
-        return sum(place.rows for place in self._by_message.get(message_id, ()))
+        places = self._by_message.get(group.message_id, ())
+        return sum(place.rows for place in places if place.orphan.suits(group.lane))
 
     def of_worker(self, worker_id: int) -> list[Orphan]:
         """What a worker has not answered."""

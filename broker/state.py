@@ -161,7 +161,7 @@ class BrokerState:
 
     def _requests_arrived(self, event: events.RequestsArrived, now: float) -> Iterable[Action]:
         group = event.group
-        running_rows = self._orphans.rows_of(group.message_id) if event.resent else 0
+        running_rows = self._orphans.rows_of(group) if event.resent else 0
         fitting = group.lane.fitting(group, running_rows)
         error = (
             Unavailable("the server is shutting down")

@@ -18,8 +18,8 @@ from batchyard.pool.service_manager import ServiceManager
 from batchyard.pool.supervisor import ServerFailed, Supervisor
 from batchyard.pool.watch import Reload
 from batchyard.wire import log
-from batchyard.wire.control import EXIT_CONFIGURATION, PARENT_SIGNALS
-from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.control import EXIT_CONFIGURATION, EXIT_DEVICE, PARENT_SIGNALS
+from batchyard.wire.errors import ConfigurationError, DeviceAbsent
 from batchyard.wire.log import LogSettings
 
 
@@ -38,7 +38,8 @@ def run(load: Reload, settings: LogSettings) -> None:
         server_plan, notes = plan(load(None))
     except ConfigurationError as error:
         service_manager.tell({"STATUS": f"Refused: {error}"})
-        _end(EXIT_CONFIGURATION, str(error), settings)
+        is_absent = isinstance(error, DeviceAbsent)
+        _end(EXIT_DEVICE if is_absent else EXIT_CONFIGURATION, str(error), settings)
     os.environ.update(settings.to_environment())
     progress = StartupLine(is_wanted=settings.format == "text")
 

@@ -87,7 +87,13 @@ class CardExecution:
             landing.settle()
 
     def finish_all(self) -> None:
-        """Answers batches in the order in which they were started, until ``end``."""
+        """Answers batches in the order in which they were started, until ``end``.
+
+        On a thread of its own.
+        """
+        self._card.driver.make_current()
+        # Models may capture graphs when they are called.
+        self._card.driver.bear_captures()
         while (started := self._under_way.get()) is not None:
             self._finish(started)
             # Not while waiting for the next one.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from batchyard.pool.inventory import Visible, VisibleDevice
-from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.errors import ConfigurationError, DeviceAbsent
 
 _INDEX = re.compile(r"gpu:(0|[1-9][0-9]{0,8})")
 _UUID = re.compile(r"(GPU|MIG)-\S+")
@@ -19,7 +19,8 @@ _DEVICE_FORMS = (
 def find_device(name: str, visible: Visible) -> VisibleDevice:
     """The visible device that a group names by index, or by UUID.
 
-    As in CUDA, the beginning of a card's UUID is enough where no other card's begins so.
+    As in CUDA, the beginning of a card's UUID is enough where no other card's begins so. Raises
+    ConfigurationError, DeviceAbsent where the device may still come.
     """
     if name == "gpu":
         raise ConfigurationError(
@@ -38,14 +39,13 @@ def find_device(name: str, visible: Visible) -> VisibleDevice:
         raise ConfigurationError(
             f'device "{name}" could be any of {_join(begun)}: write more of it'
         )
+    absent = DeviceAbsent if visible.may_come else ConfigurationError
     if not visible.devices:
-        raise ConfigurationError(f'device "{name}" is not there: no GPU visible ({visible.note})')
+        raise absent(f'device "{name}" is not there: no GPU visible ({visible.note})')
     mig = any(device.card == name for device in visible.devices)
     wrong = "has MIG enabled, so only its instances can be used" if mig else "is not there"
     because = f" ({visible.note})" if visible.note else ""
-    raise ConfigurationError(
-        f'device "{name}" {wrong}; visible are {_join(visible.devices)}{because}'
-    )
+    raise absent(f'device "{name}" {wrong}; visible are {_join(visible.devices)}{because}')
 
 
 def _join(items: Iterable[object]) -> str:

@@ -115,7 +115,8 @@ def plan_workers(
 
     ``environ`` is read for ``CUDA_VISIBLE_DEVICES``; ``cpus`` are the CPUs this process may use.
     Raises ConfigurationError, which names the group (``pool.workers[0]``), for settings that
-    contradict each other, a device that is not there, and memory that does not fit its card.
+    contradict each other, a device that is not there, and memory that does not fit its card;
+    DeviceAbsent for a device that may still come.
     """
     if not cpus:
         raise ConfigurationError("pool: this process may use no CPU; widen its CPU affinity")
@@ -127,7 +128,7 @@ def plan_workers(
             _check_settings(group, cpus)
             workers += _place(index, group, visible)
         except ConfigurationError as error:
-            raise ConfigurationError(f"pool.workers[{index}]: {error}") from None
+            raise type(error)(f"pool.workers[{index}]: {error}") from None
     for device in visible.devices:
         _check_shared(device, [worker for worker in workers if worker.device == device])
     affinities = _split_cpus(workers, cpus)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -16,6 +18,10 @@ from typing import Any
 from batchyard.pool.mps import read_mps
 
 _MIB = 1024 * 1024
+# A driver without persistence mode starts its cards first: seconds each.
+_PATIENCE_S = 20.0
+# How people name none.
+_HIDING = ("", "-1", "NoDevFiles", "none", "void")
 
 
 class ComputeMode(IntEnum):
@@ -95,10 +101,16 @@ class VisibleDevice:
 
 @dataclass(frozen=True)
 class Visible:
-    """What CUDA may use, in its order; ``note`` says why there is nothing, or why not more."""
+    """What CUDA may use, in its order; ``note`` says why there is nothing, or why not more.
+
+    ``wrong`` is what ``CUDA_VISIBLE_DEVICES`` says that can hardly be meant. ``may_come``: NVML did
+    not tell of all that there may be.
+    """
 
     devices: tuple[VisibleDevice, ...]
     note: str
+    wrong: str = ""
+    may_come: bool = False
 
 
 def visible_devices(inventory: Inventory, environ: Mapping[str, str]) -> Visible:
@@ -116,12 +128,12 @@ def visible_devices(inventory: Inventory, environ: Mapping[str, str]) -> Visible
     """
     everything = [device for gpu in inventory.gpus for device in _expose(gpu)]
     value = environ.get("CUDA_VISIBLE_DEVICES")
-    chosen = everything if value is None else _named(value, inventory)
+    chosen, wrong = (everything, "") if value is None else _named(value, inventory)
     notes: list[str] = []
     if value is not None and everything:
         setting = f"CUDA_VISIBLE_DEVICES={value!r}"
         hidden = f"{setting} hides every GPU (this machine has {len(inventory.gpus)})"
-        notes.append(f"by {setting}" if chosen else hidden)
+        notes.append((f"by {setting}" if chosen else hidden) + (f": {wrong}" if wrong else ""))
     if inventory.note or not everything:
         notes.append(inventory.note or "this machine has none")
     most = {gpu.uuid: _processes_max(gpu, inventory.has_mps) for gpu in inventory.gpus}
@@ -129,7 +141,7 @@ def visible_devices(inventory: Inventory, environ: Mapping[str, str]) -> Visible
         replace(device, index=index, processes_max=most[device.card])
         for index, device in enumerate(chosen)
     )
-    return Visible(tuple(devices), "; ".join(notes))
+    return Visible(tuple(devices), "; ".join(notes), wrong, bool(inventory.note))
 
 
 def _processes_max(gpu: Gpu, has_mps: bool) -> int | None:
@@ -156,16 +168,18 @@ def _old_name(card: str, ids: tuple[int, int] | None) -> str:
     return f"MIG-{card}/{ids[0]}/{ids[1]}" if ids else ""
 
 
-def _named(value: str, inventory: Inventory) -> list[VisibleDevice]:
+def _named(value: str, inventory: Inventory) -> tuple[list[VisibleDevice], str]:
+    """The devices that it names, and what is wrong with it."""
     chosen: list[VisibleDevice] = []
-    for entry in value.split(","):
-        found = _resolve(entry.strip(), inventory)
+    for entry in map(str.strip, value.split(",")):
+        found = _resolve(entry, inventory)
         if not found:
-            break
+            is_meant = entry in _HIDING or not inventory.gpus
+            return chosen, "" if is_meant else f"{entry[:80]!r} names no GPU here and ends the list"
         if any(device in chosen for device in found):
-            return []
+            return [], f"{entry!r} names a GPU a second time, which voids the list"
         chosen += found
-    return chosen
+    return chosen, ""
 
 
 def _resolve(entry: str, inventory: Inventory) -> list[VisibleDevice]:
@@ -182,8 +196,31 @@ def _resolve(entry: str, inventory: Inventory) -> list[VisibleDevice]:
     return _expose(cards[0]) if len(cards) == 1 else []
 
 
-def read_inventory() -> Inventory:
-    """The GPUs of this machine. Never raises: what went wrong stands in the ``note``."""
+_asking: list[threading.Thread] = []
+
+
+def read_inventory(patience_s: float = _PATIENCE_S) -> Inventory:
+    """The GPUs of this machine. Never raises: what went wrong stands in the ``note``.
+
+    A driver that hangs, as when a card fell off the bus, is given up after ``patience_s``; as long
+    as it hangs it is not asked again.
+    """
+    found: list[Inventory] = []
+    if not any(thread.is_alive() for thread in _asking):
+        thread = threading.Thread(target=lambda: found.append(_ask()), name="nvml", daemon=True)
+        _asking[:] = [thread]
+        # It may stay. Signals are for threads that take them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        thread.join(patience_s)
+    hangs = f"NVML does not answer within {patience_s:g} s: the driver hangs, dmesg may say why"
+    return found[0] if found else Inventory(note=hangs)
+
+
+def _ask() -> Inventory:
     try:
         import pynvml  # only a server needs it, and only here
     except Exception as error:  # a broken installation can raise anything, and must not stop a CPU

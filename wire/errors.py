@@ -176,3 +176,7 @@ def shortened(message: str) -> str:
 
 class ConfigurationError(Exception):
     """A command line or configuration that cannot work; says what would. Exit code 2."""
+
+
+class DeviceAbsent(ConfigurationError):
+    """A device that is named is not there, but may come, as its driver does. Exit code 3."""

@@ -124,6 +124,8 @@ def command(device: str, json_path: Path | None, parts: Sequence[str], **options
         if any(how in verdict.found for verdict in verdicts):
             click.echo(f"{how}: {explanation}")
     click.echo(f"{summary(verdicts)} in {time.monotonic() - started:.0f} s")
+    if all(verdict.outcome is Outcome.SKIPPED for verdict in verdicts):
+        click.echo(f"nothing was checked: install one of {', '.join(NAMES)} for {sys.executable}")
     if json_path is not None:
         report = {"machine": machine, "checks": [verdict.to_json() for verdict in verdicts]}
         json_path.write_text(json.dumps(report, indent=2) + "\n")

@@ -78,17 +78,31 @@ def sites() -> list[str]:
 def link(checkout: Path, others: list[str]) -> None:
     """Links the checkout's packages into this environment, as a strict editable install does."""
     packages = Path(sysconfig.get_path("purelib"))
-    (packages / "batchyard_sites.pth").write_text("".join(f"{site}\n" for site in others))
+    sites_file = packages / "batchyard_sites.pth"
+    text = "".join(f"{site}\n" for site in others)
     parser = configparser.ConfigParser()
     parser.read(checkout / "setup.cfg")
-    target = packages / "batchyard"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
+    folders = {}
     for line in parser["options"]["package_dir"].split("\n"):
         name, _, folder = (word.strip() for word in line.partition("="))
         # What lies deeper comes with its parent.
         if name.count(".") == 1:
-            (target / name.partition(".")[2]).symlink_to(checkout / folder)
+            folders[name.partition(".")[2]] = checkout / folder
+    target = packages / "batchyard"
+    # What is so already stays: servers of another check may run from it, and start processes.
+    if not sites_file.exists() or sites_file.read_text() != text:
+        sites_file.write_text(text)
+    if _links(target) == folders:
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    for name, path in folders.items():
+        (target / name).symlink_to(path)
+
+
+def _links(folder: Path) -> dict[str, Path]:
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return {path.name: path.readlink() for path in paths if path.is_symlink()}
 
 
 def _tell(what: str, missing: list[str]) -> None:

@@ -98,6 +98,9 @@ def _check_visible(
         return warning("gpus visible", f"{names}; {inventory.note}", remedy)
     hidden = f", by CUDA_VISIBLE_DEVICES={setting}" if setting is not None else ""
     found = f"{len(visible.devices)}, of {len(inventory.gpus)} cards{hidden}: {names}"
+    if visible.wrong:
+        remedy = "Name indices or UUIDs that nvidia-smi -L lists, with commas between them."
+        return warning("gpus visible", f"{found}; {visible.wrong}", remedy)
     return ok("gpus visible", found)
 
 

@@ -120,10 +120,16 @@ def _software() -> list[Finding]:
 
 
 def _gpus(subject: Subject, looking: tensorflow.Looking | None, patience_s: float) -> list[Finding]:
-    inventory, driver = read_inventory(), nvml.read_driver()
+    inventory = read_inventory()
+    # A driver that hangs is not asked for more.
+    driver = nvml.read_driver() if inventory.gpus else cards.Driver()
     wants = subject.wants_gpu
     findings = cards.check_cards(inventory, driver, nvml.read_device_files(), os.environ, wants)
     if inventory.gpus:
+        served = subject.config.models if subject.config else []
+        on_card = [model.name for model in served if model.device_arrays]
+        version = software.installed_version("cuda-bindings")
+        findings.append(software.check_binding(version, on_card))
         findings += mps.check_mps(read_mps(os.environ), os.environ, os.geteuid())
     findings += cards.check_xids(nvml.read_xids())
     if looking is None:

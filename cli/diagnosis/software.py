@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from batchyard.cli.diagnosis.finding import Finding, failure, ok, warning
+from batchyard.pool.gpu.driver import BINDING
 
 PACKAGE = "batchyard"
 # Either of these: what a server runs SavedModels with.
@@ -83,6 +84,20 @@ def _check_tensorflow(
         found = f"{name} {version}; Batchyard is tested with {need.specifier}"
         return [warning("tensorflow package", found, f"{remedy}.")]
     return [ok("tensorflow package", f"{name} {version}")]
+
+
+def check_binding(version: str | None, models: Sequence[str]) -> Finding:
+    """Of a machine with GPUs. ``models`` are those with ``device_arrays``, which need it."""
+    need = Requirement(BINDING)
+    if version and need.specifier.contains(Version(version), prereleases=True):
+        return ok("cuda binding", f"{need.name} {version}")
+    found = f"{need.name} {version}, needs {need.specifier}" if version else f"no {need.name}"
+    remedy = f"pip install '{BINDING}'."
+    if models:
+        found += f": models with device_arrays do not load ({', '.join(models)})"
+        return failure("cuda binding", found, remedy)
+    found += ": the arena is not page-locked, and device_arrays cannot be had"
+    return warning("cuda binding", found, remedy)
 
 
 def python_needed() -> str | None:

@@ -87,8 +87,9 @@ class Card:
             self.driver.make_current()
             self.driver.synchronize()
         except CudaError as error:
-            # The latter: somebody has ended the primary context.
-            return error.is_sticky or error.name == "CUDA_ERROR_INVALID_CONTEXT"
+            # Refused while a stream is captured. Whatever else it says, it will say again: that MPS
+            # went away, the card, or the primary context.
+            return not error.name.startswith("CUDA_ERROR_STREAM_CAPTURE")
         return False
 
     @property
@@ -187,7 +188,7 @@ class CardBatch:
         specs = [(name, o.dtype, o.shape, o.nbytes) for name, o in on_card if o is not None]
         rooms = iter(room(specs) if specs else ())
         self._driver.wait_for(stream, self._arrived.handle)
-        readers = [reader for reader in self._readers() if self._follow(reader)]
+        readers = [reader for reader in self._readers() if self._follow(reader, stream)]
         for (name, output), (_, foreign) in zip(outputs, on_card, strict=True):
             self._outputs.append((name, output if foreign is None else self._fetch(foreign, rooms)))
         self._before, self._left = self._card.last_left, self._card.timed.record(stream)
@@ -263,10 +264,10 @@ class CardBatch:
         said = tuple(self._lease.streams) if self._lease is not None else ()
         return [self._driver.foreign_stream(address) for address in said or (DEFAULT_STREAM,)]
 
-    def _follow(self, reader: Any) -> bool:
-        """Has the copy-out stream wait for what is enqueued on one of the model's.
+    def _follow(self, reader: Any, follower: Any) -> bool:
+        """Has a stream wait for what is enqueued on one of the model's.
 
-        Not if that stream is no more; then this thread has waited.
+        Not if that one is no more; then this thread has waited.
         """
         try:
             event = self._card.untimed.record(reader)
@@ -275,7 +276,7 @@ class CardBatch:
                 raise
             self._driver.synchronize()
             return False
-        self._driver.wait_for(self._copy_out, event.handle)
+        self._driver.wait_for(follower, event.handle)
         return True
 
     def _take(self, name: str, output: Any) -> dlpack.Foreign | None:
@@ -285,6 +286,12 @@ class CardBatch:
                 return None
             foreign = self._taken(output)
             if not foreign.is_dense and hasattr(output, "contiguous"):
+                # That is copied on the framework's current stream. Where the model has left the one
+                # that it computed on, as by PyTorch's `with torch.cuda.stream(…)`, it is the
+                # default one.
+                default = self._driver.foreign_stream(DEFAULT_STREAM)
+                for reader in self._readers():
+                    self._follow(reader, default)
                 foreign = self._taken(output.contiguous())
         except dlpack.NotExported as error:
             raise Internal(f"output {name!r} cannot be brought from the card: {error}") from error

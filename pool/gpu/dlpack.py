@@ -2,10 +2,10 @@
 
 The structures are those of ``dlpack.h`` (https://github.com/dmlc/dlpack), the manners those of its
 Python specification (https://dmlc.github.io/dlpack/latest/python_spec.html). What the frameworks
-do with it, as read in PyTorch 2.13, JAX 0.10, CuPy 14 and TensorFlow 2.21:
+do with it, as read in PyTorch 2.13, JAX 0.10 to 0.12, CuPy 14 and TensorFlow 2.21:
 
 - All take a ``"dltensor"``, the unversioned kind, also when they say ``max_version=(1, 0)``, and it
-  is the only kind that TensorFlow and JAX know. So that is what is made here.
+  is the only kind that TensorFlow and, before 0.12, JAX know. So that is what is made here.
 - All take strides that are NULL for a dense row-major tensor.
 - PyTorch passes its current stream, 1 for the default one; CuPy 1, 2 or a stream's address; JAX a
   stream that its own wait for. TensorFlow passes none, and none may be asked for of its tensors.

@@ -15,6 +15,8 @@ import importlib
 import os
 from typing import Any
 
+# The first that lets other threads run while it waits.
+BINDING = "cuda-bindings>=12.9.1"
 _UNKNOWN = "CUDA_ERROR_UNKNOWN"
 # Of a code, the reference says that "any further CUDA work will return the same error. To continue
 # using CUDA, the process must be terminated and relaunched", or that the context is gone.
@@ -89,14 +91,14 @@ class Driver:
             binding: Any = importlib.import_module("cuda.bindings.driver")
             handle_of = importlib.import_module("cuda.bindings.utils").get_cuda_native_handle
         except (ImportError, AttributeError) as error:
-            raise NoCuda(
-                f"cuda-bindings 12.9.1 or later is needed: pip install 'batchyard[gpu]' ({error})"
-            ) from None
+            raise NoCuda(f"it takes the binding: pip install '{BINDING}' ({error})") from None
         try:
             (code,) = binding.cuInit(0)
         except Exception as error:
             # Each of its versions has errors of its own for a library that is not there.
-            raise NoCuda(f"no CUDA driver (libcuda.so.1) here: {error}") from None
+            raise NoCuda(
+                f"no CUDA driver (libcuda.so.1) here that cuda-bindings can use: {error}"
+            ) from None
         try:
             if code != 0:
                 raise _error(binding, "cuInit", code)
@@ -115,6 +117,15 @@ class Driver:
     def make_current(self) -> None:
         """Has this thread use the card. Cheap."""
         self._call("cuCtxSetCurrent", self._context)
+
+    def bear_captures(self) -> None:
+        """Lets this thread wait while another one captures a graph; it captures none itself.
+
+        Where a capture was begun in the global mode, as PyTorch does unless it is told otherwise,
+        CUDA refuses all threads what could disturb it, and ends it when one asks for that.
+        """
+        relaxed = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        self._call("cuThreadExchangeStreamCaptureMode", relaxed)
 
     def page_lock(self, address: int, nbytes: int) -> None:
         """Keeps memory where it is, so that the card reads and writes it by itself.

@@ -6,7 +6,7 @@ import gc
 
 
 def collect_functions() -> None:
-    """Collects what ``tf.saved_model.load`` made and nobody has any more.
+    """Collects what ``tf.saved_model.load`` or a model's file made, and nobody has any more.
 
     It refers to itself all over, and the garbage collector was told to leave alone what was there
     when models were loaded: variables and functions, with their constants, would stay. It takes

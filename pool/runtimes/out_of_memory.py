@@ -14,15 +14,19 @@ _CLASSES = {
     ("cupy", "OutOfMemoryError"),
     ("tensorflow", "ResourceExhaustedError"),
 }
-# Of these only the message says so. jaxlib has one class for all that XLA reports; PyTorch raises
-# these where memory is not taken through its own allocator.
+# Of these only the message says so. jaxlib has one class for all that XLA reports; PyTorch and CuPy
+# raise these where memory is not taken through their own allocators.
 _MESSAGES = (
     ("jax", "RESOURCE_EXHAUSTED"),
     ("jaxlib", "RESOURCE_EXHAUSTED"),
     ("torch", "CUDA error: out of memory"),
     ("builtins", "CUDA error: out of memory"),
+    ("builtins", "CUDA driver error: out of memory"),
     ("builtins", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
     ("builtins", "RESOURCE_EXHAUSTED: Out of memory"),
+    ("cupy_backends", "cudaErrorMemoryAllocation"),
+    ("cupy_backends", "CUDA_ERROR_OUT_OF_MEMORY"),
+    ("cupy_backends", "CUBLAS_STATUS_ALLOC_FAILED"),
 )
 
 

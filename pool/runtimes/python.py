@@ -10,14 +10,17 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from batchyard.pool.gpu import dlpack
 from batchyard.pool.runtimes.base import Array, ModelLoadError
+from batchyard.pool.runtimes.functions_end import collect_functions
 from batchyard.pool.runtimes.model_errors import explain
 from batchyard.pool.runtimes.out_of_memory import give_back_cached_memory
 from batchyard.wire import dtypes
@@ -57,8 +60,11 @@ class PythonModel:
         self.device_arrays = device_arrays
         # Whether it was seen to write to its inputs.
         self._writes_inputs = False
-        self._function = _find(path)
+        self._found = _Found()
+        self._found.find(path)
         self._spec = _spec(signature)
+        end = weakref.finalize(self, self._found.end)
+        end.atexit = False
 
     @property
     def signatures(self) -> Sequence[SignatureSpec]:
@@ -71,7 +77,7 @@ class PythonModel:
             inputs = _writeable(inputs)
         failure: BatchyardError
         try:
-            outputs = self._function(dict(inputs))
+            outputs = self._found.function(dict(inputs))
         except Exception as error:
             if self._has_written_to_inputs(error, inputs):
                 # A client's memory is not for it to write to: from now on it gets copies.
@@ -149,19 +155,43 @@ def _writeable(inputs: Mapping[str, Array]) -> dict[str, Array]:
     }
 
 
-def _find(path: str) -> Callable[[dict[str, Array]], Any]:
-    where, _, attribute = path.rpartition(":")
-    try:
-        module = _load_file(Path(where)) if where.endswith(".py") else _import(where)
-        function = module
-        for part in attribute.split("."):
-            function = getattr(function, part)
-    except Exception as error:
-        raise ModelLoadError(f"{path}: {type(error).__name__}: {error}") from error
-    if not callable(function):
-        raise ModelLoadError(f"{path}: is not callable")
-    found: Callable[[dict[str, Array]], Any] = function
-    return found
+class _Found:
+    """A model's function, and the module that was made of its file for it alone."""
+
+    def __init__(self) -> None:
+        self.function: Any = None
+        self._module: ModuleType | None = None
+
+    def find(self, path: str) -> None:
+        """Imports it. Raises ModelLoadError."""
+        where, _, attribute = path.rpartition(":")
+        try:
+            found: Any
+            if where.endswith(".py"):
+                found = self._module = _load_file(Path(where))
+            else:
+                found = _import(where)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except Exception as error:
+            raise ModelLoadError(f"{path}: {type(error).__name__}: {error}") from error
+        if not callable(found):
+            raise ModelLoadError(f"{path}: is not callable")
+        self.function = found
+
+    def end(self) -> None:
+        """Lets go of both. What the file made when it was loaded, such as weights, goes with them.
+
+        A function and its module refer to each other.
+        """
+        self.function = None
+        module, self._module = self._module, None
+        if module is None:
+            return
+        if sys.modules.get(module.__name__) is module:
+            del sys.modules[module.__name__]
+        del module
+        collect_functions()
 
 
 def _import(module: str) -> Any:
@@ -171,7 +201,7 @@ def _import(module: str) -> Any:
     return importlib.import_module(module)
 
 
-def _load_file(path: Path) -> Any:
+def _load_file(path: Path) -> ModuleType:
     name = f"batchyard_model_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -112,11 +112,7 @@ class RestartMachine(RuleBasedStateMachine):
     def connect_again(self, which: int) -> None:
         groups = self.broker.expected_outstanding()
         group = groups[which % len(groups)]
-        if not self._has_claims(group):
-            self._resend(group, group.client + b"'")
-
-    def _has_claims(self, group: RequestGroup) -> bool:
-        return any(group is g for o in self.broker.orphans.values() for g, _ in o.rows)
+        self._resend(group, group.client + b"'")
 
     def _resend(self, group: RequestGroup, client: bytes) -> None:
         rows = group.rows or [1] * group.count
@@ -233,9 +229,6 @@ class RestartMachine(RuleBasedStateMachine):
         else:
             self.broker.resume(self.before, worker)
 
-    # While rows are claimed a retired version is unloaded under them still: see test_versions.py,
-    # test_what_a_broker_before_still_runs_keeps_a_retired_version.
-    @precondition(lambda self: not any(o.rows for o in self.broker.orphans.values()))
     @rule(versions=st.sampled_from(SETS))
     def models_change(self, versions: list[tuple[int, bool]]) -> None:
         self.versions = versions
@@ -262,14 +255,14 @@ class RestartMachine(RuleBasedStateMachine):
             # A worker without anything, whatever it is set apart for.
             free = [worker for worker in idle if worker.id in model.workers]
             latest = self.broker.now + model.parameters.batch_timeout_micros / 1e6
-            assert not free or state.next_wakeup() <= latest or self._suspects_may_wait()
+            assert not free or state.next_wakeup() <= latest or self._suspects_may_wait(model)
 
-    def _suspects_may_wait(self) -> bool:
+    def _suspects_may_wait(self, model: ServedModel) -> bool:
         """A worker that is set apart finishes what it has first, or has a suspect; and the last
-        one is not risked while another is on its way."""
+        one of a version is not risked while another is on its way."""
         if any(worker.set_apart for worker in self.broker.state.workers.values()):
             return True
-        return bool(self.coming_back or self.broker.lost) and len(self.broker.workers) == 1
+        return bool(self.coming_back or self.broker.lost) and len(model.workers) == 1
 
     def teardown(self) -> None:
         """Whatever happened, every message is answered and all memory comes back."""

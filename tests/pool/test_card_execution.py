@@ -226,6 +226,12 @@ def test_a_batch_that_raised_is_answered_when_the_card_is_done_with_it(
     assert done.exists()
 
 
+def test_a_batch_is_waited_for_while_a_model_captures_a_graph(worker: WorkerProcess) -> None:
+    x = rows(1)
+    worker.send(next(numbers), model="obeys", x=x, say=say("capture"))
+    assert np.array_equal(worker.outputs(worker.done())["y"], 2 * x + 1)
+
+
 def test_what_was_given_is_answered_to_the_next_broker(worker: WorkerProcess) -> None:
     x = rows(2)
     for offset in (4096, 8192):

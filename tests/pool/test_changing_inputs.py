@@ -149,7 +149,7 @@ def file(tmp_path: Path) -> Path:
 def python_model(file: Path, name: str, **options: Any) -> tuple[PythonModel, list[Any]]:
     """A model, and what it notes of its calls."""
     model = PythonModel("m", f"{file}:{name}", None, **options)
-    noted: list[Any] = model._function.__globals__["calls"]
+    noted: list[Any] = model._found.function.__globals__["calls"]
     return model, noted
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from batchyard.pool.devices import WorkerGroup, WorkerSlot, plan_workers
 from batchyard.pool.inventory import Gpu, Inventory, MigDevice, visible_devices
-from batchyard.wire.errors import ConfigurationError
+from batchyard.wire.errors import ConfigurationError, DeviceAbsent
 
 NONE = Inventory(note="NVML library not found: no NVIDIA driver")
 FOUR = Inventory(tuple(Gpu(i, f"GPU-{i}abc", "NVIDIA V100", 32768) for i in range(4)))
@@ -53,6 +53,24 @@ def assert_refused(start: str, words: str, *groups: WorkerGroup, **machine: Any)
 
 def uuids(slots: list[WorkerSlot]) -> list[str]:
     return [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots]
+
+
+@pytest.mark.parametrize(
+    ("device", "inventory", "may_come"),
+    [
+        ("gpu:0", Inventory(note="NVIDIA driver not loaded"), True),
+        ("GPU-b", Inventory(TWO.gpus[:1], "GPU 1 left out: GPU is lost"), True),
+        ("gpu:9", TWO, False),
+        ("gpu", Inventory(note="NVIDIA driver not loaded"), False),
+    ],
+)
+def test_a_device_may_come_that_nvml_does_not_tell_of(
+    device: str, inventory: Inventory, may_come: bool
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        plan(WorkerGroup(device=device), inventory=inventory)
+    assert isinstance(caught.value, DeviceAbsent) == may_come
+    assert str(caught.value).startswith("pool.workers[0]: device")
 
 
 # Which device

@@ -6,6 +6,7 @@ No card is here, so a module of a few lines stands for NVML where cards are need
 from __future__ import annotations
 
 import sys
+import threading
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -195,6 +196,24 @@ def test_a_failing_count_is_noted_and_nvml_shut_down(monkeypatch: pytest.MonkeyP
     assert nvml.shutdowns == 1
 
 
+def test_a_driver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = install(monkeypatch, Card("GPU-a"))
+    answers, asked = threading.Event(), []
+
+    def hang() -> int:
+        asked.append(threading.current_thread())
+        answers.wait(10)
+        return 1
+
+    nvml.nvmlDeviceGetCount = hang  # type: ignore[method-assign]
+    assert "NVML does not answer within 0.01 s" in read_inventory(0.01).note
+    assert "NVML does not answer" in read_inventory(0.01).note
+    assert len(asked) == 1
+    answers.set()
+    asked[0].join()
+    assert [gpu.uuid for gpu in read_inventory().gpus] == ["GPU-a"]
+
+
 def test_a_failing_shutdown_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = install(monkeypatch, Card("GPU-a"))
     nvml.shutdown_error = FakeNvmlError(999, "Unknown Error")
@@ -261,6 +280,26 @@ def test_cuda_visible_devices_chooses_and_orders(value: str | None, uuids: list[
     assert [device.index for device in visible.devices] == list(range(len(uuids)))
     assert (visible.note == "") == (value is None)
     assert ("hides every GPU" in visible.note) == (value is not None and not uuids)
+
+
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [
+        (None, ""),
+        ("", ""),
+        ("-1", ""),
+        ("0,-1,1", ""),
+        ("0,1", ""),
+        ("0,9,1", "'9' names no GPU here and ends the list"),
+        ("0;1", "'0;1' names no GPU here and ends the list"),
+        ("gpu:0", "'gpu:0' names no GPU here and ends the list"),
+        ("0,GPU-aa11", "'GPU-aa11' names a GPU a second time, which voids the list"),
+    ],
+)
+def test_what_can_hardly_be_meant_is_said(value: str | None, wrong: str) -> None:
+    visible = visible_devices(MIXED, {} if value is None else {"CUDA_VISIBLE_DEVICES": value})
+    assert visible.wrong == wrong
+    assert wrong in visible.note
 
 
 NAMES = ["0", "3", "9", "-1", "GPU-", "GPU-aa", "GPU-aa11", "MIG-1", "MIG-GPU-ccdd/1/0", "/", " "]

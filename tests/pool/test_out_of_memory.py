@@ -27,6 +27,18 @@ def error_of(module: str, name: str, message: str = "", base: type = RuntimeErro
         error_of("jax.errors", "JaxRuntimeError", "RESOURCE_EXHAUSTED: Failed to allocate"),
         error_of("torch", "AcceleratorError", "CUDA error: out of memory\nCompile with"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA driver error: out of memory"),
+        error_of(
+            "cupy_backends.cuda.api.runtime",
+            "CUDARuntimeError",
+            "cudaErrorMemoryAllocation: out of memory",
+        ),
+        error_of(
+            "cupy_backends.cuda.api.driver",
+            "CUDADriverError",
+            "CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+        ),
+        error_of("cupy_backends.cuda.libs.cublas", "CUBLASError", "CUBLAS_STATUS_ALLOC_FAILED"),
     ],
 )
 def test_it_is(error: Exception) -> None:
@@ -40,6 +52,11 @@ def test_it_is(error: Exception) -> None:
         RuntimeError("no such luck"),
         ValueError("out of memory"),
         error_of("my_model", "OutOfMemoryError"),
+        error_of(
+            "cupy_backends.cuda.api.runtime",
+            "CUDARuntimeError",
+            "cudaErrorIllegalAddress: an illegal memory access was encountered",
+        ),
         error_of("jaxlib._jax", "JaxRuntimeError", "INTERNAL: RESOURCE_EXHAUSTED"),
         error_of("torch", "AcceleratorError", "CUDA error: an illegal memory access"),
         error_of("tensorflow.python.framework.errors_impl", "InternalError"),

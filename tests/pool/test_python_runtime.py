@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,3 +190,36 @@ def test_without_memory_what_frameworks_keep_unused_is_given_back(
     with pytest.raises(ResourceExhausted, match="model 'm': the worker has no memory left"):
         run(f"{file}:starved")
     assert given_back == [True]
+
+
+def test_what_a_file_made_goes_with_the_model(tmp_path: Path) -> None:
+    file = tmp_path / "heavy.py"
+    file.write_text(
+        "class Weights: pass\nweights = Weights()\ndef run(inputs): return {'y': weights}\n"
+    )
+    model = PythonModel("m", f"{file}:run", None)
+    weights = weakref.ref(sys.modules["batchyard_model_heavy"].weights)
+    # As a worker does when its models are loaded.
+    gc.freeze()
+    try:
+        del model
+        assert weights() is None
+        assert "batchyard_model_heavy" not in sys.modules
+    finally:
+        gc.unfreeze()
+
+
+def test_a_file_of_the_same_name_is_left(tmp_path: Path) -> None:
+    models = []
+    for folder in ("1", "2"):
+        file = tmp_path / folder / "model.py"
+        file.parent.mkdir()
+        file.write_text(f"number = [{folder}]\ndef run(inputs): return {{'y': number}}\n")
+        models.append(PythonModel("m", f"{file}:run", None))
+    try:
+        del models[0]
+        [(_, y)] = models[0].run("serving_default", {})
+        assert y.tolist() == [2]
+        assert sys.modules["batchyard_model_model"].number == [2]
+    finally:
+        gc.unfreeze()

@@ -81,6 +81,10 @@ class Framework:
         self._kernels[number] = _KERNEL(run)
         self._call("cuLaunchHostFunc", self.stream, self._kernels[number], None)
 
+    def capture(self, is_begin: bool) -> None:
+        """A graph, as ``torch.cuda.graph`` does by default: others may do little meanwhile."""
+        self._cuda.simulated_capture(is_begin)
+
     def break_context(self) -> None:
         """What an illegal access does."""
         self._cuda.simulated_break(700)
@@ -233,6 +237,11 @@ def obeys(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
             Tensor((1 << 40,), np.int8)
         if word == "break":
             toy().launch(toy().break_context)
+        if word == "capture":
+            toy().capture(True)
+            # Longer than it takes until somebody waits for this batch.
+            toy().launch(lambda: time.sleep(0.05))
+            toy().launch(lambda: toy().capture(False))
         if word == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if word == "shape":

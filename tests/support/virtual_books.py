@@ -59,6 +59,12 @@ class VirtualOrphan:
     # Claimed rows that are not answered.
     rows: list[tuple[RequestGroup, int]] = field(default_factory=list)
 
+    def suits(self, group: RequestGroup) -> bool:
+        """Whether it is of the version that a message is for, and no larger than its batches."""
+        execute, model = self.execute, group.lane.model
+        is_same = (execute.model, execute.version) == (model.name, model.version)
+        return is_same and execute.rows <= group.lane.max_rows
+
 
 class VirtualBooks:
     """See the module. ``answers`` has, for each request of each group that arrived, the code of its
@@ -221,13 +227,11 @@ class VirtualBooks:
 
     def note_claims(self, group: RequestGroup) -> None:
         """A message that is sent again: its rows that an orphan has need not run."""
-        model = group.lane.model
         for orphan in self.orphans.values():
-            execute = orphan.execute
-            if (execute.model, execute.version) != (model.name, model.version) or execute.replies:
-                continue
-            for message_id, _, _, row_start, rows in execute.origins:
+            for message_id, _, _, row_start, rows in orphan.execute.origins:
                 if message_id != group.message_id or message_id in orphan.claimed:
+                    continue
+                if not orphan.suits(group) or orphan.execute.replies:
                     continue
                 if WAITS not in self.rows[group][row_start : row_start + rows]:
                     # Another worker has them too.

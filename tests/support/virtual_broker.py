@@ -165,7 +165,8 @@ class VirtualBroker(VirtualBooks):
                 if before.replies is None:
                     self._take_over(batch, before, group)
             for orphan in self.orphans.values():
-                self._take_claims_over(orphan, before, group)
+                if orphan.suits(group):
+                    self._take_claims_over(orphan, before, group)
             answers[:] = [answer or LEFT for answer in answers]
 
     def _take_over(self, batch: Batch, before: RequestGroup, group: RequestGroup) -> None:

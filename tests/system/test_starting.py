@@ -55,7 +55,7 @@ def test_the_broker_tells_why_it_ended_and_not_its_workers(tmp_path: Path) -> No
     [
         (["--model", "m=/nonexistent"], "model 'm': /nonexistent is no folder"),
         (["--model", "m=/usr"], "holds neither saved_model.pb nor numeric version folders"),
-        ([*ECHO, "--device", "gpu:0"], "gpu:0"),
+        ([*ECHO, "--device", "gpu"], 'device "gpu" does not say which'),
         ([*ECHO, "--bind", "tcp://0.0.0.0:*"], "can be reached from other machines"),
         ([*ECHO, "--allowed-batch-sizes", "2,1"], "must be increasing"),
     ],

@@ -51,3 +51,11 @@ def test_a_framework_on_a_card(tmp_path: Path) -> None:
 def test_without_a_gpu_it_says_so() -> None:
     ended = check({"CUDA_VISIBLE_DEVICES": "-1"})
     assert (ended.returncode, "no GPU: " in ended.stdout) == (3, True)
+
+
+def test_without_a_framework_it_says_that_nothing_was_checked(tmp_path: Path) -> None:
+    cards = simulated_card(tmp_path)
+    ended = check({**cards.environment}, "--framework", "jax")
+    assert ended.returncode == 1
+    assert "0 ok, 0 FAILED, 1 skipped" in ended.stdout
+    assert "nothing was checked: install one of tensorflow, pytorch, jax" in ended.stdout

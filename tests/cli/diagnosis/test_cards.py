@@ -65,6 +65,7 @@ def test_no_card(files: DeviceFiles, note: str, wants_gpu: bool, level: str, say
         ("1", "ok", "1, of 2 cards, by CUDA_VISIBLE_DEVICES=1"),
         ("", "warning", "hides every GPU"),
         ("7", "warning", "hides every GPU"),
+        ("1,7", "warning", "'7' names no GPU here and ends the list"),
     ],
 )
 def test_what_is_hidden(setting: str, level: str, says: str) -> None:

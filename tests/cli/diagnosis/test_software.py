@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 from support.findings import levels, only
 
-from batchyard.cli.diagnosis.software import check_packages, check_python, installed_version
+from batchyard.cli.diagnosis.software import (
+    check_binding,
+    check_packages,
+    check_python,
+    installed_version,
+)
 
 REQUIREMENTS = [
     "numpy>=2.1",
@@ -57,6 +62,21 @@ def test_all_that_is_needed() -> None:
 def test_what_is_wrong(change: dict[str, str | None], check: str, level: str, says: str) -> None:
     finding = only(check_packages(REQUIREMENTS, {**WELL, **change}.get))
     assert (finding.check, finding.level) == (check, level)
+    assert says in finding.found
+
+
+@pytest.mark.parametrize(
+    ("version", "models", "level", "says"),
+    [
+        ("12.9.1", ["resnet"], "ok", "cuda-bindings 12.9.1"),
+        ("12.8.0", ["resnet"], "failure", "12.8.0, needs >=12.9.1: models with device_arrays do"),
+        (None, ["resnet", "bert"], "failure", "do not load (resnet, bert)"),
+        (None, [], "warning", "the arena is not page-locked"),
+    ],
+)
+def test_the_binding(version: str | None, models: list[str], level: str, says: str) -> None:
+    finding = check_binding(version, models)
+    assert (finding.level, bool(finding.remedy)) == (level, level != "ok")
     assert says in finding.found
 
 

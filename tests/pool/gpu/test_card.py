@@ -206,6 +206,24 @@ def test_lost_context(
     gc.collect()
 
 
+@pytest.mark.parametrize(
+    ("name", "is_lost"),
+    [
+        # Not among the errors that CUDA's reference calls the end of a context.
+        ("CUDA_ERROR_MPS_RPC_FAILURE", True),
+        ("CUDA_ERROR_SYSTEM_NOT_READY", True),
+        # A model captures a graph meanwhile.
+        ("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", False),
+    ],
+)
+def test_a_card_is_lost_that_cannot_be_waited_for(
+    name: str, is_lost: bool, card: Card, driver: SimulatedDriver
+) -> None:
+    cuda: Any = pytest.importorskip("cuda.bindings.driver")
+    driver.break_context(int(getattr(cuda.CUresult, name)))
+    assert card.is_lost == is_lost
+
+
 def test_what_fails_between_leaves_nothing(
     card: Card, framework: Framework, block: Block, driver: SimulatedDriver
 ) -> None:

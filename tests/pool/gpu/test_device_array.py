@@ -11,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from support.card_batches import double
 from support.simulated_driver import Framework, Kind, SimulatedDriver, Tensor
 
 from batchyard.pool.gpu.card import Card, OutputSpec
@@ -176,16 +177,20 @@ class Transposed:
 
 
 class Mended(Transposed):
-    """A transposed tensor of PyTorch's."""
+    """A transposed tensor of PyTorch's, and on whose stream it is copied."""
+
+    def __init__(self, tensor: Tensor, current: Framework) -> None:
+        super().__init__(tensor)
+        self.current = current
 
     def contiguous(self) -> Tensor:
         source = self.tensor.array.T
-        copy = self.tensor.framework.empty(source.shape, source.dtype)
+        copy = self.current.empty(source.shape, source.dtype)
 
         def kernel() -> None:
             copy.array[...] = source
 
-        self.tensor.framework.launch(kernel)
+        self.current.launch(kernel)
         return copy
 
 
@@ -196,6 +201,19 @@ def test_outputs_that_are_not_dense(card: Card, framework: Framework) -> None:
         batch.bring([("y", Transposed(x))], lambda specs: [])
     batch.abandon()
     batch = card.begin({"x": np.arange(6).reshape(2, 3)})
-    y = Mended(framework.from_dlpack(batch.arrays["x"]))
+    y = Mended(framework.from_dlpack(batch.arrays["x"]), framework)
     batch.bring([("y", y)], room)
     assert batch.wait()[0][1].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_outputs_of_a_stream_that_the_model_has_left_are_copied_when_they_are_there(
+    card: Card, framework: Framework
+) -> None:
+    current = Framework(default_stream=True)
+    batch = card.begin({"x": np.arange(6).reshape(2, 3)})
+    gate = threading.Event()
+    y = double(framework, batch.arrays["x"], gate)
+    threading.Timer(0.01, gate.set).start()
+    batch.bring([("y", Mended(y, current))], room)
+    assert batch.wait()[0][1].tolist() == [[0, 6], [2, 8], [4, 10]]
+    current.close()

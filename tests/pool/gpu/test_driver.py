@@ -57,7 +57,7 @@ def test_cards_that_a_process_may_use(tmp_path: Path) -> None:
 
 def test_binding_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
-    with pytest.raises(NoCuda, match=r"cuda-bindings 12.9.1 or later is needed: pip install"):
+    with pytest.raises(NoCuda, match=r"pip install .cuda-bindings>=12.9.1"):
         Driver.open()
 
 
@@ -68,7 +68,7 @@ def test_driver_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     utils = SimpleNamespace(get_cuda_native_handle=int)
     monkeypatch.setitem(sys.modules, "cuda.bindings.utils", utils)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", SimpleNamespace(cuInit=no_library))
-    with pytest.raises(NoCuda, match=r"no CUDA driver \(libcuda.so.1\) here: Failed to dlopen"):
+    with pytest.raises(NoCuda, match=r"no CUDA driver .*: Failed to dlopen"):
         Driver.open()
 
 

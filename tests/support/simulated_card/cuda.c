@@ -25,6 +25,7 @@ enum {
   NOT_READY = 600,
   ALREADY_REGISTERED = 712,
   NOT_REGISTERED = 713,
+  CAPTURE_UNSUPPORTED = 900,
 };
 
 static const struct { int code; const char *name, *text; } errors[] = {
@@ -47,6 +48,8 @@ static const struct { int code; const char *name, *text; } errors[] = {
     {719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {800, "CUDA_ERROR_NOT_PERMITTED", "operation not permitted"},
     {801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
+    {900, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+     "operation not permitted when stream is capturing"},
 };
 
 /* Memory of the card, or of the host where that is page-locked. */
@@ -62,6 +65,8 @@ static struct use *use;
 static int retained;
 static struct range *device_memory, *page_locked;
 static __thread int is_current;
+static __thread int capture_mode; /* 0: global, as every thread's is at first; 2: relaxed */
+static int capturing;
 static int context; /* its address is the context's */
 
 static struct range *find(struct range *ranges, const void *at, size_t nbytes) {
@@ -469,6 +474,8 @@ int cuEventQuery(struct event *event) {
 
 int cuEventSynchronize(struct event *event) {
   ENTER;
+  if (capturing && capture_mode != 2)
+    return leave(CAPTURE_UNSUPPORTED);
   struct record *record = event->last;
   if (record) {
     record->references++;
@@ -477,6 +484,14 @@ int cuEventSynchronize(struct event *event) {
     release(record);
   }
   return leave(broken);
+}
+
+int cuThreadExchangeStreamCaptureMode(int *mode) {
+  ENTER;
+  int before = capture_mode;
+  capture_mode = *mode;
+  *mode = before;
+  return leave(OK);
 }
 
 int cuEventElapsedTime(float *ms, struct event *begin, struct event *end) {
@@ -525,6 +540,13 @@ void simulated_break(int code) {
   pthread_mutex_lock(&lock);
   broken = code;
   pthread_cond_broadcast(&changed);
+  pthread_mutex_unlock(&lock);
+}
+
+/* For tests: from now on, or no longer, a stream is captured in the global mode. */
+void simulated_capture(int is_captured) {
+  pthread_mutex_lock(&lock);
+  capturing = is_captured;
   pthread_mutex_unlock(&lock);
 }
 
@@ -587,6 +609,7 @@ static const struct { const char *name; void *function; } functions[] = {
     NAMED(cuStreamSynchronize), NAMED(cuStreamQuery), NAMED(cuStreamWaitEvent),
     NAMED(cuEventCreate), NAMED(cuEventDestroy), NAMED(cuEventRecord), NAMED(cuEventQuery),
     NAMED(cuEventSynchronize), NAMED(cuEventElapsedTime), NAMED(cuLaunchHostFunc),
+    NAMED(cuThreadExchangeStreamCaptureMode),
     NAMED(cuModuleLoadData), NAMED(cuModuleGetFunction), NAMED(cuLaunchKernel),
 };
 
