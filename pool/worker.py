@@ -38,6 +38,9 @@ from batchyard.wire.link import Link, LinkClosed
 from batchyard.wire.log import LogSettings
 from batchyard.wire.work import Ready
 
+# How long a function that runs in the interpreter may keep it from the thread that answers for the
+# batch before. Python's own 5 ms would add to latencies; so short, it costs about nothing.
+_SWITCH_INTERVAL_S = 0.0005
 # How long what models have registered for the process's end may take.
 _GOODBYE_S = 2.0
 
@@ -139,6 +142,7 @@ class Worker:
                 self._card.card, self._answers, self._running, self._look_at_card
             )
             self._finishing = self.start(self._on_card.finish_all)
+            sys.setswitchinterval(_SWITCH_INTERVAL_S)
             if not is_any_thread:
                 # This one starts all batches: on the card they overlap anyway, and frameworks keep
                 # settings, such as PyTorch's inference_mode, by thread.

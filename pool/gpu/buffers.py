@@ -116,10 +116,9 @@ class Buffers:
         """Events for all that is enqueued on streams that had a buffer after its batch was over."""
         try:
             return [self._events.record(self._driver.foreign_stream(reader)) for reader in readers]
-        except CudaError as error:
-            if error.is_sticky:
-                raise
-            # A stream that is no more; what was enqueued on it may be under way still.
+        except CudaError:
+            # A stream that is no more; what was enqueued on it may be under way still. This raises
+            # where the context is broken.
             self._driver.synchronize()
             return []
 

@@ -271,9 +271,8 @@ class CardBatch:
         """
         try:
             event = self._card.untimed.record(reader)
-        except CudaError as error:
-            if error.is_sticky:
-                raise
+        except CudaError:
+            # Of such a stream CUDA says that the context is destroyed. Whether it is shows here.
             self._driver.synchronize()
             return False
         self._driver.wait_for(follower, event.handle)

@@ -16,7 +16,7 @@ import os
 from typing import Any
 
 # The first that lets other threads run while it waits.
-BINDING = "cuda-bindings>=12.9.1"
+BINDING = "cuda-bindings>=12.9.2"
 _UNKNOWN = "CUDA_ERROR_UNKNOWN"
 # Of a code, the reference says that "any further CUDA work will return the same error. To continue
 # using CUDA, the process must be terminated and relaunched", or that the context is gone.

@@ -68,8 +68,8 @@ def test_what_is_wrong(change: dict[str, str | None], check: str, level: str, sa
 @pytest.mark.parametrize(
     ("version", "models", "level", "says"),
     [
-        ("12.9.1", ["resnet"], "ok", "cuda-bindings 12.9.1"),
-        ("12.8.0", ["resnet"], "failure", "12.8.0, needs >=12.9.1: models with device_arrays do"),
+        ("12.9.2", ["resnet"], "ok", "cuda-bindings 12.9.2"),
+        ("12.8.0", ["resnet"], "failure", "12.8.0, needs >=12.9.2: models with device_arrays do"),
         (None, ["resnet", "bert"], "failure", "do not load (resnet, bert)"),
         (None, [], "warning", "the arena is not page-locked"),
     ],

@@ -57,7 +57,7 @@ def test_cards_that_a_process_may_use(tmp_path: Path) -> None:
 
 def test_binding_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
-    with pytest.raises(NoCuda, match=r"pip install .cuda-bindings>=12.9.1"):
+    with pytest.raises(NoCuda, match=r"pip install .cuda-bindings>=12.9.2"):
         Driver.open()
 
 

@@ -109,6 +109,29 @@ def test_an_input_that_a_model_kept_stays(
     assert ends == [Kind.KERNEL, Kind.COPY_IN]
 
 
+@pytest.mark.parametrize("when", ["before the worker looks", "while an input is kept"])
+def test_streams_that_a_model_has_ended(
+    when: str, card: Card, framework: Framework, block: Block
+) -> None:
+    # Its stream is used again: else the next would lie where that of the model lay.
+    first = begin(card, block)
+    first.bring([], block.room)
+    first.wait()
+    stream = card.driver.stream()
+    batch = begin(card, block, 5)
+    kept: Any = batch.arrays["x"].__dlpack__(stream=card.driver.address(stream))
+    y = double(framework, batch.arrays["x"])
+    if when == "before the worker looks":
+        card.driver.destroy_stream(stream)
+    batch.bring([("y", y)], block.room)
+    assert batch.wait()[0][1][0] == 10
+    if when == "while an input is kept":
+        card.driver.destroy_stream(stream)
+    del kept, y
+    begin(card, block, 6).abandon()
+    assert not card.is_lost
+
+
 def test_no_third_buffer_only_because_two_are_still_read(
     card: Card, framework: Framework, block: Block
 ) -> None:

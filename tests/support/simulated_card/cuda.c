@@ -23,6 +23,7 @@ enum {
   INVALID_HANDLE = 400,
   NOT_FOUND = 500,
   NOT_READY = 600,
+  CONTEXT_IS_DESTROYED = 709,
   ALREADY_REGISTERED = 712,
   NOT_REGISTERED = 713,
   CAPTURE_UNSUPPORTED = 900,
@@ -41,6 +42,7 @@ static const struct { int code; const char *name, *text; } errors[] = {
     {500, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {600, "CUDA_ERROR_NOT_READY", "device not ready"},
     {700, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {709, "CUDA_ERROR_CONTEXT_IS_DESTROYED", "context is destroyed"},
     {712, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED",
      "part or all of the requested memory range is already mapped"},
     {713, "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED",
@@ -449,8 +451,8 @@ int cuEventDestroy(struct event *event) {
 int cuEventRecord(struct event *event, void *handle) {
   ENTER;
   struct stream *stream = stream_of(handle);
-  if (!stream || !event)
-    return leave(INVALID_HANDLE);
+  if (!stream || !event) /* as CUDA says of a stream that was destroyed */
+    return leave(stream ? INVALID_HANDLE : CONTEXT_IS_DESTROYED);
   release(event->last);
   event->last = calloc(1, sizeof *event->last);
   event->last->references = 1;
