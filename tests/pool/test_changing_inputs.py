@@ -226,7 +226,8 @@ class Serving:
 
     @property
     def threads(self) -> set[threading.Thread]:
-        return set(threading.enumerate()) - self._before
+        # Those that are only being begun cannot be joined yet.
+        return {thread for thread in threading.enumerate() if thread.is_alive()} - self._before
 
     def wait_for_threads(self, count: int) -> None:
         """One may answer a batch before the next is begun."""
