@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.in_tensorflow import bears_changing_inputs, savedmodel_bears_changing_inputs
-from support.waiting import DEADLINE_S
+from support.waiting import DEADLINE_S, wait_until
 from support.worker_link import Model
 
 from batchyard.pool import worker
@@ -149,7 +149,7 @@ def file(tmp_path: Path) -> Path:
 def python_model(file: Path, name: str, **options: Any) -> tuple[PythonModel, list[Any]]:
     """A model, and what it notes of its calls."""
     model = PythonModel("m", f"{file}:{name}", None, **options)
-    noted: list[Any] = model._function.__globals__["calls"]
+    noted: list[Any] = model._found.function.__globals__["calls"]
     return model, noted
 
 
@@ -226,7 +226,13 @@ class Serving:
 
     @property
     def threads(self) -> set[threading.Thread]:
-        return set(threading.enumerate()) - self._before
+        # Those that are only being begun cannot be joined yet.
+        return {thread for thread in threading.enumerate() if thread.is_alive()} - self._before
+
+    def wait_for_threads(self, count: int) -> None:
+        """One may answer a batch before the next is begun."""
+        wait_until(lambda: len(self.threads) >= count, lambda: f"{count} threads: {self.threads}")
+        assert len(self.threads) == count
 
     def attach(self, region: int) -> None:
         fd = arena.create_memfd(64, "test-region")
@@ -272,12 +278,12 @@ def test_only_models_that_do_not_mind_get_a_thread_more(
     serving = Serving(count, [kind(note) for kind in kinds])
     try:
         serving.run()
-        assert len(serving.threads) == count
+        serving.wait_for_threads(count)
         for region in (1, 2):
             serving.attach(region)
             for _ in range(5):
                 serving.run()
-            assert len(serving.threads) == count + more
+            serving.wait_for_threads(count + more)
         assert len(ran_on) <= count + more
     finally:
         serving.close()
@@ -293,7 +299,7 @@ def test_on_a_gpu_they_have_it_from_the_start(
     try:
         for region in (1, 2):
             serving.run()
-            assert len(serving.threads) == count + more
+            serving.wait_for_threads(count + more)
             serving.attach(region)
     finally:
         serving.close()

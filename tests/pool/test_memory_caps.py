@@ -92,6 +92,7 @@ def test_pytorch_gets_a_fraction_of_what_it_sees(framework: Callable[[str, str],
     assert type(torch.__loader__).__name__ == "SourceFileLoader"
     # Once for a worker, however many models it has.
     memory_caps.cap_memory(settings(memory_limit_mb=4096))
+    assert torch.calls == [0.4]
     importlib.reload(torch)
     assert torch.calls == []
 
@@ -115,6 +116,16 @@ def test_with_growth_jax_takes_memory_as_it_needs_it(framework: Callable[[str, s
     memory_caps.cap_memory(settings(memory_growth=True))
     importlib.import_module("jax")
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+
+
+def test_with_growth_what_the_user_has_set_counts(
+    framework: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    framework("jax", "")
+    memory_caps.cap_memory(settings(memory_growth=True))
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    importlib.import_module("jax")
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
 
 
 def test_cupy_gets_bytes(framework: Callable[[str, str], None]) -> None:

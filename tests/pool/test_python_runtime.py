@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from batchyard.pool.runtimes import python
 from batchyard.pool.runtimes.base import ModelLoadError
 from batchyard.pool.runtimes.python import PythonModel
 from batchyard.wire.errors import Internal, OutOfRange, ResourceExhausted
@@ -179,8 +180,16 @@ def test_exceptions_are_internal_and_typed_errors_stay(file: Path) -> None:
     assert caught.value.message == "model 'm': ValueError: no such luck"
     with pytest.raises(OutOfRange, match="x is beyond 100"):
         run(f"{file}:typed")
+
+
+def test_without_memory_what_frameworks_keep_unused_is_given_back(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[bool] = []
+    monkeypatch.setattr(python, "give_back_cached_memory", lambda: given_back.append(True))
     with pytest.raises(ResourceExhausted, match="model 'm': the worker has no memory left"):
         run(f"{file}:starved")
+    assert given_back == [True]
 
 
 def test_what_a_file_made_goes_with_the_model(tmp_path: Path) -> None:

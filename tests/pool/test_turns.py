@@ -99,6 +99,17 @@ def test_with_two_at_once_the_third_runs_once_either_is_done(clock: Clock) -> No
     assert first.end() == 3
 
 
+def test_it_runs_since_the_first_of_two_was_done(clock: Clock) -> None:
+    running = TurnsOnCard(2)
+    first, second, third = (begun(running, clock) for _ in range(3))
+    clock.now += 1
+    assert first.end() == 1
+    clock.now += 1
+    assert second.end() == 2
+    clock.now += 1
+    assert third.end() == 2
+
+
 def test_what_was_launched_last_may_be_done_first(clock: Clock) -> None:
     running = TurnsOnCard(1)
     first, second = begun(running, clock), begun(running, clock)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchyard.pool.gpu.layout import Transfer, lay_out
@@ -25,6 +25,9 @@ def test_a_batch_that_the_broker_laid_out_is_one_transfer(sizes: list[int]) -> N
         assert not nbytes or offset == place - layout.transfers[0].address
 
 
+# Side by side, but the first, or the second, lies at no multiple of 64.
+@example([(ARENA.start + 4, 60), (ARENA.start + 64, 8)])
+@example([(ARENA.start, 60), (ARENA.start + 60, 8)])
 @given(_PLACES)
 def test_every_input_gets_its_own_bytes(places: list[tuple[int, int]]) -> None:
     layout = lay_out(places, ARENA)
