@@ -15,7 +15,13 @@ PAGE = (ROOT / "docs/architecture.md").read_text()
     "folder",
     [
         *("wire", "wire/tensorflow_serving", "broker", "pool", "clients", "clients/gateways"),
-        *("clients/gateways/rest", "clients/gateways/grpc", "pool/gpu", "pool/runtimes"),
+        *(
+            "clients/gateways/rest",
+            "clients/gateways/grpc",
+            "pool/gpu",
+            "pool/runtimes",
+            "pool/worker",
+        ),
     ],
 )
 def test_every_module_is_where_things_are(folder: str) -> None:

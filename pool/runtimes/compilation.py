@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from batchyard.pool.runtimes.base import ModelLoadError
 from batchyard.pool.runtimes.refusals import why_not_compiled
-from batchyard.pool.warmup import made_up
+from batchyard.pool.worker.warmup import made_up
 from batchyard.wire import dtypes, log
 from batchyard.wire.control import ModelSource
 from batchyard.wire.signatures import SignatureSpec

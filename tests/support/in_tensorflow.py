@@ -124,7 +124,7 @@ def functions_left(path: Path, way: str) -> int:
 
 def compilations(source: ModelSource, *calls: tuple[str, Mapping[str, Any]]) -> list[int]:
     """How often XLA compiled something: until a model was warmed up, then for each call."""
-    from batchyard.pool import loading
+    from batchyard.pool.worker import loading
 
     before = _compiled_modules()
     model, _ = loading.load(source, _SETTINGS, lambda share, what: None)
@@ -202,7 +202,7 @@ def _shared(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def load(source: ModelSource) -> tuple[ModelReport | None, str]:
     """What a worker reports of a model, or why it does not load."""
-    from batchyard.pool import loading
+    from batchyard.pool.worker import loading
 
     try:
         _, report = loading.load(source, _SETTINGS, lambda share, what: None)

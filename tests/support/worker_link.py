@@ -12,10 +12,10 @@ from typing import Any
 import numpy.typing as npt
 from support.waiting import DEADLINE_S
 
-from batchyard.pool import execution
-from batchyard.pool.answers import Answers
-from batchyard.pool.intake import Ended, Intake
-from batchyard.pool.turns import Turns
+from batchyard.pool.worker import execution
+from batchyard.pool.worker.answers import Answers
+from batchyard.pool.worker.intake import Ended, Intake
+from batchyard.pool.worker.turns import Turns
 from batchyard.wire import arena, dtypes, work
 from batchyard.wire.link import Link
 from batchyard.wire.signatures import SignatureSpec

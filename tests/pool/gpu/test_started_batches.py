@@ -18,13 +18,13 @@ from support.simulated_driver import Framework, Kind, SimulatedDriver, simulated
 from support.waiting import DEADLINE_S, wait_until
 from support.worker_link import Model
 
-from batchyard.pool import card_execution
-from batchyard.pool.card_execution import CardExecution
 from batchyard.pool.gpu.card import Card
-from batchyard.pool.intake import Assignment
-from batchyard.pool.loading import CannotServe, load
-from batchyard.pool.turns import Turns
-from batchyard.pool.worker_card import WorkerCard
+from batchyard.pool.worker import card_execution
+from batchyard.pool.worker.card_execution import CardExecution
+from batchyard.pool.worker.intake import Assignment
+from batchyard.pool.worker.loading import CannotServe, load
+from batchyard.pool.worker.turns import Turns
+from batchyard.pool.worker.worker_card import WorkerCard
 from batchyard.wire import work
 from batchyard.wire.control import ModelSource, WorkerSettings
 from batchyard.wire.protocol import reply_offsets

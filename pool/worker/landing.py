@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 
 from batchyard.pool.gpu.card import OutputSpec
-from batchyard.pool.intake import Assignment
-from batchyard.pool.outputs import Output, OutputMemory, can_reply, describe, nowhere_else, reply
 from batchyard.pool.runtimes.base import Array
+from batchyard.pool.worker.intake import Assignment
+from batchyard.pool.worker.outputs import (
+    Output,
+    OutputMemory,
+    can_reply,
+    describe,
+    nowhere_else,
+    reply,
+)
 from batchyard.wire import arena, dtypes, work
 
 

@@ -11,8 +11,8 @@ import pytest
 from support.descriptors import no_descriptors_leak
 from support.waiting import DEADLINE_S
 
-from batchyard.pool.answers import Answers
-from batchyard.pool.intake import Assignment, Ended, Intake
+from batchyard.pool.worker.answers import Answers
+from batchyard.pool.worker.intake import Assignment, Ended, Intake
 from batchyard.wire import arena, work
 from batchyard.wire.link import Link
 

@@ -19,7 +19,7 @@ from batchyard.wire.errors import Internal, ResourceExhausted
 from batchyard.wire.link import LinkClosed
 from batchyard.wire.protocol import reply_offsets
 
-_TOY = Path(__file__).parents[1] / "support" / "toy_framework.py"
+_TOY = Path(__file__).parents[2] / "support" / "toy_framework.py"
 _X = {"x": {"dtype": "float32", "shape": [-1, 4]}}
 _Y = {"y": {"dtype": "float32", "shape": [-1, 4]}}
 
@@ -280,7 +280,7 @@ def test_without_cuda_only_models_that_need_it_do_not_load(
 ) -> None:
     # No card is left.
     none = {**environment, "SIMULATED_CARD": str(tmp_path / "none")}
-    callables = Path(__file__).parents[1] / "support" / "callables.py"
+    callables = Path(__file__).parents[2] / "support" / "callables.py"
     echo = ModelSource("echo", 1, "python", f"{callables}:echo", [1], None)
     with (
         worker_process(echo, environment=none, device="gpu:0") as worker,

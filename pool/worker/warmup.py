@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from batchyard.pool.runtimes.base import Array, LoadedModel
-from batchyard.pool.trial_runs import TrialRun, trial_run_of
+from batchyard.pool.worker.trial_runs import TrialRun, trial_run_of
 from batchyard.wire import dtypes, log
 from batchyard.wire.errors import InvalidArgument, OutOfRange
 from batchyard.wire.signatures import SignatureSpec, TensorSpec

@@ -1,12 +1,4 @@
-"""The worker process: ``python -m batchyard.pool.worker CONTROL_FD PARENT_PID``.
-
-Bound to its device before anything imports TensorFlow: the supervisor has set the environment,
-and this module imports runtimes only when it loads models. On a GPU the arena is page-locked
-before that.
-
-It outlives brokers: when one is started anew, the supervisor hands over a link to it. It ends
-with its supervisor, or when that one closes the control link.
-"""
+"""What a worker process has: its models, and the threads that run them."""
 
 from __future__ import annotations
 
@@ -21,16 +13,16 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from batchyard.pool.answers import Answers
-from batchyard.pool.card_execution import CardExecution
-from batchyard.pool.execution import serve
-from batchyard.pool.intake import Ended, Intake
-from batchyard.pool.loading import CannotServe, load
-from batchyard.pool.quiet import quietly
 from batchyard.pool.runtimes.base import LoadedModel
 from batchyard.pool.runtimes.out_of_memory import give_back_cached_memory
-from batchyard.pool.turns import Turns, TurnsOnCard
-from batchyard.pool.worker_card import NO_CARD, WorkerCard
+from batchyard.pool.worker.answers import Answers
+from batchyard.pool.worker.card_execution import CardExecution
+from batchyard.pool.worker.execution import serve
+from batchyard.pool.worker.intake import Ended, Intake
+from batchyard.pool.worker.loading import load
+from batchyard.pool.worker.quiet import quietly
+from batchyard.pool.worker.turns import Turns, TurnsOnCard
+from batchyard.pool.worker.worker_card import NO_CARD, WorkerCard
 from batchyard.wire import control, log, work
 from batchyard.wire.arena import Mapping
 from batchyard.wire.control import WorkerSettings
@@ -43,39 +35,6 @@ from batchyard.wire.work import Ready
 _SWITCH_INTERVAL_S = 0.0005
 # How long what models have registered for the process's end may take.
 _GOODBYE_S = 2.0
-
-
-def main(control_fd: int, parent_pid: int) -> int:
-    """Runs batches until the supervisor closes its link; the exit code."""
-    control.die_with_parent(parent_pid)
-    control.leave_signals_to_parent()
-    log.configure("worker")
-    supervisor = Link.from_fd(control_fd)
-    body, (link_fd, arena_fd) = supervisor.receive()
-    settings = WorkerSettings.from_wire(body)
-    log.configure(f"worker-{settings.worker_id}")
-    arena = Mapping(arena_fd)
-    os.close(arena_fd)
-    if settings.cpu_affinity is not None:
-        os.sched_setaffinity(0, settings.cpu_affinity)
-
-    def tell_failure(reason: str) -> None:
-        with contextlib.suppress(LinkClosed):
-            supervisor.send([control.Kind.FAILED, control.EXIT_FAILURE, reason, None])
-
-    worker = Worker(settings, Link.from_fd(link_fd), arena, tell_failure)
-    # Before models load, which may take minutes: a broker may die then too.
-    worker.start(lambda: worker.obey(supervisor))
-    try:
-        worker.load(lambda share, what: _tell(supervisor, share, what))
-    except CannotServe as error:
-        with contextlib.suppress(LinkClosed):
-            supervisor.send([control.Kind.FAILED, error.exit_code, str(error), error.model])
-        return error.exit_code
-    with contextlib.suppress(Ended):
-        worker.serve()
-    worker.join()
-    return control.EXIT_OK
 
 
 class Worker:
@@ -263,11 +222,6 @@ class Worker:
         _exit(control.EXIT_OK)
 
 
-def _tell(supervisor: Link, share: float, what: str) -> None:
-    with contextlib.suppress(LinkClosed):
-        supervisor.send([control.Kind.LOADING, share, what])
-
-
 def _give_memory_back() -> None:
     """Has the C library return to the kernel what it keeps of freed memory, if it can."""
     # glibc: of a model with a variable of 24 MiB, it kept all.
@@ -282,7 +236,3 @@ def _exit(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

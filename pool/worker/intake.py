@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from batchyard.pool.answers import Answers
 from batchyard.pool.runtimes.base import Array
+from batchyard.pool.worker.answers import Answers
 from batchyard.wire import log, work
 from batchyard.wire.arena import Mapping
 from batchyard.wire.link import Link, LinkClosed, PacketLost

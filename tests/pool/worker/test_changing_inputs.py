@@ -17,11 +17,11 @@ from support.in_tensorflow import bears_changing_inputs, savedmodel_bears_changi
 from support.waiting import DEADLINE_S, wait_until
 from support.worker_link import Model
 
-from batchyard.pool import worker
-from batchyard.pool.intake import Ended
 from batchyard.pool.runtimes import graph_state
 from batchyard.pool.runtimes.base import LoadedModel
 from batchyard.pool.runtimes.python import PythonModel
+from batchyard.pool.worker import process
+from batchyard.pool.worker.intake import Ended
 from batchyard.wire import arena, work
 from batchyard.wire.control import WorkerSettings
 from batchyard.wire.errors import Internal
@@ -215,7 +215,7 @@ class Serving:
         self._before = set(threading.enumerate())
         self._batch_id = 0
         settings = WorkerSettings(0, 0, device, None, False, 0, 0, None, count, [])
-        self._worker = worker.Worker(settings, theirs, self._arena)
+        self._worker = process.Worker(settings, theirs, self._arena)
         self._worker._models.update({(f"m{i}", 1): model for i, model in enumerate(models)})
 
         def serve() -> None:

@@ -7,9 +7,9 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 
-from batchyard.pool.answers import Answers
-from batchyard.pool.intake import Assignment, Intake
 from batchyard.pool.runtimes.base import Array, LoadedModel
+from batchyard.pool.worker.answers import Answers
+from batchyard.pool.worker.intake import Assignment, Intake
 
 Models = Mapping[tuple[str, int], LoadedModel]
 References = list[weakref.ref[Array]]

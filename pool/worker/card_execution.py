@@ -12,16 +12,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from batchyard.pool.answers import Answers
-from batchyard.pool.batch_inputs import gather, views
-from batchyard.pool.failed_batches import answer_to, tell_of
 from batchyard.pool.gpu.card import Card, CardBatch
 from batchyard.pool.gpu.driver import CudaError
-from batchyard.pool.intake import Assignment
-from batchyard.pool.landing import Landing
 from batchyard.pool.runtimes.base import Array, LoadedModel
 from batchyard.pool.runtimes.out_of_memory import give_back_cached_memory
-from batchyard.pool.turns import Turns
+from batchyard.pool.worker.answers import Answers
+from batchyard.pool.worker.batch_inputs import gather, views
+from batchyard.pool.worker.failed_batches import answer_to, tell_of
+from batchyard.pool.worker.intake import Assignment
+from batchyard.pool.worker.landing import Landing
+from batchyard.pool.worker.turns import Turns
 from batchyard.wire import work
 from batchyard.wire.errors import ResourceExhausted
 

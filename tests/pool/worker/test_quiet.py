@@ -9,13 +9,13 @@ import threading
 
 import pytest
 
-from batchyard.pool import quiet
+from batchyard.pool.worker import quiet
 
 QUIET, USUAL = 19, os.getpriority(os.PRIO_PROCESS, 0)
 # Without the rights of root, which needs no limit to come back.
 AS_NOBODY = """
 import os, resource
-from batchyard.pool import quiet
+from batchyard.pool.worker import quiet
 try:
     resource.setrlimit(resource.RLIMIT_NICE, ({soft}, {soft}))
 except ValueError as error:

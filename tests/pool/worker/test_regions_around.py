@@ -11,7 +11,7 @@ import pytest
 from support.waiting import DEADLINE_S, wait_until
 from support.worker_link import Array, Broker, Function, worker_link
 
-from batchyard.pool import kept_inputs
+from batchyard.pool.worker import kept_inputs
 from batchyard.wire import work
 
 ONE, TWO = 1, 2

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from batchyard.pool.card_execution import begin
 from batchyard.pool.gpu.card import Card, OutputSpec
 from batchyard.pool.runtimes.base import Array, LoadedModel
+from batchyard.pool.worker.card_execution import begin
 
 
 class Ran(NamedTuple):

@@ -16,7 +16,7 @@ from support.tf_records import write_records
 from support.worker_process import saved_model
 
 from batchyard.pool.runtimes.base import ModelLoadError
-from batchyard.pool.warmup_requests import WarmupRan, run_requests
+from batchyard.pool.worker.warmup_requests import WarmupRan, run_requests
 from batchyard.wire.control import WarmupRequests
 from batchyard.wire.errors import InvalidArgument, NotFound, Unimplemented
 from batchyard.wire.signatures import SignatureSpec, TensorSpec

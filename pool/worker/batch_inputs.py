@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from batchyard.pool.intake import Assignment
 from batchyard.pool.runtimes.base import Array
+from batchyard.pool.worker.intake import Assignment
 from batchyard.wire import dtypes, work
 from batchyard.wire.errors import ResourceExhausted
 from batchyard.wire.tensors import decode_strings

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from batchyard.pool.runtimes.base import DeviceError, LoadedModel, ModelLoadError
-from batchyard.pool.trial_runs import TrialRun, trial_run_of
-from batchyard.pool.warmup import warm_up
-from batchyard.pool.worker_card import NO_CARD, WorkerCard
+from batchyard.pool.worker.trial_runs import TrialRun, trial_run_of
+from batchyard.pool.worker.warmup import warm_up
+from batchyard.pool.worker.worker_card import NO_CARD, WorkerCard
 from batchyard.wire import control, log
 from batchyard.wire.control import ModelSource, WorkerSettings
 from batchyard.wire.errors import BatchyardError
@@ -98,7 +98,7 @@ def _run_requests(
     if path is None:
         return signatures
     # What they are written in takes a while to import, and most models have none.
-    from batchyard.pool.warmup_requests import run_requests
+    from batchyard.pool.worker.warmup_requests import run_requests
 
     started = time.perf_counter()
 

@@ -6,20 +6,20 @@ import time
 import weakref
 from collections.abc import Callable
 
-from batchyard.pool.answers import Answers
-from batchyard.pool.batch_inputs import gather, views
-from batchyard.pool.card_execution import CardExecution
-from batchyard.pool.failed_batches import answer_to, tell_of
-from batchyard.pool.intake import Assignment, Intake
-from batchyard.pool.kept_inputs import (
+from batchyard.pool.worker.answers import Answers
+from batchyard.pool.worker.batch_inputs import gather, views
+from batchyard.pool.worker.card_execution import CardExecution
+from batchyard.pool.worker.failed_batches import answer_to, tell_of
+from batchyard.pool.worker.intake import Assignment, Intake
+from batchyard.pool.worker.kept_inputs import (
     Models,
     References,
     kept_of,
     next_batch,
     tell_when_released,
 )
-from batchyard.pool.outputs import place
-from batchyard.pool.turns import Turns
+from batchyard.pool.worker.outputs import place
+from batchyard.pool.worker.turns import Turns
 from batchyard.wire import work
 
 

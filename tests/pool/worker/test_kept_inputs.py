@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support.worker_link import Array, Broker, worker_link
 
-from batchyard.pool import kept_inputs
+from batchyard.pool.worker import kept_inputs
 from batchyard.wire import work
 
 

@@ -7,8 +7,8 @@ import threading
 import pytest
 from support.waiting import DEADLINE_S
 
-from batchyard.pool import turns
-from batchyard.pool.turns import Turns, TurnsOnCard
+from batchyard.pool.worker import turns
+from batchyard.pool.worker.turns import Turns, TurnsOnCard
 
 
 class Clock:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from batchyard.pool.intake import Assignment
 from batchyard.pool.runtimes.base import Array
+from batchyard.pool.worker.intake import Assignment
 from batchyard.wire import arena, dtypes, work
 from batchyard.wire.errors import Internal, InvalidArgument, ResourceExhausted
 from batchyard.wire.protocol import reply_offsets

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from batchyard.pool.warmup import warm_up
+from batchyard.pool.worker.warmup import warm_up
 from batchyard.wire.errors import Internal, InvalidArgument
 from batchyard.wire.signatures import SignatureSpec, TensorSpec
 from batchyard.wire.work import SignatureReport

@@ -15,8 +15,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from batchyard.pool.runtimes.base import Array, LoadedModel
-from batchyard.pool.trial_runs import TrialRun, trial_run_of
-from batchyard.pool.warmup import output_nbytes
+from batchyard.pool.worker.trial_runs import TrialRun, trial_run_of
+from batchyard.pool.worker.warmup import output_nbytes
 from batchyard.wire import dtypes
 from batchyard.wire.control import WarmupRequests
 from batchyard.wire.errors import (
