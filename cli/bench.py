@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from batchyard.benchmarks.overload_virtual import VirtualBench
 from batchyard.benchmarks.page import page
 from batchyard.benchmarks.results import Results
 from batchyard.benchmarks.table import table
-from batchyard.cli import bench_gpu
+from batchyard.cli import bench_gpu, bench_options
 from batchyard.cli.local_server import ServerDidNotStart
 from batchyard.cli.outputs import end_on_sigterm, need_the_extra, writable
 from batchyard.wire.control import EXIT_FAILURE
@@ -47,20 +47,8 @@ def command() -> None:
 
 
 _LENGTHS = [
-    click.option(
-        "--seconds",
-        type=click.FloatRange(0, 3600, min_open=True),
-        default=2.0,
-        show_default=True,
-        help="Length of each measurement.",
-    ),
-    click.option(
-        "--repeat",
-        type=click.IntRange(1, 1000),
-        default=5,
-        show_default=True,
-        help="Rounds; medians are reported.",
-    ),
+    bench_options.seconds(2.0),
+    bench_options.repeat(5),
 ]
 _REPORTS = [
     click.option(
@@ -186,15 +174,6 @@ def _overload(
     return overload.run(kind(seconds, repeat, seed), only)
 
 
-def _parts(names: Iterable[str]) -> Any:
-    return click.option(
-        "--only",
-        type=click.Choice(list(names)),
-        multiple=True,
-        help="Measure this part only. May be given again.",
-    )
-
-
 _SEED = click.option("--seed", type=int, default=1, show_default=True, help="Of all choices.")
 
 _reporting(
@@ -203,21 +182,9 @@ _reporting(
         click.option(
             "--simulate", is_flag=True, help="In virtual time, against simulated devices."
         ),
-        _parts(overload.PARTS),
-        click.option(
-            "--seconds",
-            type=click.FloatRange(0, 3600, min_open=True),
-            default=10.0,
-            show_default=True,
-            help="Length of each load.",
-        ),
-        click.option(
-            "--repeat",
-            type=click.IntRange(1, 1000),
-            default=3,
-            show_default=True,
-            help="Rounds; medians are reported.",
-        ),
+        bench_options.only(overload.PARTS),
+        bench_options.seconds(10.0, "each load"),
+        bench_options.repeat(3),
         _SEED,
         *_REPORTS,
     ],
@@ -232,7 +199,7 @@ def _faults(seconds: float | None, times: int | None, seed: int, only: tuple[str
 _reporting(
     _faults,
     [
-        _parts(faults.PARTS),
+        bench_options.only(faults.PARTS),
         click.option(
             "--seconds",
             type=click.FloatRange(0, 86_400, min_open=True),

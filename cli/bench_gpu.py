@@ -12,6 +12,7 @@ from batchyard.benchmarks.gpu import bench as gpu_bench
 from batchyard.benchmarks.gpu.options import Options, find_card, usual_clients
 from batchyard.benchmarks.gpu.subjects import FRAMEWORKS, NETWORKS, PRECISIONS, groups
 from batchyard.benchmarks.results import Results
+from batchyard.cli import bench_options
 
 
 def gpu(
@@ -80,12 +81,7 @@ OPTIONS = [
         show_default=True,
         help="Whether XLA compiles, where a framework leaves the choice.",
     ),
-    click.option(
-        "--only",
-        type=click.Choice(list(gpu_bench.PARTS)),
-        multiple=True,
-        help="Measure this part only. May be given again.",
-    ),
+    bench_options.only(gpu_bench.PARTS),
     click.option(
         "--batch",
         type=click.IntRange(1, 4096),
@@ -113,18 +109,6 @@ OPTIONS = [
         type=click.IntRange(1, 64),
         help="Processes that send requests.  [default: one for four cores, 4 at most]",
     ),
-    click.option(
-        "--seconds",
-        type=click.FloatRange(0, 3600, min_open=True),
-        default=2.0,
-        show_default=True,
-        help="Length of each measurement.",
-    ),
-    click.option(
-        "--repeat",
-        type=click.IntRange(1, 1000),
-        default=3,
-        show_default=True,
-        help="Rounds; medians are reported.",
-    ),
+    bench_options.seconds(2.0),
+    bench_options.repeat(3),
 ]
